@@ -1,0 +1,40 @@
+# `make` lists what there is. ARGS goes to the program behind a target: make train ARGS="--run.rounds=20"
+VENV ?= .venv
+ARGS ?=
+BIN := $(abspath $(VENV))/bin
+export VENV
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format tensorboard benchmark clean
+
+help: ## this list
+	@echo "make TARGET [ARGS=...]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## make or update the virtual environment (launch/setup.sh; does nothing when up to date)
+	@launch/setup.sh
+
+train: setup ## the quickstart: four clients, one per rank, on the embedded digits
+	launch/quickstart.sh $(ARGS)
+
+test: setup ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## ruff and pyright, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup ## ruff, changing files
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+tensorboard: setup ## TensorBoard over runs/
+	launch/tensorboard.sh $(ARGS)
+
+benchmark: setup ## what the machine can do at best, and how near fedddp comes
+	$(BIN)/python -m benchmarks.floor $(ARGS)
+
+clean: ## remove caches and build leftovers (runs/ and the environment stay)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	find fedddp tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measurements a user can repeat. Ratios within one run count; seconds depend on the machine."""

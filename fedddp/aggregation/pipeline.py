@@ -1,0 +1,155 @@
+"""From the clients' updates to the server's mean: stages around one reduce, one collective a round.
+
+The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight and one slot a
+client for its loss, accuracy and success, one a rank for its training time and the checksum of the model it started
+from. A slot is written by one rank and zero elsewhere, so the sum is a gather.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import nan
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..comm import Comm, CommError
+from ..types import Cohort, LocalResult, Mean, RoundReport, ServerState, Update
+from .reduce import Reduce
+
+log = logging.getLogger("fedddp")
+
+
+class Stage(Protocol):
+    """A two-sided transformation of updates: ``encode`` on the client in order, ``decode`` on the server in reverse.
+
+    ``takes`` and ``gives`` name the domain of the rows before and after encoding ("real", "ring", ...).
+    """
+
+    takes: str
+    gives: str
+
+    def encode(self, rows: Tensor, cohort: Cohort) -> Tensor: ...
+
+    def decode(self, total: Tensor, cohort: Cohort) -> Tensor: ...
+
+
+class Pipeline:
+    """What every round's aggregation has in common: the layout of an update, the stages, the reduce."""
+
+    def __init__(
+        self, layout: Mapping[str, int], reduce: Reduce, sizes: Tensor, comm: Comm, stages: Sequence[Stage] = ()
+    ) -> None:
+        """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain."""
+        domain = "real"
+        for stage in stages:
+            if stage.takes != domain:
+                raise ValueError(f"{type(stage).__name__} takes {stage.takes} rows, but gets {domain} ones")
+            domain = stage.gives
+        self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+
+    def open(self, cohort: Cohort, server: ServerState) -> Inbox:
+        """Begin a round: an empty sum for ``cohort``."""
+        return Inbox(self, cohort, server)
+
+
+class Inbox:
+    """One round's running sum on this rank. A client that fails costs its own contribution, not the round."""
+
+    def __init__(self, pipeline: Pipeline, cohort: Cohort, server: ServerState) -> None:
+        self._pipeline, self._cohort, self._server = pipeline, cohort, server
+        self._slot = {k: i for i, k in enumerate(cohort.ids)}
+        self._examples = pipeline.sizes[list(cohort.ids)]
+        self._length = sum(pipeline.layout.values())
+        m, ranks = len(cohort.ids), pipeline.comm.world_size
+        pipeline.reduce.open(self._length, 1 + 3 * m + 2 * ranks, float(self._examples.clamp(min=1).sum()))
+        tail = pipeline.reduce.tail
+        self._weight = tail[0]
+        self._loss, self._accuracy, self._succeeded = tail[1 : 1 + 3 * m].view(3, m)
+        self._seconds, self._checksum = tail[1 + 3 * m :].view(2, ranks)
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def tolerate(self, ids: Sequence[int]) -> Iterator[None]:
+        """Turn an exception of a client's own work into weight 0, said once on the log."""
+        try:
+            yield
+        except CommError:
+            raise
+        except Exception as error:
+            self._report_failure(ids, f"{type(error).__name__}: {error}")
+
+    def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> None:
+        """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out."""
+        rows = update.pack()
+        largest = rows.detach().abs().amax(dim=1)  # NaN if a row holds one
+        limit = self._examples.new_tensor([max(1, int(self._pipeline.sizes[k])) for k in ids])
+        weight = update.weight
+        usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()
+        for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
+            if good:
+                self._loss[self._slot[k]] = result.loss[row]
+                self._accuracy[self._slot[k]] = result.accuracy[row]
+                self._succeeded[self._slot[k]] = 1
+            else:
+                self._report_failure([k], self._why(float(largest[row]), float(weight[row])))
+        if not all(usable):
+            keep = torch.tensor(usable)
+            rows, weight = rows[keep.to(rows.device)], weight[keep]
+        for stage in self._pipeline.stages:
+            rows = stage.encode(rows, self._cohort)
+        self._pipeline.reduce.add(rows, weight)
+        self._weight += weight.sum()
+
+    def mean(self) -> tuple[Mean, RoundReport]:
+        """The weighted mean over all ranks' clients, by the round's one all_reduce.
+
+        Raises CommError if the ranks did not start the round from the same model.
+        """
+        pipeline, comm = self._pipeline, self._pipeline.comm
+        self._seconds[comm.rank] = time.perf_counter() - self._began
+        self._checksum[comm.rank] = checksum(self._server.w)
+        total, _ = pipeline.reduce.total(comm)
+        self._compare(self._checksum)
+        for stage in reversed(pipeline.stages):
+            total = stage.decode(total, self._cohort)
+        succeeded = self._succeeded > 0
+        failed = ~succeeded.cpu()
+        weight = float(self._weight)
+        mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
+        parts = mean.split(list(pipeline.layout.values()))
+        report = RoundReport(
+            loss=self._loss.double().cpu().masked_fill(failed, nan),
+            accuracy=self._accuracy.double().cpu().masked_fill(failed, nan),
+            examples=self._examples,
+            failed=tuple(k for k, bad in zip(self._cohort.ids, failed.tolist(), strict=True) if bad),
+            seconds_train=tuple(self._seconds.tolist()),
+        )
+        count = int(succeeded.sum()) if weight else 0
+        return Mean(dict(zip(pipeline.layout, parts, strict=True)), weight, count), report
+
+    def _compare(self, checksums: Tensor) -> None:
+        seen = checksums.tolist()
+        odd = [r for r, value in enumerate(seen) if value != seen[0]]
+        if odd:
+            raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
+
+    def _report_failure(self, ids: Sequence[int], reason: str) -> None:
+        clients = "client " + ", ".join(map(str, ids))
+        log.warning("round %d: %s failed and is left out: %s", self._cohort.round + 1, clients, reason)
+
+    def _why(self, largest: float, weight: float) -> str:
+        if not largest <= self._pipeline.reduce.bound:
+            bound = self._pipeline.reduce.bound
+            return "its update is not finite" if largest != largest or bound > 1e30 else f"its update exceeds {bound:g}"
+        return f"its weight {weight:g} is not between 0 and its number of examples"
+
+
+def checksum(w: Tensor) -> int:
+    """24 bits of ``w``'s bytes: exact in float32, so that it can ride in the round's collective."""
+    words = w.detach().contiguous().view(torch.int32)
+    return int(words.sum(dtype=torch.int64)) % 2**24

@@ -1,0 +1,86 @@
+"""Sums of weighted rows over clients and ranks: O(D) memory whatever the cohort, one all_reduce."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..comm import Comm
+
+
+class Reduce(Protocol):
+    """A running sum of ``length`` coordinates with a ``tail`` of slots in the same buffer."""
+
+    def open(self, length: int, tail: int, total_weight: float) -> None: ...
+
+    def add(self, rows: Tensor, weight: Tensor) -> None:
+        """Add ``weight [K] @ rows [K, length]``."""
+        ...
+
+    @property
+    def tail(self) -> Tensor:
+        """The slots, to be written before `total`; a slot that one rank writes arrives unchanged."""
+        ...
+
+    def total(self, comm: Comm) -> tuple[Tensor, Tensor]:
+        """The sums over all ranks, ``[length]`` and ``[tail]``, by one all_reduce."""
+        ...
+
+    @property
+    def bound(self) -> float:
+        """The largest magnitude of an entry that can be summed."""
+        ...
+
+
+class FastSum:
+    """Sums in the model's own precision; the last bits depend on which rank hosts which client."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._buffer = torch.empty(0, dtype=dtype, device=device)
+        self._length = 0
+        self.bound = torch.finfo(dtype).max
+
+    def open(self, length: int, tail: int, total_weight: float) -> None:
+        if len(self._buffer) != length + tail:
+            self._buffer = torch.empty(length + tail, dtype=self._buffer.dtype, device=self._buffer.device)
+        self._buffer.zero_()
+        self._length = length
+
+    @property
+    def tail(self) -> Tensor:
+        return self._buffer[self._length :]
+
+    def add(self, rows: Tensor, weight: Tensor) -> None:
+        self._buffer[: self._length].addmv_(rows.t(), weight.to(rows))
+
+    def total(self, comm: Comm) -> tuple[Tensor, Tensor]:
+        comm.all_reduce(self._buffer, "aggregate")
+        return self._buffer[: self._length], self.tail
+
+
+class ExactSum(FastSum):
+    """The same bits for any number of ranks, any layout of clients, any order.
+
+    Every term is rounded to a multiple of one quantum q before it is added, in float64, by adding and subtracting
+    C = 1.5 * 2^52 q. With q = 2^(ceil(log2(bound * sum n)) - 51) no partial sum needs more than 53 bits, so every
+    addition is exact and order does not matter (pre-rounding: Demmel and Nguyen 2013). The mean's absolute error is
+    at most m q / (2 sum n), under 1e-10 at the default bound. 8 bytes a coordinate on the wire.
+    """
+
+    def __init__(self, device: torch.device | str, bound: float = 2.0**12) -> None:
+        super().__init__(torch.float64, device)
+        self.bound = bound
+        self._anchor = 0.0
+
+    def open(self, length: int, tail: int, total_weight: float) -> None:
+        super().open(length, tail, total_weight)
+        quantum = 2.0 ** (math.ceil(math.log2(self.bound * max(total_weight, 1.0))) - 51)
+        self._anchor = 1.5 * 2.0**52 * quantum
+
+    def add(self, rows: Tensor, weight: Tensor) -> None:
+        total = self._buffer[: self._length]
+        for row, n in zip(rows, weight.tolist(), strict=True):
+            total += row.double().mul_(n).add_(self._anchor).sub_(self._anchor)

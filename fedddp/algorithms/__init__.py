@@ -1,0 +1,8 @@
+"""Federated algorithms, one paper a file. An algorithm's dataclass is its own configuration section."""
+
+from .base import Algorithm, LocalTraining
+from .fedavg import FedAvg
+
+ALGORITHMS: dict[str, type] = {"fedavg": FedAvg}
+
+__all__ = ["ALGORITHMS", "Algorithm", "FedAvg", "LocalTraining"]

@@ -1,0 +1,42 @@
+"""What an algorithm is: hyper-parameters with pure methods. State comes in and goes out, it is never kept."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+
+
+class LocalTraining(Protocol):
+    """K clients ready to train, as the clients' side offers them (see `fedddp.clients.Local`)."""
+
+    @property
+    def num_examples(self) -> Tensor: ...
+
+    def train(self, start: Tensor, correct=None) -> LocalResult: ...
+
+
+class Algorithm(Protocol):
+    """The seam between the loop and a paper. P of the D entries of ``w`` are trainable, the rest float buffers."""
+
+    def vectors(self, dim: int) -> dict[str, int]:
+        """What a client uploads, name -> length; the layout of the round's one collective."""
+        ...
+
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState: ...
+
+    def init_client(self, w: Tensor) -> ClientState:
+        """The state of a client that never took part, name -> [1, d]."""
+        ...
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]: ...
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState: ...
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        """What each client would deploy, [K, D] or [D]."""
+        ...

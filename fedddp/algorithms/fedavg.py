@@ -1,0 +1,58 @@
+"""Federated averaging, and every method that differs from it only in the server's optimizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..optim import SGD, OptimizerState, ServerOptimizer
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import LocalTraining
+
+
+@dataclass(frozen=True)
+class FedAvg:
+    """McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", Algorithm 1.
+
+    w_{t+1} = w_t + sum_k (n_k / n) (w_k - w_t),   w_k = E epochs of SGD on client k from w_t
+
+    written as a server optimizer's step on the pseudo-gradient -sum_k (n_k / n) delta_k (Reddi et al. 2021); SGD with
+    lr 1 is the line above. Buffers (BatchNorm statistics) are averaged whatever the server optimizer is.
+    Symbols: w_t = server.w, w_k = local.train(server.w).w, n_k = local.num_examples, delta_k = vectors["delta"].
+    """
+
+    weighting: Annotated[
+        Literal["examples", "uniform"], Field(description="a client's weight in the mean: its examples, or 1")
+    ] = "examples"
+    server_optimizer: ServerOptimizer = SGD(lr=1.0)
+
+    def vectors(self, dim: int) -> dict[str, int]:
+        return {"delta": dim}
+
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
+        state = self.server_optimizer.init([w[:num_trainable]])
+        return ServerState(w, num_trainable, {name: vectors[0] for name, vectors in state.items()})
+
+    def init_client(self, w: Tensor) -> ClientState:
+        return {}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        result = local.train(server.w)
+        weight = local.num_examples if self.weighting == "examples" else torch.ones_like(local.num_examples)
+        return Update({"delta": result.w - server.w}, weight), client, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        p, w, delta = server.num_trainable, server.w.clone(), mean.vectors["delta"]
+        state: OptimizerState = {name: [vector.clone()] for name, vector in server.extra.items()}
+        self.server_optimizer.step_([w[:p]], [-delta[:p]], state)
+        w[p:] += delta[p:]
+        return ServerState(w, p, {name: vectors[0] for name, vectors in state.items()}, server.round + 1)
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        return server.w

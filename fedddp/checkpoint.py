@@ -1,0 +1,199 @@
+"""Checkpoints: (round, server state, what clients remember, configuration), atomic and verified.
+
+``checkpoints/round-000012/`` holds safetensors files, ``state.json`` and a manifest with the SHA-256 of each. It is
+written under another name, flushed to disk and renamed, so that a folder of that name is whole; a file damaged later
+does not match its sum and the folder is skipped. Lost when a process is killed: the round under way, no finished one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .clients import ClientStore
+from .comm import Comm
+from .evaluation import Score
+from .types import ServerState
+
+log = logging.getLogger("fedddp")
+
+CHANGEABLE = ("run.name", "run.dir", "run.rounds", "run.resume", "run.timeout", "run.device", "run.backend", "run.threads")
+CHANGEABLE_SECTIONS = ("data.root", "data.download", "evaluate.", "checkpoint.", "telemetry.")
+"""Keys that may differ on resume: they do not say what is learned from what."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was found whole."""
+
+    folder: Path
+    round: int
+    num_trainable: int
+    config: dict[str, Any]
+
+    def server(self) -> ServerState:
+        """The server state, on CPU."""
+        tensors = load_file(self.folder / "server.safetensors")
+        w = tensors.pop("w")
+        return ServerState(w, self.num_trainable, tensors, self.round)
+
+
+class Checkpoints:
+    """Writes checkpoints of one run. The server state is rank 0's to write; a rank writes its own clients' state.
+
+    ``stateful``: whether clients remember anything. Then all ranks must see the same file system.
+    """
+
+    def __init__(
+        self, run_folder: Path, config: Mapping[str, Any], comm: Comm, *, every: int, keep: int, stateful: bool
+    ) -> None:
+        self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
+        self._every, self._keep, self._stateful = every, keep, stateful
+        self._current: tuple[ServerState, ClientStore, float | None] | None = None
+        self._written: int | None = None
+
+    def after_round(self, server: ServerState, store: ClientStore, score: Score | None, *, last: bool) -> None:
+        """Remember the state of a finished round, and write it when due (the last round always is)."""
+        self._current = (server, store, score.accuracy if score else None)
+        if self._every and (last or server.round % self._every == 0):
+            self.flush()
+
+    def flush(self, patience: float = 60.0) -> int | None:
+        """Write the last finished round unless it is written; its number, or None if there is none.
+
+        ``patience``: seconds rank 0 waits for the other ranks' files.
+        """
+        if self._current is None:
+            return self._written
+        server, store, accuracy = self._current
+        if self._written != server.round:
+            partial = self._folder / f".round-{server.round:06d}"
+            partial.mkdir(parents=True, exist_ok=True)
+            if self._stateful:
+                _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", store.state_dict())
+            if self._comm.rank == 0:
+                self._finish(partial, server, accuracy, patience)
+            self._written = server.round
+        return self._written
+
+    def restore(self, store: ClientStore, round: int, mine: Callable[[int], bool]) -> None:
+        """Go on after ``round``: what the clients that live here (``mine``) remember comes back."""
+        self._written = round
+        if self._stateful:
+            store.load_state_dict(_clients(self._folder / f"round-{round:06d}"), mine)
+
+    def _finish(self, partial: Path, server: ServerState, accuracy: float | None, patience: float) -> None:
+        _write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
+        state = {
+            "round": server.round,
+            "test_accuracy": accuracy,
+            "num_trainable": server.num_trainable,
+            "world_size": self._comm.world_size,
+            "config": self._config,
+        }
+        _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
+        self._await_clients(partial, patience)
+        sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if not path.name.startswith(".")}
+        _write_bytes(partial / "manifest.json", json.dumps(sums, indent=1).encode())
+        final = self._folder / f"round-{server.round:06d}"
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(self._folder)
+        self._prune()
+
+    def _await_clients(self, partial: Path, patience: float) -> None:
+        wanted = self._comm.world_size if self._stateful else 0
+        deadline = time.monotonic() + patience
+        while len(list(partial.glob("clients-*.safetensors"))) < wanted:
+            if time.monotonic() > deadline:
+                raise OSError(f"{partial}: not every rank wrote its clients; do all ranks see this file system?")
+            time.sleep(0.01)
+
+    def _prune(self) -> None:
+        folders = sorted(self._folder.glob("round-*"))
+        best = max(folders, key=lambda f: (_accuracy(f), f.name))
+        for folder in folders[: -self._keep]:
+            if folder != best:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def newest(run_folder: Path) -> Saved | None:
+    """The newest checkpoint that is whole; says which damaged ones it skipped."""
+    for folder in sorted((run_folder / "checkpoints").glob("round-*"), reverse=True):
+        damage = _damage(folder)
+        if damage is None:
+            state = json.loads((folder / "state.json").read_text())
+            return Saved(folder, state["round"], state["num_trainable"], state["config"])
+        log.warning("%s is damaged (%s) and is skipped", folder, damage)
+    return None
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps ``now`` from continuing a run of ``saved`` (dotted keys to values): "key: a there, b here"."""
+    keys = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
+    fixed = [k for k in keys if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS)]
+    return [f"{k} is {saved.get(k)!r} there, {now.get(k)!r} here" for k in fixed]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def vector_sha256(w: Tensor) -> str:
+    """Hex digest of a flat vector's bytes."""
+    return hashlib.sha256(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _clients(folder: Path) -> dict[str, Tensor]:
+    parts = [load_file(path) for path in sorted(folder.glob("clients-*.safetensors"))]
+    return {key: tensor for part in parts for key, tensor in part.items()}
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        sums = json.loads((folder / "manifest.json").read_text())
+        wrong = [name for name, expected in sums.items() if sha256(folder / name) != expected]
+    except (OSError, ValueError) as error:
+        return str(error).splitlines()[0]
+    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+
+
+def _accuracy(folder: Path) -> float:
+    try:
+        return json.loads((folder / "state.json").read_text())["test_accuracy"] or 0.0
+    except (OSError, ValueError, KeyError):
+        return -1.0
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    hidden = path.with_name(f".{path.name}")
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, hidden)
+    _sync(hidden)
+    hidden.rename(path)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

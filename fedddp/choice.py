@@ -1,0 +1,151 @@
+"""Configuration sections that are a choice by ``name``: the chosen class is the section, its fields are its keys.
+
+A family (optimizers, partitions, models, algorithms) is a dict literal from name to dataclass; a user's own class is
+named by import path. `Choice` annotates the field that holds one of a family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A table with ``name`` from ``registry``, or ``package.module:Class``, and that class's keys.
+
+    ``default`` is what the table holds where the user names nothing else. ``wrap`` makes a section of an imported
+    class that is not a dataclass, from the class and the remaining keys.
+    """
+
+    registry: Mapping[str, type]
+    default: Mapping[str, Any]
+    wrap: Callable[[Any, dict[str, Any]], Any] | None = None
+    _adapters: dict[type, TypeAdapter[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> Any:
+        """The section object that a table describes; objects pass."""
+        if isinstance(value, str):
+            raise _mistake(f"is a section: write its name as .name={value}", value=value)
+        if not isinstance(value, dict):
+            return value
+        table = dict(value)
+        if table.setdefault("name", self.default["name"]) == self.default["name"]:
+            table = {**self.default, **table}
+        name = table.pop("name")
+        cls = self._named(name)
+        if not dataclasses.is_dataclass(cls):
+            return self._wrapped(cls, name, table)
+        try:
+            return self._adapter(cls).validate_python(table)
+        except ValidationError as error:
+            raise PydanticCustomError("nested", "{errors}", {"errors": error.errors(), "cls": cls}) from None
+
+    def _adapter(self, cls: Any) -> TypeAdapter[Any]:
+        if cls not in self._adapters:
+            if not hasattr(cls, "__pydantic_config__"):
+                cls.__pydantic_config__ = RULES
+            self._adapters[cls] = TypeAdapter(cls)
+        return self._adapters[cls]
+
+    def _named(self, name: Any) -> Any:
+        if isinstance(name, str) and ":" in name:
+            return import_class(name)
+        if name not in self.registry:
+            known = f"should be {one_of(self.registry)} or package.module:Class"
+            raise _mistake(known + suggestion(str(name), self.registry), at="name", value=name)
+        return self.registry[name]
+
+    def _wrapped(self, cls: Any, name: str, args: dict[str, Any]) -> Any:
+        if self.wrap is None or not callable(cls):
+            raise _mistake("should name a dataclass", at="name", value=name)
+        try:
+            inspect.signature(cls).bind(**args)
+        except TypeError as error:
+            raise _mistake(f"cannot be called with this section's other keys ({error})", at="name", value=name) from None
+        return self.wrap(cls, args)
+
+    def dump(self, section: Any) -> dict[str, Any]:
+        """The table of a section object, ``name`` first."""
+        for name, cls in self.registry.items():
+            if type(section) is cls:
+                return {"name": name, **dump(section)}
+        if self.wrap is not None and isinstance(self.wrap, type) and isinstance(section, self.wrap):
+            fields = [getattr(section, f.name) for f in dataclasses.fields(section)]  # type: ignore[arg-type]
+            return {"name": path_of(fields[0]), **fields[1]}
+        return {"name": path_of(type(section)), **dump(section)}
+
+
+def dump(section: Any) -> dict[str, Any]:
+    """A section as plain TOML values; None (an option that is off) is left out."""
+    table: dict[str, Any] = {}
+    for name, choice in fields_of(type(section)).items():
+        value = getattr(section, name)
+        if choice is not None:
+            table[name] = choice.dump(value)
+        elif isinstance(value, BaseModel):
+            table[name] = dump(value)
+        elif value is not None:
+            table[name] = value
+    return table
+
+
+def fields_of(cls: type) -> dict[str, Choice | None]:
+    """A section's keys in order, with the `Choice` of those that are one."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = cls.model_fields if issubclass(cls, BaseModel) else [f.name for f in dataclasses.fields(cls)]
+    found = {}
+    for name in names:
+        extras = typing.get_args(hints[name])[1:] if typing.get_origin(hints[name]) is typing.Annotated else ()
+        found[name] = next((extra for extra in extras if isinstance(extra, Choice)), None)
+    return found
+
+
+def path_of(cls: type) -> str:
+    """``package.module:Class``."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def import_class(path: str) -> Any:
+    """The object that ``package.module:Name`` names; a mistake says which half does not exist."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        reason = f"cannot be imported (no module {error.name!r}): is its folder on PYTHONPATH?"
+        raise _mistake(reason, at="name", value=path) from error
+    except Exception as error:
+        raise _mistake(f"cannot be imported ({type(error).__name__}: {error})", at="name", value=path) from error
+    if not hasattr(module, attribute):
+        near = suggestion(attribute, vars(module))
+        raise _mistake(f"cannot be imported: {module_name} has no {attribute!r}{near}", at="name", value=path)
+    return getattr(module, attribute)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?``, or nothing if nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def one_of(names: Iterable[str]) -> str:
+    """``'a', 'b', 'c'``."""
+    return ", ".join(repr(name) for name in names)
+
+
+def _mistake(reason: str, *, at: str = "", value: Any) -> PydanticCustomError:
+    return PydanticCustomError("mistake", "{reason}", {"reason": reason, "at": at, "value": value})

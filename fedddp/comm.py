@@ -1,0 +1,267 @@
+"""Everything that passes between ranks. The only file that calls torch.distributed.
+
+A collective never blocks in C++: it is started asynchronously and polled, so that a signal is noticed while waiting
+and a rank that does not come is named. For that each rank notes in the store which phase it is in and which collective
+it has reached. `Comm.alone()` is the same interface for one process without a process group.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from . import interrupt
+
+__all__ = ["Comm", "CommError", "Place", "launched", "record"]
+
+
+class CommError(RuntimeError):
+    """A collective that cannot complete, or ranks that do not fit together; says which rank and where it was."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the ranks, as torchrun's environment says; alone without one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    attempt: int = 0
+    run_id: str = ""
+
+    @classmethod
+    def from_env(cls) -> Place:
+        env = os.environ
+        rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=int(env.get("LOCAL_RANK", rank)),
+            local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
+            attempt=int(env.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            run_id=env.get("TORCHELASTIC_RUN_ID", ""),
+        )
+
+
+def launched() -> bool:
+    """Whether a launcher such as torchrun started this process as one of several ranks."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+class Comm:
+    """The ranks of one run. Every rank must reach every method that communicates, in the same order."""
+
+    def __init__(self, place: Place, device: torch.device, *, store: dist.Store | None, timeout: float) -> None:
+        self.place = place
+        self.rank, self.world_size = place.rank, place.world_size
+        self.device = device
+        self.bytes_sent = 0
+        self.remark: str | None = None
+        self.backend = "none"
+        self._store, self._timeout = store, timeout
+        self._reached, self._phase = 0, "start"
+        self._buffer: Tensor | None = None
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> Comm:
+        """World size 1: every collective is the identity and sends nothing."""
+        return cls(Place(), torch.device(device), store=None, timeout=0.0)
+
+    @classmethod
+    def connect(
+        cls,
+        place: Place,
+        device: torch.device,
+        *,
+        backend: str = "auto",
+        timeout: float = 120.0,
+        store: dist.Store | None = None,
+    ) -> Comm:
+        """Join the other ranks (or none, at world size 1).
+
+        The store's keys get a prefix of their own for each restart: addresses of a dead attempt would be dialled
+        otherwise. Raises CommError naming the ranks that did not come within ``timeout`` seconds.
+        """
+        if place.world_size == 1:
+            return cls.alone(device)
+        limit = timedelta(seconds=timeout)
+        base = store or next(dist.rendezvous("env://", place.rank, place.world_size, timeout=limit))[0]
+        prefixed = dist.PrefixStore(f"fedddp/{place.run_id}/{place.attempt}", base)
+        prefixed.set_timeout(limit)
+        comm = cls(place, device, store=prefixed, timeout=timeout)
+        comm._enter("start")
+        comm.backend = comm._choose_backend(backend)
+        try:
+            dist.init_process_group(
+                comm.backend,
+                store=prefixed,
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=timedelta(seconds=timeout + 60),  # ours must fire first: it names the missing rank
+                device_id=device if comm.backend == "nccl" else None,
+            )
+        except (RuntimeError, dist.DistError) as error:
+            raise CommError(f"the process group did not form within {timeout:g} s: {comm._diagnosis()}") from error
+        return comm
+
+    # -- collectives ------------------------------------------------------------------------------------------
+
+    def all_reduce(self, x: Tensor, purpose: str) -> Tensor:
+        """Sum ``x`` over the ranks, in place. A ring sends 2 (R-1)/R of the tensor from each rank."""
+        share = 2 * (self.world_size - 1) / self.world_size
+        return self._run(x, purpose, lambda t: dist.all_reduce(t, async_op=True), share)
+
+    def broadcast(self, x: Tensor, purpose: str) -> Tensor:
+        """Copy rank 0's ``x`` to every rank, in place."""
+        children = sum(1 for i in range(32) if 2**i > self.rank and self.rank + 2**i < self.world_size)
+        return self._run(x, purpose, lambda t: dist.broadcast(t, src=0, async_op=True), children)
+
+    def barrier(self, purpose: str) -> None:
+        """Wait until every rank is here, without using a core."""
+        self.all_reduce(torch.zeros(1), purpose)
+
+    def broadcast_text(self, text: str, purpose: str) -> str:
+        """Rank 0's ``text`` on every rank, as bytes."""
+        content = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = self.broadcast(torch.tensor([len(content)]), purpose)
+        buffer = content if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8)
+        return bytes(self.broadcast(buffer, purpose).tolist()).decode()
+
+    def any(self, flag: bool, purpose: str) -> bool:
+        """Whether ``flag`` is true on some rank; every rank waits for the answer."""
+        return bool(self.all_reduce(torch.tensor([float(flag)]), purpose).item())
+
+    def _run(self, x: Tensor, purpose: str, start: Callable[[Tensor], dist.Work | None], share: float) -> Tensor:
+        interrupt.check()
+        if self.world_size == 1:
+            return x
+        self._reached += 1
+        self._enter(purpose)
+        through = self._staged(x)
+        try:
+            work = start(through)
+            assert work is not None
+            self._poll(work, purpose)
+        except RuntimeError as error:
+            if isinstance(error, CommError):
+                raise
+            raise CommError(f"{purpose}: {self._diagnosis()} ({str(error).splitlines()[0]})") from error
+        if through is not x:
+            x.copy_(through)
+        self.bytes_sent += math.ceil(share * x.numel() * x.element_size())
+        return x
+
+    def _poll(self, work: dist.Work, purpose: str) -> None:
+        deadline, pause = time.monotonic() + self._timeout, 2e-5
+        while not work.is_completed():
+            interrupt.check()
+            if time.monotonic() > deadline:
+                raise CommError(
+                    f"{purpose}: waited {self._timeout:g} s; {self._diagnosis()} (run.timeout sets how long to wait)"
+                )
+            time.sleep(pause)
+            pause = min(1.3 * pause, 2e-3)
+        work.wait()
+
+    def _staged(self, x: Tensor) -> Tensor:
+        """The tensor the backend can move: NCCL moves GPU memory, gloo CPU memory (pinned, where a GPU is used)."""
+        target = self.device if self.backend == "nccl" else torch.device("cpu")
+        if x.device.type == target.type:
+            return x
+        if target.type != "cpu":
+            return x.to(target)
+        if self._buffer is None or self._buffer.numel() < x.numel() * x.element_size():
+            self._buffer = torch.empty(x.numel() * x.element_size(), dtype=torch.uint8, pin_memory=True)
+        staged = self._buffer[: x.numel() * x.element_size()].view(x.dtype).view(x.shape)
+        return staged.copy_(x)
+
+    # -- what ranks tell each other through the store ---------------------------------------------------------
+
+    def enter(self, phase: str) -> None:
+        """Note what this rank does now, so that others can say where it was if it does not come back."""
+        interrupt.check()
+        if self._store is not None:
+            self._enter(phase)
+
+    def _enter(self, phase: str) -> None:
+        assert self._store is not None
+        self._phase = phase
+        try:
+            self._store.set(f"at/{self.rank}", f"{self._reached}|{phase}")
+        except (RuntimeError, dist.DistError) as error:
+            raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
+
+    def check_signature(self, signature: Mapping[str, str]) -> None:
+        """Compare what must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
+
+        Raises CommError naming this rank and the entries that differ.
+        """
+        if self._store is None:
+            return
+        if self.rank == 0:
+            self._store.set("signature", json.dumps(dict(signature)))
+        theirs = json.loads(self._store.get("signature"))
+        differ = [key for key in sorted({*theirs, *signature}) if theirs.get(key) != signature.get(key)]
+        if differ:
+            told = "; ".join(f"{k} is {signature.get(k)} here, {theirs.get(k)} on rank 0" for k in differ[:4])
+            raise CommError(f"rank {self.rank} does not match rank 0: {told}")
+
+    def _diagnosis(self) -> str:
+        """Who is missing, from the notes in the store."""
+        assert self._store is not None
+        time.sleep(0.2)  # let the others' last notes arrive
+        missing = []
+        for other in range(self.world_size):
+            try:
+                key = f"at/{other}"
+                reached, phase = (
+                    self._store.get(key).decode().split("|", 1) if self._store.check([key]) else ("-1", "")
+                )
+            except (RuntimeError, dist.DistError):
+                return "the launcher's store is gone"
+            if int(reached) < self._reached:
+                missing.append(f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came")
+        return "; ".join(missing) or "every rank came, one left while its message was on the way"
+
+    def _choose_backend(self, backend: str) -> str:
+        """nccl where every rank has a GPU of its own (compared by UUID), else gloo."""
+        assert self._store is not None
+        if backend == "gloo" or self.device.type != "cuda":
+            return "gloo"
+        uuid = str(torch.cuda.get_device_properties(self.device).uuid)
+        self._store.set(f"gpu/{self.rank}", f"{socket.gethostname()}/{uuid}")
+        gpus = [self._store.get(f"gpu/{r}") for r in range(self.world_size)]
+        if len(set(gpus)) == self.world_size and dist.is_nccl_available():
+            return "nccl"
+        if backend == "nccl":
+            raise CommError(f"run.backend=nccl needs one GPU a rank: {self.world_size} ranks see {len(set(gpus))}")
+        self.remark = f"{self.world_size} ranks share {len(set(gpus))} GPU(s): gloo through pinned CPU buffers, not nccl"
+        return "gloo"
+
+    # -- leaving ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave together, at the end of a run that went well."""
+        if self.world_size > 1:
+            self.barrier("close")
+            dist.destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process at once: a process group with work under way would wait for it in its destructor."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

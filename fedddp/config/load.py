@@ -1,0 +1,150 @@
+"""Where a run's configuration comes from: TOML files, left to right, then ``--section.key=value`` overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from ..choice import dump, fields_of, suggestion
+from .schema import Config
+
+FLAGS = ("--help", "--print-config", "--version")
+
+
+class UsageError(ValueError):
+    """A mistake of the caller's, in one line that names the key, the value and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A parsed command line: the layers of configuration and what else was asked."""
+
+    layers: tuple[dict[str, Any], ...]
+    flags: frozenset[str]
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Read files and overrides. Raises UsageError for a file that cannot be read and for words that are neither."""
+    files, overrides, flags = [], {}, set()
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", *FLAGS):
+            flags.add("--help" if word == "-h" else word)
+        elif word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            if not equals and "." in key and words and not words[0].startswith("--"):
+                value = words.pop(0)
+            elif not equals:
+                near = suggestion(word, FLAGS) or ": write --section.key=value"
+                raise UsageError(f"{word} has no value{near}" if "." in key else f"unknown option {word}{near}")
+            overrides = merge(overrides, _nested(key.split("."), _value(value)))
+        else:
+            files.append(read_toml(Path(word)))
+    return Request((*files, overrides), frozenset(flags))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """One file's table."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a TOML file or --section.key=value") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def build(*layers: Mapping[str, Any]) -> Config:
+    """Merge and check. Raises UsageError with the first mistake."""
+    table: dict[str, Any] = {}
+    for layer in layers:
+        table = merge(table, layer)
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(_first_mistake(error)) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The resolved configuration as plain values, as TOML holds them."""
+    return dump(config)
+
+
+def to_toml(config: Config) -> str:
+    """The resolved configuration; reading it back gives the same configuration."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+    return flat
+
+
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _value(text: str) -> Any:
+    """A TOML value where the text is one, else the text itself (so that names need no quotes)."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return {"True": True, "False": False}.get(text, text)
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistakes = list(_mistakes(error.errors(), (), Config))
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return mistakes[0] + more
+
+
+def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list[str]:
+    found = []
+    for error in errors:
+        path = (*prefix, *map(str, error["loc"]))
+        context = error.get("ctx", {})
+        key = ".".join(path)
+        if error["type"] == "nested":
+            found += _mistakes(context["errors"], path, context["cls"])
+        elif error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = fields_of(_owner(cls, error["loc"][:-1]))
+            near = suggestion(path[-1], known)
+            found.append(f"{key}: unknown key{near or '; the keys here are ' + ', '.join(known)}")
+        elif error["type"] == "mistake":
+            key = f"{key}.{context['at']}" if context["at"] else key
+            found.append(f"{key}={context['value']!r}: {context['reason']}")
+        elif error["type"] in ("model_type", "model_attributes_type"):
+            found.append(f"{key}={error['input']!r}: is a section: write {key}.<key>=value")
+        else:
+            message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            shown = "" if isinstance(error["input"], dict | BaseModel) else f"={error['input']!r}"
+            found.append(f"{key}{shown}: {message}")
+    return found
+
+
+def _owner(cls: type, path: Sequence[Any]) -> type:
+    for name in path:
+        annotation = cls.model_fields[str(name)].annotation if issubclass(cls, BaseModel) else None
+        cls = annotation if isinstance(annotation, type) else cls
+    return cls

@@ -1,0 +1,138 @@
+"""Evaluation of the global model on the server's test set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import interrupt
+from .comm import Comm
+from .data import Examples, Normalizer
+from .flat import FlatModule
+from .tasks import Task
+
+BATCH = 200  # small enough that activations stay in cache and out of malloc's way
+
+
+@dataclass(frozen=True)
+class Score:
+    """How good a model is: ``confusion [C, C]`` counts (true label, prediction)."""
+
+    accuracy: float
+    loss: float
+    confusion: Tensor
+    mistakes: tuple[Mistake, ...] = ()
+
+    @property
+    def per_class(self) -> Tensor:
+        """Accuracy of each true class, [C]; NaN where the test set has none."""
+        return self.confusion.diagonal() / self.confusion.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A test example the model got wrong, and how sure it was."""
+
+    image: Tensor
+    label: int
+    predicted: int
+    loss: float
+
+
+class Evaluator:
+    """Scores ``w`` where ``where`` says: ``rank0`` on all local cores while the others wait, or ``sharded``.
+
+    Sharded, rank r takes every R-th test example and the counts are summed; every rank then knows the score.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        test: Examples,
+        normalize: Normalizer,
+        comm: Comm,
+        *,
+        where: str = "rank0",
+        every: int = 1,
+        target_accuracy: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._task, self._normalize, self._comm = task, normalize, comm
+        self._where, self._every, self._target = where, every, target_accuracy
+        ranks = comm.world_size if where == "sharded" else 1
+        self._takes_part = where == "sharded" or comm.rank == 0
+        if self._takes_part:
+            self._x = test.x[comm.rank % ranks :: ranks].to(comm.device)
+            self._y = test.y[comm.rank % ranks :: ranks].to(comm.device)
+            self._flat = FlatModule(task.model(seed).to(normalize.dtype), comm.device)
+
+    def due(self, round: int, rounds: int) -> bool:
+        """Whether the model after ``round`` rounds (1-based) is to be evaluated: every so often, and the last one."""
+        return round == rounds or (self._every > 0 and round % self._every == 0)
+
+    def reached(self, score: Score | None) -> bool:
+        """Whether the target accuracy is reached; the same answer on every rank."""
+        if self._target is None:
+            return False
+        return self._comm.any(score is not None and score.accuracy >= self._target, "target accuracy")
+
+    def score(self, w: Tensor) -> Score | None:
+        """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded)."""
+        self._comm.enter("evaluate")
+        score = self._measure(w) if self._takes_part else None
+        if self._where == "rank0":
+            self._comm.barrier("evaluate")  # the others leave the cores to rank 0 until it is done
+            return score
+        assert score is not None
+        return self._summed(score)
+
+    def _measure(self, w: Tensor) -> Score:
+        self._flat.load(w)
+        self._flat.module.eval()
+        predicted, losses = [], []
+        with torch.no_grad(), _threads(local_cores() if self._where == "rank0" else None):
+            for start in range(0, len(self._y), BATCH):
+                interrupt.check()
+                x, y = self._x[start : start + BATCH], self._y[start : start + BATCH]
+                output = self._flat.module(self._normalize(x))
+                losses.append(self._task.loss(output, y))
+                predicted.append(output.argmax(dim=-1))
+        return self._tally(torch.cat(predicted).cpu(), torch.cat(losses).double().cpu())
+
+    def _tally(self, predicted: Tensor, losses: Tensor) -> Score:
+        y, num_classes = self._y.cpu(), self._task.num_classes
+        confusion = (y * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+        wrong = torch.where(predicted == y, -1.0, losses)
+        worst = [i for i in wrong.argsort(descending=True)[:16].tolist() if wrong[i] >= 0]
+        mistakes = tuple(Mistake(self._x[i].cpu(), int(y[i]), int(predicted[i]), float(losses[i])) for i in worst)
+        right = int(confusion.diagonal().sum())
+        return Score(right / len(y), float(losses.mean()), confusion.double(), mistakes)
+
+    def _summed(self, score: Score) -> Score:
+        own = score.confusion.sum()
+        buffer = torch.cat([score.confusion.view(-1), (own * score.loss).view(1)])
+        self._comm.all_reduce(buffer, "evaluate")
+        confusion = buffer[:-1].view_as(score.confusion)
+        total = float(confusion.sum())
+        accuracy = float(confusion.diagonal().sum()) / total
+        return Score(accuracy, float(buffer[-1]) / total, confusion, score.mistakes)
+
+
+def local_cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,73 @@
+"""The main loop: Algorithm 1 of McMahan et al. 2017 over torch.distributed, one screen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .aggregation import Pipeline
+from .algorithms import Algorithm
+from .checkpoint import Checkpoints
+from .clients import ClientStore, SequentialTrainer
+from .comm import Comm
+from .evaluation import Evaluator
+from .sampling import UniformSampler, assign, blocks
+from .tasks import Task
+from .telemetry import Stopwatch, Telemetry
+from .types import ServerState
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Everything a run consists of, the same on every rank but for the data and ``comm``."""
+
+    task: Task
+    algorithm: Algorithm
+    trainer: SequentialTrainer
+    sampler: UniformSampler
+    pipeline: Pipeline
+    store: ClientStore
+    evaluator: Evaluator
+    telemetry: Telemetry
+    checkpoints: Checkpoints
+    comm: Comm
+    rounds: int
+    seed: int
+
+    def until(self, rounds: int) -> Federation:
+        """The same federation with another number of rounds."""
+        return replace(self, rounds=rounds)
+
+
+def initialise(f: Federation) -> ServerState:
+    """w_0 on the server, and the same w_0 on every client."""
+    w = f.task.initial_params(f.seed).to(f.comm.device, f.trainer.spec.dtype)  # 1 initialise
+    w = f.comm.broadcast(w, "distribute the model")  # 2 distribute; later rounds compute the same w on every rank
+    return f.algorithm.init_server(w, f.trainer.spec.num_trainable)
+
+
+def federate(f: Federation, server: ServerState) -> ServerState:
+    """Train from ``server`` until ``f.rounds`` rounds are done or the target accuracy is reached."""
+    for t in range(server.round, f.rounds):
+        clock = Stopwatch()
+        cohort = f.sampler.cohort(t)  # S_t: a random set of m clients
+        inbox = f.pipeline.open(cohort, server)
+        f.comm.enter(f"train in round {t + 1}")
+        for ids in blocks(assign(cohort, f.comm.rank, f.comm.world_size), f.trainer.width):
+            with inbox.tolerate(ids):
+                local = f.trainer.on(ids, t)
+                update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally
+                inbox.add(ids, update, result)  # 4 upload: encode, accumulate
+                f.store.put(ids, state)
+        mean, report = inbox.mean()  # 5 aggregate: one all_reduce
+        server = f.algorithm.server_update(server, mean, cohort) if mean.count else server.unchanged()  # 6 w_{t+1}
+        f.store.commit()
+        clock.aggregated(report)
+
+        score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, f.rounds) else None
+        clock.evaluated()
+        f.telemetry.round(server, report, mean, score, clock, f.comm)
+        reached = f.evaluator.reached(score)
+        f.checkpoints.after_round(server, f.store, score, last=reached or t + 1 == f.rounds)
+        if reached:
+            break
+    return server

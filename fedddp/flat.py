@@ -1,0 +1,95 @@
+"""A model as one flat vector ``w [D]``: trainable parameters first, then frozen ones and float buffers.
+
+Every algorithm is vector algebra on ``w``; only this file knows which slice is which layer. Buffers that are not
+floating point (BatchNorm's ``num_batches_tracked``) have no mean over clients: they stay out of ``w`` and return to
+their initial value whenever a vector is loaded, so nothing passes from one client to the next through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FlatSpec:
+    """Where each named tensor lies in ``w``: ``names[i]`` has ``shapes[i]``; the first ``num_trainable`` train."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    num_trainable: int
+    dim: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, module: nn.Module) -> FlatSpec:
+        """Read the layout of ``module``. Raises ValueError for a model without parameters or of mixed dtypes."""
+        named = _flat_tensors(module)
+        trainable = sum(t.numel() for _, t in named if isinstance(t, nn.Parameter) and t.requires_grad)
+        dtypes = {t.dtype for _, t in named}
+        if not trainable:
+            raise ValueError(f"{type(module).__name__} has no trainable parameter")
+        if len(dtypes) > 1:
+            raise ValueError(f"{type(module).__name__} mixes {sorted(map(str, dtypes))}: one flat vector has one dtype")
+        return cls(
+            names=tuple(name for name, _ in named),
+            shapes=tuple(tuple(t.shape) for _, t in named),
+            num_trainable=trainable,
+            dim=sum(t.numel() for _, t in named),
+            dtype=dtypes.pop(),
+        )
+
+    def views(self, w: Tensor) -> dict[str, Tensor]:
+        """Views into ``w [..., D]``, name -> [..., *shape]; writing to one writes to ``w``."""
+        views, offset = {}, 0
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            size = prod(shape)
+            views[name] = w[..., offset : offset + size].unflatten(-1, shape or (1,))
+            if not shape:
+                views[name] = views[name].squeeze(-1)
+            offset += size
+        return views
+
+    def mask(self, patterns: Sequence[str]) -> Tensor:
+        """bool [D], true where a tensor's name matches one of the shell-style ``patterns``."""
+        mask = torch.zeros(self.dim, dtype=torch.bool)
+        for name, view in self.views(mask).items():
+            view.fill_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        return mask
+
+
+class FlatModule:
+    """An `nn.Module` whose parameters and float buffers are views into one vector ``w [D]``, on one device."""
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.module = module.to(device)
+        self.spec = FlatSpec.of(module)
+        self.w = flatten(module)
+        views = self.spec.views(self.w)
+        for name, tensor in _flat_tensors(module):
+            tensor.data = views[name]
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self._held = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+
+    def load(self, w: Tensor) -> None:
+        """Copy ``w [D]`` in; buffers outside the vector return to their initial values."""
+        self.w.copy_(w)
+        for buffer, initial in self._held:
+            buffer.copy_(initial)
+
+
+def flatten(module: nn.Module) -> Tensor:
+    """The vector [D] of ``module``'s current values, a copy."""
+    return torch.cat([t.detach().reshape(-1) for _, t in _flat_tensors(module)])
+
+
+def _flat_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    named = list(module.named_parameters())
+    trainable = [(n, p) for n, p in named if p.requires_grad]
+    frozen = [(n, p) for n, p in named if not p.requires_grad]
+    return [*trainable, *frozen, *((n, b) for n, b in module.named_buffers() if b.is_floating_point())]

@@ -1,0 +1,37 @@
+"""Models by name. Each is its hyper-parameters with ``build(shape, num_classes) -> nn.Module``.
+
+A user's own `nn.Module` is named by import path (``model.name=package.module:Class``) and built from the section's
+other keys; see `ImportedModule`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from .cnn import CNN
+from .mlp import MLP
+
+
+class ModelFactory(Protocol):
+    """What a model section becomes."""
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class ImportedModule:
+    """A user's class; its constructor gets the section's keys and nothing else."""
+
+    module: type[nn.Module]
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return self.module(**self.args)
+
+
+MODELS: dict[str, type] = {"cnn": CNN, "mlp": MLP}
+
+__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "ModelFactory"]

@@ -1,0 +1,40 @@
+"""Derived randomness: every stream is a function of (seed, purpose, path), so nothing has to be stored or sent.
+
+A stream for client k in round t does not depend on which rank hosts k, on how many ranks there are, or on what was
+drawn before; a resumed run draws what the uninterrupted one would have drawn. Not for secrets: these are simulation
+generators, and torch's CPU generator keeps only 32 bits of a seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, purpose: str, *path: int) -> int:
+    """63 bits that depend on every argument (SHA-256 of their text)."""
+    text = "/".join([str(seed), purpose, *map(str, path)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, purpose: str, *path: int) -> torch.Generator:
+    """A CPU generator, so that every device draws the same numbers."""
+    return torch.Generator().manual_seed(derive(seed, purpose, *path))
+
+
+def numpy_generator(seed: int, purpose: str, *path: int) -> np.random.Generator:
+    """The same for draws over a whole population, where numpy is faster and needs no tensor."""
+    return np.random.Generator(np.random.Philox(derive(seed, purpose, *path)))
+
+
+@contextmanager
+def global_seed(seed: int, purpose: str, *path: int) -> Iterator[None]:
+    """Seed torch's global generators inside the block (model initialisation, dropout) and restore them after it."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive(seed, purpose, *path))
+        yield

@@ -1,0 +1,19 @@
+"""What a run tells: metrics, progress, TensorBoard pages. Everything printed or written to be read goes through here."""
+
+from .files import Files, rewind
+from .progress import log_to_stderr, progress, summary_table
+from .stopwatch import Stopwatch
+from .telemetry import Metrics, RoundRecord, Sink, Telemetry
+
+__all__ = [
+    "Files",
+    "Metrics",
+    "RoundRecord",
+    "Sink",
+    "Stopwatch",
+    "Telemetry",
+    "log_to_stderr",
+    "progress",
+    "rewind",
+    "summary_table",
+]

@@ -1,0 +1,63 @@
+"""The pictures of a run, as matplotlib figures (no display needed)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from ..evaluation import Mistake, Score
+
+CLIENTS_SHOWN = 60
+
+
+def partition(counts: NDArray[np.int64]) -> Figure:
+    """Clients x labels: how many examples of each label each client owns, and how many in all."""
+    num_clients, num_classes = counts.shape
+    rows = np.unique(np.linspace(0, num_clients - 1, min(num_clients, CLIENTS_SHOWN)).astype(int))
+    shown = counts[rows]
+    figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
+    labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+    image = labels.imshow(np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest")
+    labels.set(xlabel="label", ylabel="client", xticks=range(0, num_classes, max(1, num_classes // 20)))
+    ticks = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 12)).astype(int))
+    labels.set_yticks(ticks, [str(rows[t]) for t in ticks])
+    figure.colorbar(image, ax=labels, label="examples")
+    sizes.barh(range(len(rows)), shown.sum(axis=1), height=1.0 if len(rows) > 30 else 0.8)
+    sizes.set(xlabel="examples")
+    some = f", {len(rows)} of them shown" if len(rows) < num_clients else ""
+    figure.suptitle(f"who owns what: {num_clients} clients{some}")
+    return figure
+
+
+def confusion(score: Score, round: int) -> Figure:
+    """True label against prediction, counts on a logarithmic colour scale."""
+    counts = score.confusion.numpy()
+    classes = len(counts)
+    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", norm=LogNorm(vmin=1, vmax=max(2, counts.max())))
+    figure.colorbar(image, ax=axes, label="test examples")
+    axes.set(xlabel="predicted", ylabel="true", title=f"round {round}: test accuracy {score.accuracy:.4f}")
+    if classes <= 12:
+        axes.set(xticks=range(classes), yticks=range(classes))
+        for true, predicted in zip(*np.nonzero(counts), strict=True):
+            colour = "white" if true == predicted else "black"
+            axes.text(predicted, true, f"{int(counts[true, predicted])}", ha="center", va="center", color=colour, size=8)
+    return figure
+
+
+def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
+    """The test examples with the largest loss among the misclassified, at most 16."""
+    figure = Figure(figsize=(6.5, 7), layout="constrained")
+    for place, mistake in enumerate(worst):
+        axes = figure.add_subplot(4, 4, place + 1)
+        image = mistake.image.float().numpy()
+        axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0) / 255, cmap="gray")
+        axes.set_title(f"{mistake.label} taken for {mistake.predicted}\nloss {mistake.loss:.1f}", size=8)
+        axes.axis("off")
+    figure.suptitle(f"round {round}: worst mistakes" if worst else f"round {round}: no mistake")
+    return figure

@@ -1,0 +1,98 @@
+"""What a run tells: one record a round, handed to sinks (files, progress, TensorBoard). Only rank 0 has any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..comm import Comm
+from ..evaluation import Score
+from ..types import Mean, RoundReport, ServerState
+from .stopwatch import Stopwatch
+
+Metrics = dict[str, Any]
+"""One line of ``metrics.jsonl``."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A finished round: its metrics, and what they were made from."""
+
+    metrics: Metrics
+    report: RoundReport
+    train_accuracy: float | None
+    score: Score | None
+
+
+class Sink(Protocol):
+    """Where records go. ``close`` comes once, with the summary or, if the run was cut short, with None."""
+
+    def round(self, record: RoundRecord) -> None: ...
+
+    def close(self, summary: Metrics | None) -> None: ...
+
+
+class Telemetry:
+    """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0."""
+
+    def __init__(self, sinks: Sequence[Sink] = (), history: Sequence[Metrics] = (), target: float | None = None) -> None:
+        self._sinks, self.history, self._target = tuple(sinks), list(history), target
+        self._bytes_told = 0
+
+    def round(
+        self, server: ServerState, report: RoundReport, mean: Mean, score: Score | None, clock: Stopwatch, comm: Comm
+    ) -> None:
+        """Record the round that made ``server``."""
+        metrics: Metrics = {
+            "round": server.round,
+            "test_accuracy": score.accuracy if score else None,
+            "test_loss": _finite(score.loss) if score else None,
+            "train_loss": _weighted(report.loss, report),
+            "participants": mean.count,
+            "failures": len(report.failed),
+            "examples": int(report.examples[~report.loss.isnan()].sum()),
+            "seconds": clock.total,
+            "seconds_train": clock.train,
+            "seconds_aggregate": clock.aggregate,
+            "seconds_evaluate": clock.evaluate,
+            "bytes_sent": comm.bytes_sent - self._bytes_told,
+        }
+        self._bytes_told = comm.bytes_sent
+        self.history.append(metrics)
+        record = RoundRecord(metrics, report, _weighted(report.accuracy, report), score)
+        for sink in self._sinks:
+            sink.round(record)
+
+    def summary(self, **more: Any) -> Metrics:
+        """The run as a whole; ``clients_per_second`` counts training time only."""
+        accuracies = [m["test_accuracy"] for m in self.history if m["test_accuracy"] is not None]
+        target = self._target if self._target is not None else math.inf
+        reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
+        trained = sum(m["seconds_train"] for m in self.history)
+        return {
+            "rounds": len(self.history),
+            "final_test_accuracy": accuracies[-1] if accuracies else None,
+            "best_test_accuracy": max(accuracies, default=None),
+            "rounds_to_target": reached[0] if reached else None,
+            **more,
+            "seconds_total": sum(m["seconds"] for m in self.history),
+            "clients_per_second": sum(m["participants"] for m in self.history) / trained if trained else None,
+        }
+
+    def close(self, summary: Metrics | None) -> None:
+        """Tell the sinks that the run is over."""
+        for sink in self._sinks:
+            sink.close(summary)
+
+
+def _weighted(values: Any, report: RoundReport) -> float | None:
+    """Mean over the clients that succeeded, weighted by examples."""
+    good = ~values.isnan()
+    weight = report.examples[good].double()
+    return _finite(float((values[good] * weight).sum() / weight.sum())) if weight.sum() > 0 else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

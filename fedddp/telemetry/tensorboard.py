@@ -1,0 +1,80 @@
+"""The TensorBoard pages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from ..evaluation import Score
+from . import figures
+from .telemetry import Metrics, RoundRecord
+
+
+class TensorBoard:
+    """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
+
+    Drawing takes tenths of a second, a round may take less: hence not each round. After a resume, what an earlier
+    attempt wrote of later rounds is hidden.
+    """
+
+    def __init__(
+        self, folder: Path, done: int, config: str, hparams: Mapping[str, Any], partition_counts: NDArray[np.int64]
+    ) -> None:
+        self._folder = folder
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self._hparams = {k: v for k, v in hparams.items() if isinstance(v, str | int | float | bool)}
+        self._last: tuple[int, Score] | None = None
+        self._drawn = 0
+        self._writer.add_text("config", "```toml\n" + config + "```", done)
+        self._writer.add_figure("partition", figures.partition(partition_counts), done)
+        self._writer.flush()
+
+    def round(self, record: RoundRecord) -> None:
+        m, score, writer = record.metrics, record.score, self._writer
+        t = m["round"]
+        scalars = {
+            "test/accuracy": m["test_accuracy"],
+            "test/loss": m["test_loss"],
+            "train/accuracy": record.train_accuracy,
+            "train/loss": m["train_loss"],
+            "round/participants": m["participants"],
+            "round/failures": m["failures"],
+            "round/examples": m["examples"],
+            "round/bytes_sent_per_rank": m["bytes_sent"],
+            "seconds/round": m["seconds"],
+            "seconds/train": m["seconds_train"],
+            "seconds/aggregate": m["seconds_aggregate"],
+            "seconds/evaluate": m["seconds_evaluate"],
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                writer.add_scalar(name, value, t)
+        losses = record.report.loss[record.report.loss.isfinite()]
+        if len(losses):
+            writer.add_histogram("clients/train_loss", losses, t)
+            writer.add_histogram("clients/examples", record.report.examples, t)
+        if score is not None:
+            for label, accuracy in enumerate(score.per_class.tolist()):
+                writer.add_scalar(f"test_accuracy_by_class/{label}", accuracy, t)
+            self._last = (t, score)
+            if str(t).rstrip("0") in ("1", "2", "5"):
+                self._draw(t, score)
+        writer.flush()
+
+    def _draw(self, t: int, score: Score) -> None:
+        self._writer.add_figure("confusion", figures.confusion(score, t), t)
+        self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
+        self._drawn = t
+
+    def close(self, summary: Metrics | None) -> None:
+        if self._last is not None and self._drawn != self._last[0]:
+            self._draw(*self._last)
+        if summary is not None:
+            results = {f"result/{k}": v for k, v in summary.items() if isinstance(v, int | float)}
+            self._writer.add_hparams(self._hparams, results, run_name=".", global_step=summary["rounds"])
+        self._writer.close()

@@ -1,0 +1,94 @@
+"""The vocabulary of a round: what is passed between the loop, the clients, the algorithm and the server. No logic.
+
+Letters used throughout: N population, m cohort, R ranks, K clients of one block, B examples of one batch,
+D length of the flat model vector, P its trainable part (P <= D), d the length of any one vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+ClientState = dict[str, Tensor]
+"""What a client remembers between rounds, name -> [K, d]; empty for stateless algorithms."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step of K clients: ``x [K, B, ...]``, ``y [K, B]``, ``mask [K, B]`` (0 pads what is not there)."""
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """S_t, the clients of round ``round`` (0-based), ascending; every rank draws the same one."""
+
+    round: int
+    ids: tuple[int, ...]
+    population: int
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """The global model ``w [D]``, what the server remembers besides (``extra``, name -> [d]), rounds completed."""
+
+    w: Tensor
+    num_trainable: int
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    round: int = 0
+
+    def unchanged(self) -> ServerState:
+        """The state after a round that brought nothing."""
+        return replace(self, round=self.round + 1)
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """K clients after local training: ``w [K, D]``, ``steps [K]``, mean training ``loss [K]`` and ``accuracy [K]``."""
+
+    w: Tensor
+    steps: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class Update:
+    """All that leaves a client: ``vectors`` (name -> [K, d]) and their weight in the mean, ``weight [K]``."""
+
+    vectors: Mapping[str, Tensor]
+    weight: Tensor
+
+    def pack(self) -> Tensor:
+        """The vectors side by side, [K, sum d]."""
+        rows = list(self.vectors.values())
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients."""
+
+    vectors: Mapping[str, Tensor]
+    weight: float
+    count: int
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What a round tells about itself, equal on every rank. Client-wise lists follow the cohort's order.
+
+    ``loss`` and ``accuracy`` are NaN for a client that failed; ``seconds_train`` holds one figure a rank.
+    """
+
+    loss: Tensor  # [m]
+    accuracy: Tensor  # [m]
+    examples: Tensor  # [m] examples a client owns
+    failed: tuple[int, ...]
+    seconds_train: tuple[float, ...]
