@@ -25,7 +25,6 @@ from fedddp.config import build
 from fedddp.data import plan
 from fedddp.experiment import Experiment, connect, prepare, resolve
 from fedddp.federation import federate
-from fedddp.flat import FlatModule
 from fedddp.sampling import assign
 
 
@@ -85,7 +84,9 @@ def report(floor: list[float], history: list[dict], ranks: int) -> None:
     """The table."""
     ratios = [m["seconds_train"] / b for m, b in zip(history, floor, strict=True)]
     share = [m["seconds_aggregate"] / m["seconds"] for m in history]
-    print(f"{ranks} rank(s) of {torch.get_num_threads()} thread, torch {torch.__version__}, {len(floor)} repeats, medians")
+    print(
+        f"{ranks} rank(s) of {torch.get_num_threads()} thread, torch {torch.__version__}, {len(floor)} repeats, medians"
+    )
     print(f"  bare loop        {statistics.median(floor):7.3f} s a round")
     print(f"  fedddp training  {statistics.median(m['seconds_train'] for m in history):7.3f} s a round")
     print(f"  ratio            {statistics.median(ratios):7.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
@@ -103,7 +104,14 @@ def main() -> None:
     if "RANK" in os.environ:
         measure(args)
         return
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={args.ranks}", "-m", "benchmarks.floor"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={args.ranks}",
+        "-m",
+        "benchmarks.floor",
+    ]
     env = {"OMP_NUM_THREADS": "1", **os.environ}
     sys.exit(subprocess.run([*command, *sys.argv[1:]], env=env).returncode)
 

@@ -29,7 +29,16 @@ from .types import ServerState
 
 log = logging.getLogger("fedddp")
 
-CHANGEABLE = ("run.name", "run.dir", "run.rounds", "run.resume", "run.timeout", "run.device", "run.backend", "run.threads")
+CHANGEABLE = (
+    "run.name",
+    "run.dir",
+    "run.rounds",
+    "run.resume",
+    "run.timeout",
+    "run.device",
+    "run.backend",
+    "run.threads",
+)
 CHANGEABLE_SECTIONS = ("data.root", "data.download", "evaluate.", "checkpoint.", "telemetry.")
 """Keys that may differ on resume: they do not say what is learned from what."""
 

@@ -76,7 +76,9 @@ class Choice:
         try:
             inspect.signature(cls).bind(**args)
         except TypeError as error:
-            raise _mistake(f"cannot be called with this section's other keys ({error})", at="name", value=name) from None
+            raise _mistake(
+                f"cannot be called with this section's other keys ({error})", at="name", value=name
+            ) from None
         return self.wrap(cls, args)
 
     def dump(self, section: Any) -> dict[str, Any]:

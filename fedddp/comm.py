@@ -227,13 +227,13 @@ class Comm:
         for other in range(self.world_size):
             try:
                 key = f"at/{other}"
-                reached, phase = (
-                    self._store.get(key).decode().split("|", 1) if self._store.check([key]) else ("-1", "")
-                )
+                reached, phase = self._store.get(key).decode().split("|", 1) if self._store.check([key]) else ("-1", "")
             except (RuntimeError, dist.DistError):
                 return "the launcher's store is gone"
             if int(reached) < self._reached:
-                missing.append(f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came")
+                missing.append(
+                    f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
+                )
         return "; ".join(missing) or "every rank came, one left while its message was on the way"
 
     def _choose_backend(self, backend: str) -> str:
@@ -248,7 +248,9 @@ class Comm:
             return "nccl"
         if backend == "nccl":
             raise CommError(f"run.backend=nccl needs one GPU a rank: {self.world_size} ranks see {len(set(gpus))}")
-        self.remark = f"{self.world_size} ranks share {len(set(gpus))} GPU(s): gloo through pinned CPU buffers, not nccl"
+        self.remark = (
+            f"{self.world_size} ranks share {len(set(gpus))} GPU(s): gloo through pinned CPU buffers, not nccl"
+        )
         return "gloo"
 
     # -- leaving ----------------------------------------------------------------------------------------------

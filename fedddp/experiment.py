@@ -1,4 +1,4 @@
-"""From a configuration to a federation: what can be checked alone (`prepare`), then what needs the others (`connect`)."""
+"""From a configuration to a federation: what one rank can check alone (`prepare`), then what needs all (`connect`)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def resolve(config: Config, place: Place) -> Config:
     partition = dataclasses.replace(partition, num_clients=partition.num_clients or place.world_size)
     population, cohort = partition.num_clients, config.cohort
     if cohort.size is not None and cohort.size > population:
-        raise UsageError(f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}")
+        raise UsageError(
+            f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
+        )
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
     )
@@ -259,12 +261,14 @@ def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(
-            f"model.name={name!r}: does not run on inputs of shape {list(inputs.shape)} ({type(error).__name__}: {reason})"
+            f"model.name={name!r}: does not run on inputs of shape {list(inputs.shape)} "
+            f"({type(error).__name__}: {reason})"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (len(inputs), task.num_classes):
         got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise UsageError(
-            f"model.name={name!r}: should give [examples, {task.num_classes}] scores for {len(inputs)} examples, gives {got}"
+            f"model.name={name!r}: should give [{len(inputs)}, {task.num_classes}] scores for {len(inputs)} examples, "
+            f"gives {got}"
         )
     return spec
 

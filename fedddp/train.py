@@ -64,7 +64,7 @@ def _run(words: Sequence[str], place: Place) -> int:
     config = resolve(_configured(request.layers), place)
     if "--print-config" in request.flags:
         return _say(to_toml(config), place)
-    return _train(prepare(config, place))
+    return record(_train)(prepare(config, place)) or DONE
 
 
 def _configured(layers: Sequence[dict[str, Any]]) -> Config:
@@ -78,7 +78,6 @@ def _configured(layers: Sequence[dict[str, Any]]) -> Config:
     return build(read_toml(path / "config.toml"), *layers)
 
 
-@record
 def _train(prepared: Prepared) -> int:
     folder = prepared.folder
     try:

@@ -91,7 +91,7 @@ class SequentialTrainer:
         """All local steps; the summed loss and number of right answers over what was seen."""
         flat, task, module = self._flat, self._task, self._flat.module
         trainable = flat.w[: flat.spec.num_trainable]
-        targets = [trainable] if correct else flat.params
+        targets: list[Tensor] = [trainable] if correct else list(flat.params)
         with torch.no_grad():
             state = self._optimizer.init(targets)
         width = index.shape[1]

@@ -56,7 +56,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); give a TOML file or --section.key=value") from None
+        raise UsageError(
+            f"{path}: cannot be read ({error.strerror}); give a TOML file or --section.key=value"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from None
 

@@ -13,7 +13,9 @@ from .partition import Partition
 class Normalizer:
     """uint8 pixels to floating point on the fly: (x / 255 - mean) / std a channel; other inputs are only cast."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.dtype = dtype
         spread = torch.tensor(std, dtype=torch.float64)
         shape = (-1, 1, 1) if len(mean) > 1 else ()
@@ -49,7 +51,14 @@ class ClientData:
 
     @classmethod
     def of(
-        cls, dataset: Dataset, partition: Partition, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype
+        cls,
+        dataset: Dataset,
+        partition: Partition,
+        *,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> ClientData:
         """This rank's share of ``dataset``'s training examples."""
         normalize = Normalizer(dataset.mean, dataset.std, dtype, device)

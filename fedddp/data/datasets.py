@@ -98,7 +98,9 @@ class TorchvisionImages:
     def __call__(self, root: Path, download: bool, **args: Any) -> Dataset:
         key = f"data.name={self.class_name.lower()}"
         if not root.is_dir() and not download:  # said before seconds of import
-            raise ValueError(f"{key}: data.root={str(root)!r} does not exist; point it at the data, or set data.download=true")
+            raise ValueError(
+                f"{key}: data.root={str(root)!r} does not exist; point it at the data, or set data.download=true"
+            )
         train, test = _load_both(torchvision_class(self.class_name), root, download, key, args)
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
@@ -191,7 +193,10 @@ def _tensors(dataset: Any) -> Examples:
             x = x.permute(0, 3, 1, 2).contiguous()
     else:
         pairs = [dataset[i] for i in range(len(dataset))]
-        x, y = torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]), torch.tensor([t for _, t in pairs])
+        x, y = (
+            torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]),
+            torch.tensor([t for _, t in pairs]),
+        )
     if x.dim() == 3 and x.dtype == torch.uint8:
         x = x.unsqueeze(1)
     return Examples(x, y.long())

@@ -51,7 +51,9 @@ def write(arrays: dict[str, np.ndarray], path: Path) -> None:
         for name in sorted(arrays):
             buffer = io.BytesIO()
             np.save(buffer, arrays[name])
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", (1998, 11, 1, 0, 0, 0)), buffer.getvalue(), zipfile.ZIP_DEFLATED, 9)
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1998, 11, 1, 0, 0, 0)), buffer.getvalue(), zipfile.ZIP_DEFLATED, 9
+            )
 
 
 def main() -> None:

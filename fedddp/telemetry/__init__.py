@@ -1,4 +1,4 @@
-"""What a run tells: metrics, progress, TensorBoard pages. Everything printed or written to be read goes through here."""
+"""What a run tells: metrics, progress, TensorBoard. What is printed or written for a reader goes through here."""
 
 from .files import Files, rewind
 from .progress import log_to_stderr, progress, summary_table

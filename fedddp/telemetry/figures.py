@@ -46,7 +46,9 @@ def confusion(score: Score, round: int) -> Figure:
         axes.set(xticks=range(classes), yticks=range(classes))
         for true, predicted in zip(*np.nonzero(counts), strict=True):
             colour = "white" if true == predicted else "black"
-            axes.text(predicted, true, f"{int(counts[true, predicted])}", ha="center", va="center", color=colour, size=8)
+            axes.text(
+                predicted, true, f"{int(counts[true, predicted])}", ha="center", va="center", color=colour, size=8
+            )
     return figure
 
 

@@ -37,7 +37,9 @@ class Sink(Protocol):
 class Telemetry:
     """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0."""
 
-    def __init__(self, sinks: Sequence[Sink] = (), history: Sequence[Metrics] = (), target: float | None = None) -> None:
+    def __init__(
+        self, sinks: Sequence[Sink] = (), history: Sequence[Metrics] = (), target: float | None = None
+    ) -> None:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
         self._bytes_told = 0
 
