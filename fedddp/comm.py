@@ -103,6 +103,7 @@ class Comm:
         prefixed.set_timeout(limit)
         comm = cls(place, device, store=prefixed, timeout=timeout)
         comm._enter("start")
+        comm._await_all()
         comm.backend = comm._choose_backend(backend)
         try:
             dist.init_process_group(
@@ -235,6 +236,18 @@ class Comm:
                     f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
                 )
         return "; ".join(missing) or "every rank came, one left while its message was on the way"
+
+    def _await_all(self) -> None:
+        """Wait for every rank's first note: forming the process group itself cannot be interrupted."""
+        assert self._store is not None
+        keys, deadline = [f"at/{rank}" for rank in range(self.world_size)], time.monotonic() + self._timeout
+        while not self._store.check(keys):
+            interrupt.check()
+            if time.monotonic() > deadline:
+                raise CommError(
+                    f"start: waited {self._timeout:g} s; {self._diagnosis()} (run.timeout sets how long to wait)"
+                )
+            time.sleep(0.05)
 
     def _choose_backend(self, backend: str) -> str:
         """nccl where every rank has a GPU of its own (compared by UUID), else gloo."""

@@ -96,10 +96,10 @@ def prepare(config: Config, place: Place) -> Prepared:
     return Prepared(config, place, device, dataset, partition, task, spec, folder, saved)
 
 
-def connect(p: Prepared, sinks: list[Sink]) -> Experiment:
-    """Join the other ranks and assemble the federation, from its beginning or from rank 0's checkpoint."""
+def connect(p: Prepared, sinks: list[Sink], comm: Comm | None = None) -> Experiment:
+    """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands."""
     config, place = p.config, p.place
-    comm = Comm.connect(place, p.device, backend=config.run.backend, timeout=config.run.timeout)
+    comm = comm or Comm.connect(place, p.device, backend=config.run.backend, timeout=config.run.timeout)
     comm.check_signature(_signature(p))
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
