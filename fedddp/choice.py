@@ -39,10 +39,10 @@ class Choice:
 
     def validate(self, value: Any) -> Any:
         """The section object that a table describes; objects pass."""
-        if isinstance(value, str):
-            raise _mistake(f"is a section: write its name as .name={value}", value=value)
-        if not isinstance(value, dict):
+        if dataclasses.is_dataclass(value):
             return value
+        if not isinstance(value, dict):
+            raise _mistake(f"is a section: write its name as .name={value}", value=value)
         table = dict(value)
         if table.setdefault("name", self.default["name"]) == self.default["name"]:
             table = {**self.default, **table}
@@ -65,7 +65,7 @@ class Choice:
     def _named(self, name: Any) -> Any:
         if isinstance(name, str) and ":" in name:
             return import_class(name)
-        if name not in self.registry:
+        if not isinstance(name, str) or name not in self.registry:
             known = f"should be {one_of(self.registry)} or package.module:Class"
             raise _mistake(known + suggestion(str(name), self.registry), at="name", value=name)
         return self.registry[name]

@@ -1,7 +1,8 @@
 """Being asked to stop: SIGTERM, SIGINT, or a launcher that died, noticed at the next safe point.
 
-The handlers only set a flag. Local steps, evaluation batches and waiting collectives call `check`, which raises
-`Interrupted` where nothing is half written.
+A thread hears of signals at once (also while the main thread is inside C++) and sets a flag. Local steps, evaluation
+batches and waiting collectives call `check`, which raises `Interrupted` where nothing is half written. A process that
+comes to no safe point within a few seconds is ended: what finished rounds left on disk stays whole.
 """
 
 from __future__ import annotations
@@ -10,19 +11,25 @@ import os
 import signal
 import threading
 import time
-from types import FrameType
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+GRACE = 4.0  # seconds from a request to a safe point
+
+_reason: str | None = None
+_noticed = False
 
 
 class Interrupted(BaseException):
     """The run was asked to stop. Not an `Exception`: a failing client is tolerated, a request to stop is not."""
 
 
-_reason: str | None = None
-
-
 def check() -> None:
     """Raise `Interrupted` if the process was asked to stop; costs one comparison."""
+    global _noticed
     if _reason is not None:
+        _noticed = True
         raise Interrupted(_reason)
 
 
@@ -32,30 +39,49 @@ def request(reason: str) -> None:
     _reason = _reason or reason
 
 
-def clear() -> None:
-    """Forget a request (a new run in the same process)."""
-    global _reason
-    _reason = None
+@contextmanager
+def handled() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGINT are requests to stop, and so is the death of torchrun if it started us.
 
-
-def install(grace: float = 4.0) -> None:
-    """Handle SIGTERM and SIGINT, and under torchrun watch for its death, so that a killed launcher leaves no orphan.
-
-    A process that is stuck where no safe point comes leaves by itself ``grace`` seconds after its launcher died.
+    Does nothing outside the main thread, where signals cannot be handled. What was set before is restored.
     """
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        request(signal.Signals(number).name)
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
+    global _reason, _noticed
+    _reason, _noticed = None, False
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before_fd = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_watch_parent, args=(os.getppid(), grace), daemon=True).start()
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before_fd)
+        os.close(told)  # ends the listener
 
 
-def _watch_parent(parent: int, grace: float) -> None:
+def _listen(heard: int) -> None:
+    """Turn the bytes that signals leave in the pipe into requests, until its other end is closed."""
+    with os.fdopen(heard, "rb", buffering=0) as pipe:
+        while received := pipe.read(1):
+            if received[0] in (signal.SIGTERM, signal.SIGINT):
+                _stop(signal.Signals(received[0]).name)
+
+
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    request("the launcher died")
-    time.sleep(grace)
-    os._exit(1)
+    _stop("the launcher died")
+
+
+def _stop(reason: str) -> None:
+    request(reason)
+    timer = threading.Timer(GRACE, lambda: None if _noticed else os._exit(EXIT_CODE))
+    timer.daemon = True
+    timer.start()

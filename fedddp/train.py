@@ -25,7 +25,7 @@ from .federation import federate
 from .interrupt import Interrupted
 from .telemetry import Metrics, Sink, log_to_stderr, summary_table
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 
 log = logging.getLogger("fedddp")
 
@@ -34,25 +34,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
     place = Place.from_env()
     log_to_stderr(place.rank, place.world_size)
-    interrupt.clear()
-    interrupt.install()
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        code = _run(words, place)
-    except UsageError as error:
-        code = _usage(str(error), place)
-    except CommError as error:
-        log.error("%s", error)
-        code = FAILED
-    except Interrupted as request:
-        log.warning("%s before the first round", request)
-        code = INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        code = FAILED
+    with interrupt.handled():
+        code = _guarded(words, place)
     if place.world_size > 1 and code != DONE:
         leave(code)  # not through the destructors of a process group that others may still wait in
     return code
+
+
+def _guarded(words: Sequence[str], place: Place) -> int:
+    """Run, and turn what went wrong into a line on stderr and an exit code."""
+    try:
+        return _run(words, place)
+    except UsageError as error:
+        return _usage(str(error), place)
+    except CommError as error:
+        log.error("%s", error)
+        return FAILED
+    except Interrupted as request:
+        log.warning("%s before the first round", request)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
 
 
 def _run(words: Sequence[str], place: Place) -> int:

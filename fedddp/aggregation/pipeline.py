@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import nan
+from math import isfinite, nan
 from typing import Protocol
 
 import torch
@@ -90,20 +90,20 @@ class Inbox:
         limit = self._examples.new_tensor([max(1, int(self._pipeline.sizes[k])) for k in ids])
         weight = update.weight
         usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()
+        keep = [row for row, good in enumerate(usable) if good]
         for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
-            if good:
-                self._loss[self._slot[k]] = result.loss[row]
-                self._accuracy[self._slot[k]] = result.accuracy[row]
-                self._succeeded[self._slot[k]] = 1
-            else:
+            if not good:
                 self._report_failure([k], self._why(float(largest[row]), float(weight[row])))
-        if not all(usable):
-            keep = torch.tensor(usable)
-            rows, weight = rows[keep.to(rows.device)], weight[keep]
+        if len(keep) < len(ids):
+            rows, weight = rows[keep], weight[keep]
         for stage in self._pipeline.stages:
             rows = stage.encode(rows, self._cohort)
         self._pipeline.reduce.add(rows, weight)
         self._weight += weight.sum()
+        slots = [self._slot[ids[row]] for row in keep]
+        self._loss[slots] = result.loss[keep].to(self._loss)
+        self._accuracy[slots] = result.accuracy[keep].to(self._accuracy)
+        self._succeeded[slots] = 1  # last: what a stage or the sum refused is a failure
 
     def mean(self) -> tuple[Mean, RoundReport]:
         """The weighted mean over all ranks' clients, by the round's one all_reduce.
@@ -143,13 +143,14 @@ class Inbox:
         log.warning("round %d: %s failed and is left out: %s", self._cohort.round + 1, clients, reason)
 
     def _why(self, largest: float, weight: float) -> str:
-        if not largest <= self._pipeline.reduce.bound:
-            bound = self._pipeline.reduce.bound
-            return "its update is not finite" if largest != largest or bound > 1e30 else f"its update exceeds {bound:g}"
+        if not isfinite(largest):
+            return "its update is not finite"
+        if largest > self._pipeline.reduce.bound:
+            return f"its update exceeds {self._pipeline.reduce.bound:g}"
         return f"its weight {weight:g} is not between 0 and its number of examples"
 
 
 def checksum(w: Tensor) -> int:
     """24 bits of ``w``'s bytes: exact in float32, so that it can ride in the round's collective."""
     words = w.detach().contiguous().view(torch.int32)
-    return int(words.sum(dtype=torch.int64)) % 2**24
+    return int(words.sum(dtype=torch.int64)) % (2**24 - 3)  # a prime: no power of two vanishes, so no flipped bit does

@@ -31,7 +31,7 @@ class Reduce(Protocol):
 
     @property
     def bound(self) -> float:
-        """The largest magnitude of an entry that can be summed."""
+        """The largest magnitude of an entry that can be summed in the round that is open."""
         ...
 
 
@@ -48,6 +48,7 @@ class FastSum:
             self._buffer = torch.empty(length + tail, dtype=self._buffer.dtype, device=self._buffer.device)
         self._buffer.zero_()
         self._length = length
+        self.bound = torch.finfo(self._buffer.dtype).max / max(total_weight, 1.0)  # else the sum may overflow
 
     @property
     def tail(self) -> Tensor:
@@ -72,15 +73,16 @@ class ExactSum(FastSum):
 
     def __init__(self, device: torch.device | str, bound: float = 2.0**12) -> None:
         super().__init__(torch.float64, device)
-        self.bound = bound
+        self.bound = self._bound = bound
         self._anchor = 0.0
 
     def open(self, length: int, tail: int, total_weight: float) -> None:
         super().open(length, tail, total_weight)
+        self.bound = self._bound
         quantum = 2.0 ** (math.ceil(math.log2(self.bound * max(total_weight, 1.0))) - 51)
         self._anchor = 1.5 * 2.0**52 * quantum
 
     def add(self, rows: Tensor, weight: Tensor) -> None:
         total = self._buffer[: self._length]
         for row, n in zip(rows, weight.tolist(), strict=True):
-            total += row.double().mul_(n).add_(self._anchor).sub_(self._anchor)
+            total += row.to(torch.float64, copy=True).mul_(n).add_(self._anchor).sub_(self._anchor)

@@ -189,14 +189,14 @@ def _tensors(dataset: Any) -> Examples:
     """[n, C, H, W] and [n] from torchvision's ``data``/``targets``, or by iterating once."""
     if hasattr(dataset, "data") and hasattr(dataset, "targets"):
         x, y = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
-        if x.dim() == 4 and x.dtype == torch.uint8 and x.shape[-1] in (1, 3):
-            x = x.permute(0, 3, 1, 2).contiguous()
     else:
         pairs = [dataset[i] for i in range(len(dataset))]
         x, y = (
             torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]),
             torch.tensor([t for _, t in pairs]),
         )
+    if x.dim() == 4 and x.dtype == torch.uint8 and x.shape[-1] in (1, 3):
+        x = x.permute(0, 3, 1, 2).contiguous()
     if x.dim() == 3 and x.dtype == torch.uint8:
         x = x.unsqueeze(1)
     return Examples(x, y.long())

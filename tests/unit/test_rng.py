@@ -9,8 +9,8 @@ from fedddp.rng import derive, generator, global_seed, numpy_generator
 
 def test_derived_seed_is_the_same_on_every_machine_and_in_every_version():
     """A changed value would make old runs and their checkpoints impossible to repeat."""
-    assert derive(0, "model") == DERIVED_MODEL
-    assert derive(7, "batches", 3, 11) == DERIVED_BATCHES
+    assert derive(0, "model") == 3211678333516522061
+    assert derive(7, "batches", 3, 11) == 2052940016667282787
 
 
 def test_every_argument_matters():
@@ -33,14 +33,14 @@ def test_streams_are_repeatable_and_apart(make):
 
 def test_global_generators_are_left_alone():
     torch.manual_seed(5)
-    np.random.seed(5)  # noqa: NPY002
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(5)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     torch.rand(3, generator=generator(0, "x"))
     numpy_generator(0, "x").random(3)
     with global_seed(0, "x"):
         torch.rand(3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], numpy_before)
 
 
 def test_global_seed_seeds_inside_the_block_only():
@@ -55,7 +55,11 @@ def test_global_seed_seeds_inside_the_block_only():
 
 def test_global_seed_restores_after_an_exception():
     before = torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), global_seed(0, "x"):
-        torch.rand(1)
-        raise ZeroDivisionError
+
+    def fails():
+        with global_seed(0, "x"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,180 @@
+"""The real program under the real torchrun: faults that only show there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "--data.name=synthetic",
+    "--data.args={num_train=240, num_test=60}",
+    "--model.name=mlp",
+    "--model.hidden=16",
+    "--telemetry.tensorboard=false",
+    "--run.device=cpu",
+    "--run.threads=1",
+]
+SLOW = [*SMALL[:2], "--model.name=faulty:SlowMLP", "--model.seconds=0.05", *SMALL[4:], "--run.rounds=6"]
+
+
+def command(ranks: int, *args: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    options = [a for a in args if a.startswith("--max-restarts")]
+    return [*launcher, *options, "-m", "fedddp.train", *(a for a in args if a not in options)]
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """start(ranks, *args) starts torchrun in a process group of its own in tmp_path."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    started: list[subprocess.Popen[str]] = []
+
+    def run(ranks: int, *args: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(ranks, *args) if ranks else [sys.executable, "-m", "fedddp.train", *args],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()  # fedddp's ranks follow it
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _workers(launcher: int) -> list[int]:
+    """The living children of torchrun; they have sessions of their own."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"fedddp.train" in _cmdline(int(pid))]
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _until(condition: Callable[[], bool], seconds: float) -> float:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "did not happen in time"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def _rounds(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    return output
+
+
+def _summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _status(folder: Path) -> dict:
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_no_argument_shows_rounds_a_table_and_the_tensorboard_command(start):
+    output = _finish(start(2, *SMALL, "--run.rounds=2"))
+    assert "round 1/2  test accuracy" in output
+    assert "final test accuracy" in output
+    assert "tensorboard --logdir runs" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_torchrun_loses_nothing_and_the_run_goes_on_to_the_same_model(start, tmp_path, number):
+    _finish(start(2, *SLOW, "--run.name=whole"))
+    run = tmp_path / "runs" / "cut"
+    process = start(2, *SLOW, "--run.name=cut")
+    _until(lambda: _rounds(run) >= 2, 60)
+    workers = _workers(process.pid)
+    assert len(workers) == 2
+    process.send_signal(number)
+    seconds = _until(lambda: process.poll() is not None and not any(map(_cmdline, workers)), 15)
+    assert seconds < 5
+    assert _status(run)["state"] == "interrupted"
+    done = _status(run)["round"]
+    assert 2 <= done < 6
+    assert (run / "checkpoints" / f"round-{done:06d}").is_dir()
+
+    _finish(start(2, *SLOW, "--run.name=cut", "--run.resume=auto"))
+    assert _status(run)["state"] == "done"
+    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    assert _summary(run)["model_sha256"] == _summary(tmp_path / "runs" / "whole")["model_sha256"]
+
+
+def test_one_rank_exits_75_when_interrupted(start, tmp_path):
+    process = start(0, *SLOW, "--run.name=alone")
+    _until(lambda: _rounds(tmp_path / "runs" / "alone") >= 1, 60)
+    process.send_signal(signal.SIGINT)
+    assert "go on with --run.resume=auto" in _finish(process, code=75)
+
+
+def test_kill_9_of_a_rank_and_a_restart_end_with_the_undisturbed_model(start, tmp_path):
+    faulty = ["--algorithm.name=faulty:Faulty", "--algorithm.how=kill", "--algorithm.round=3", "--run.rounds=5"]
+    marker = tmp_path / "killed"
+    undisturbed = [*faulty[:1], "--algorithm.client=7", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
+    _finish(start(2, *undisturbed, "--run.name=whole"))
+    args = [*faulty[:1], "--algorithm.client=1", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
+    output = _finish(start(2, "--max-restarts=1", *args, "--run.name=killed"))
+    assert marker.exists(), output
+    run = tmp_path / "runs" / "killed"
+    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert _summary(run)["model_sha256"] == _summary(tmp_path / "runs" / "whole")["model_sha256"]
+
+
+@pytest.mark.parametrize("how", ["hang", "exit"])
+def test_a_rank_that_hangs_or_leaves_is_named_and_nobody_stays(start, how):
+    began = time.monotonic()
+    args = ["--algorithm.name=faulty:Faulty", f"--algorithm.how={how}", "--algorithm.client=1", "--algorithm.round=2"]
+    output = _finish(start(3, *args, *SMALL, "--run.timeout=3"), code=1)
+    assert "aggregate: " in output
+    assert "rank 1 is missing, last seen in 'train in round 2'" in output
+    assert time.monotonic() - began < 30  # torchrun alone would wait 30 s for the one that hangs
+
+
+def test_sigkill_to_torchrun_leaves_no_orphan(start, tmp_path):
+    process = start(2, *SLOW, "--run.name=orphan", "--run.rounds=200")
+    _until(lambda: _rounds(tmp_path / "runs" / "orphan") >= 1, 60)
+    workers = _workers(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    _until(lambda: not any(map(_cmdline, workers)), 8)
+    assert _status(tmp_path / "runs" / "orphan")["state"] == "interrupted"
+
+
+def test_a_usage_error_is_one_line_from_one_rank(start):
+    output = _finish(start(3, *SMALL, "--client.optimizer.lr=-1"), code=1)
+    assert output.count("client.optimizer.lr=-1: should be greater than 0") == 1
+    assert "exitcode  : 2" in output

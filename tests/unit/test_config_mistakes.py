@@ -1,0 +1,114 @@
+"""Every mistake in a configuration is one line that names the key, the value and what to do."""
+
+import pytest
+
+from fedddp.comm import Place
+from fedddp.config import UsageError, build, parse
+from fedddp.experiment import cohort_size, prepare, resolve
+
+SMALL = ("--data.name=synthetic", "--data.args={num_train = 20, num_test = 5}", "--model.name=mlp", "--run.threads=1")
+
+MISTAKES = [
+    ("--run.rounds=0", "run.rounds=0: should be greater than or equal to 1"),
+    ("--run.rounds=2.5", "run.rounds=2.5: should be a valid integer"),
+    ("--run.rounds=many", "run.rounds='many': should be a valid integer"),
+    ("--run.round=5", "run.round: unknown key; did you mean 'rounds'?"),
+    ("--run.xyz=5", "run.xyz: unknown key; the keys here are name, dir, seed, rounds"),
+    ("--rnu.rounds=5", "rnu: unknown key; did you mean 'run'?"),
+    ("--run.device=tpu", "run.device='tpu': should be 'auto', 'cpu' or 'cuda'"),
+    ("--run=3", "run=3: is a section: write run.<key>=value"),
+    ("--data.args=3", "data.args=3: should be a valid dictionary"),
+    ("--client.optimizer=sgd", "client.optimizer='sgd': is a section: write its name as .name=sgd"),
+    ("--client.optimizer=3", "client.optimizer=3: is a section"),
+    ("--model=[1]", "model=[1]: is a section"),
+    ("--algorithm.server_optimizer=true", "algorithm.server_optimizer=True: is a section"),
+    ("--client.optimizer.name=[1]", "client.optimizer.name=[1]: should be 'sgd' or package.module:Class"),
+    ("--client.optimizer.name=sdg", "client.optimizer.name='sdg': should be 'sgd'", "did you mean 'sgd'?"),
+    ("--client.optimizer.lr=-1", "client.optimizer.lr=-1: should be greater than 0"),
+    ("--client.optimizer.lr=nan", "client.optimizer.lr=nan: should be a finite number"),
+    ("--client.optimizer.momentun=1", "client.optimizer.momentun: unknown key; did you mean 'momentum'?"),
+    ("--client.optimizer.xyz=1", "client.optimizer.xyz: unknown key; the keys here are lr, momentum"),
+    ("--algorithm.server_optimizer.momentum=1", "algorithm.server_optimizer.momentum=1: should be less than 1"),
+    ("--algorithm.server_optimizer.beta=1", "algorithm.server_optimizer.beta: unknown key"),
+    ("--algorithm.name=fedag", "algorithm.name='fedag': should be 'fedavg'", "did you mean 'fedavg'?"),
+    ("--algorithm.weighting=equal", "algorithm.weighting='equal': should be 'examples' or 'uniform'"),
+    ("--data.partition.alpha=1", "data.partition.alpha: unknown key; the keys here are num_clients"),
+    ("--data.partition={name = 'dirichlet', alpha = 0}", "data.partition.alpha=0: should be greater than 0"),
+    ("--model.name=nowhere:Net", "model.name='nowhere:Net': cannot be imported (no module 'nowhere')", "PYTHONPATH"),
+    ("--model.name=torch.nn:Linea", "model.name='torch.nn:Linea': cannot be imported", "did you mean 'Linear'?"),
+    ("--model={name = 'torch.nn:Linear', in_features = 3}", "model.name='torch.nn:Linear'", "'out_features'"),
+    ("--algorithm.name=torch.nn:Linear", "algorithm.name='torch.nn:Linear': should name a dataclass"),
+    ("--cohort={size = 3, fraction = 0.5}", "cohort: fraction and size both say", "give one of them"),
+    ("--cohort.fraction=0", "cohort.fraction=0: should be greater than 0"),
+    ("--run.rounds", "--run.rounds has no value: write --section.key=value"),
+    ("--halp", "unknown option --halp; did you mean '--help'?"),
+    ("no/such.toml", "no/such.toml: cannot be read (No such file or directory); give a TOML file"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), [(word, expected) for word, *expected in MISTAKES])
+def test_a_mistake_is_one_line_with_key_value_and_remedy(word, expected):
+    with pytest.raises(UsageError) as error:
+        build(*parse([word]).layers)
+    message = str(error.value)
+    assert message.startswith(expected[0])
+    assert all(part in message for part in expected)
+    assert "\n" not in message
+
+
+def test_the_first_mistake_is_told_and_the_others_are_counted():
+    with pytest.raises(UsageError, match=r"^run.seed=-1: .* \(and 2 more\)$"):
+        build(*parse(["--run.seed=-1", "--run.rounds=0", "--client.optimizer.lr=0"]).layers)
+
+
+@pytest.mark.parametrize("content", [b"run = \n", b"run = {\xff}\n"])
+def test_a_file_that_is_no_toml_is_named(tmp_path, content):
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"bad.toml: is not valid TOML: ") as error:
+        parse([str(tmp_path / "bad.toml")])
+    assert "\n" not in str(error.value)
+
+
+PREPARED = [
+    ("--cohort.size=5", "cohort.size=5: there are only 4 clients; ask for at most 4"),
+    ("--data.name=mnst", "data.name='mnst': should be one of mnist-mini, mnist, "),
+    ("--data.name=nowhere:Data", "data.name='nowhere:Data': cannot be imported (no module 'nowhere')"),
+    ("--data.args={num_trian = 5}", "data.args={", "num_trian"),
+    ("--data.partition.num_clients=21", "data.partition.num_clients=21: 20 examples cannot give", "at most 20 clients"),
+    ("--model={name = 'torch.nn:Linear', in_features = 3, out_features = 2}", "model.name='torch.nn", "[2, 1, 28, 28]"),
+    ("--model={name = 'torch.nn:Flatten'}", "model.name='torch.nn", "no trainable parameter"),
+    ("--model={name = 'torch.nn:PReLU'}", "model.name='torch.nn", "should give ", "gives [2, 1, 28, 28]"),
+    ("--run.resume=no/such/run", "run.resume='no/such/run': is not a run folder"),
+]
+
+
+@pytest.mark.parametrize(("word", "expected"), [(word, expected) for word, *expected in PREPARED])
+def test_what_needs_the_data_is_checked_before_anything_is_written(word, expected, tmp_path):
+    words = [*SMALL, f"--run.dir={tmp_path / 'runs'}", "--data.partition.num_clients=4", word]
+    with pytest.raises(UsageError) as error:
+        prepare(resolve(build(*parse(words).layers), Place()), Place())
+    assert all(part in str(error.value) for part in expected)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_under_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"run.dir='.*file/runs': .*file cannot be written to; choose another folder"):
+        prepare(resolve(build(*parse([*SMALL, f"--run.dir={tmp_path}/file/runs"]).layers), Place()), Place())
+
+
+def test_what_depends_on_the_ranks_is_filled_in():
+    config = resolve(build({"model": {"name": "mlp"}}), Place(world_size=3, local_world_size=3))
+    assert config.data.partition.num_clients == 3
+    assert config.run.name == "fedavg-mnist-mini-mlp"
+    assert config.run.threads >= 1
+    exact = resolve(build({"aggregation": {"sum": "exact"}}), Place())
+    assert exact.run.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("cohort", "size"), [({}, 40), ({"fraction": 0.1}, 4), ({"fraction": 0.001}, 1), ({"size": 7}, 7)]
+)
+def test_the_cohort_is_a_share_a_number_or_everybody(cohort, size):
+    assert cohort_size(build({"cohort": cohort, "data": {"partition": {"num_clients": 40}}})) == size
