@@ -72,6 +72,9 @@ class Checkpoints:
         self._every, self._keep, self._stateful = every, keep, stateful
         self._current: tuple[ServerState, ClientStore, float | None] | None = None
         self._written: int | None = None
+        if comm.rank == 0:  # what a killed attempt left half written is not ours; the others write after a round
+            for partial in self._folder.glob(".round-*"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def after_round(self, server: ServerState, store: ClientStore, score: Score | None, *, last: bool) -> None:
         """Remember the state of a finished round, and write it when due (the last round always is)."""
@@ -89,7 +92,8 @@ class Checkpoints:
         server, store, accuracy = self._current
         if self._written != server.round:
             partial = self._folder / f".round-{server.round:06d}"
-            partial.mkdir(parents=True, exist_ok=True)
+            if self._stateful or self._comm.rank == 0:
+                partial.mkdir(parents=True, exist_ok=True)
             if self._stateful:
                 _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", store.state_dict())
             if self._comm.rank == 0:
@@ -114,8 +118,7 @@ class Checkpoints:
         }
         _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
         self._await_clients(partial, patience)
-        sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if not path.name.startswith(".")}
-        _write_bytes(partial / "manifest.json", json.dumps(sums, indent=1).encode())
+        _write_bytes(partial / "manifest.json", json.dumps(_sums(partial), indent=1).encode())
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -170,6 +173,11 @@ def vector_sha256(w: Tensor) -> str:
 def _clients(folder: Path) -> dict[str, Tensor]:
     parts = [load_file(path) for path in sorted(folder.glob("clients-*.safetensors"))]
     return {key: tensor for part in parts for key, tensor in part.items()}
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name != "manifest.json"]
+    return {path.name: sha256(path) for path in files}
 
 
 def _damage(folder: Path) -> str | None:

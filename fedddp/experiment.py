@@ -83,17 +83,22 @@ def prepare(config: Config, place: Place) -> Prepared:
     """Load the data, deal it out, build the model, find the run folder. Raises UsageError naming key and remedy."""
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
-    try:
-        dataset = _dataset(config)
-        partition = config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    dataset, partition = load_data(config)
     dtype = getattr(torch, config.client.precision)
     shape = tuple(dataset.train.x.shape[1:])
     task = Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
     folder, saved = _run_folder(config, place) if place.rank == 0 else (None, None)
     return Prepared(config, place, device, dataset, partition, task, spec, folder, saved)
+
+
+def load_data(config: Config) -> tuple[Dataset, Partition]:
+    """The dataset and who owns which of its training examples. Raises UsageError naming key and remedy."""
+    try:
+        dataset = _dataset(config)
+        return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def connect(p: Prepared, sinks: list[Sink], comm: Comm | None = None) -> Experiment:
@@ -132,6 +137,7 @@ def connect(p: Prepared, sinks: list[Sink], comm: Comm | None = None) -> Experim
             batch_size=config.client.batch_size,
             seed=seed,
             device=p.device,
+            dtype=dtype,
         ),
         sampler=UniformSampler(data.num_clients, cohort_size(config), seed),
         pipeline=Pipeline(layout, reduce, data.sizes, comm),

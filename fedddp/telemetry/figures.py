@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -62,4 +62,22 @@ def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
         axes.set_title(f"{mistake.label} taken for {mistake.predicted}\nloss {mistake.loss:.1f}", size=8)
         axes.axis("off")
     figure.suptitle(f"round {round}: worst mistakes" if worst else f"round {round}: no mistake")
+    return figure
+
+
+def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float | None) -> Figure:
+    """Test accuracy by round, one line a run (name -> (round, accuracy) pairs)."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in accuracies.items():
+        rounds, values = zip(*points, strict=True) if points else ((), ())
+        axes.plot(rounds, values, marker=".", label=name)
+    if target is not None:
+        axes.axhline(target, color="grey", linestyle="--", linewidth=1)
+        axes.annotate(f"{target:g}", (1.0, target), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    axes.set(xlabel="round", ylabel="test accuracy")
+    best = max((value for points in accuracies.values() for _, value in points), default=1.0)
+    axes.set_ylim(max(0.0, best - 0.25), min(1.0, best + 0.02))
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure

@@ -14,6 +14,9 @@ from ..evaluation import Score
 from . import figures
 from .telemetry import Metrics, RoundRecord
 
+COMPARED = ("final_test_accuracy", "best_test_accuracy", "rounds", "rounds_to_target", "seconds_total")
+"""The summary's entries that the HParams page lists beside the configuration."""
+
 
 class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
@@ -26,7 +29,7 @@ class TensorBoard:
         self, folder: Path, done: int, config: str, hparams: Mapping[str, Any], partition_counts: NDArray[np.int64]
     ) -> None:
         self._folder = folder
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         self._hparams = {k: v for k, v in hparams.items() if isinstance(v, str | int | float | bool)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
@@ -38,10 +41,10 @@ class TensorBoard:
         m, score, writer = record.metrics, record.score, self._writer
         t = m["round"]
         scalars = {
-            "test/accuracy": m["test_accuracy"],
-            "test/loss": m["test_loss"],
-            "train/accuracy": record.train_accuracy,
-            "train/loss": m["train_loss"],
+            "accuracy/test": m["test_accuracy"],
+            "loss/test": m["test_loss"],
+            "accuracy/train": record.train_accuracy,
+            "loss/train": m["train_loss"],
             "round/participants": m["participants"],
             "round/failures": m["failures"],
             "round/examples": m["examples"],
@@ -60,7 +63,7 @@ class TensorBoard:
             writer.add_histogram("clients/examples", record.report.examples, t)
         if score is not None:
             for label, accuracy in enumerate(score.per_class.tolist()):
-                writer.add_scalar(f"test_accuracy_by_class/{label}", accuracy, t)
+                writer.add_scalar(f"class accuracy/{label}", accuracy, t)
             self._last = (t, score)
             if str(t).rstrip("0") in ("1", "2", "5"):
                 self._draw(t, score)
@@ -75,6 +78,6 @@ class TensorBoard:
         if self._last is not None and self._drawn != self._last[0]:
             self._draw(*self._last)
         if summary is not None:
-            results = {f"result/{k}": v for k, v in summary.items() if isinstance(v, int | float)}
+            results = {f"summary/{k}": summary[k] for k in COMPARED if summary[k] is not None}
             self._writer.add_hparams(self._hparams, results, run_name=".", global_step=summary["rounds"])
         self._writer.close()

@@ -4,43 +4,9 @@ import math
 
 import pytest
 import torch
+from distributed_support import configured, experiment_of, train
 
-from fedddp.checkpoint import vector_sha256
-from fedddp.comm import Place
-from fedddp.config import build
-from fedddp.experiment import connect, prepare, resolve
 from fedddp.federation import federate
-
-BASE = {
-    "run": {"threads": 1, "rounds": 2, "device": "cpu"},
-    "data": {"name": "synthetic", "args": {"num_train": 480, "num_test": 100, "noise": 0.5}},
-    "model": {"name": "mlp", "hidden": 16},
-    "checkpoint": {"every": 0},
-    "telemetry": {"tensorboard": False, "progress": "off"},
-}
-
-
-def configured(tmp_path, **sections):
-    """BASE with sections on top, e.g. data__partition={...} for a nested one."""
-    table = {name: dict(keys) for name, keys in BASE.items()}
-    table["run"]["dir"] = str(tmp_path / "runs")
-    for path, keys in sections.items():
-        *parents, last = path.split("__")
-        section = table
-        for name in parents:
-            section = section.setdefault(name, {})
-        section[last] = {**section.get(last, {}), **keys}
-    return table
-
-
-def train(comm, table):
-    """Train to the end on an existing communicator; what a rank knows then."""
-    place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
-    experiment = connect(prepare(resolve(build(table), place), place), [], comm=comm)
-    server = federate(experiment.federation, experiment.server)
-    telemetry = experiment.federation.telemetry
-    return {"sha256": vector_sha256(server.w), "w": server.w, "rounds": server.round, "history": telemetry.history}
-
 
 TWELVE = {"num_clients": 12, "name": "quantity", "alpha": 2.0, "min_size": 5}
 
@@ -117,8 +83,7 @@ def test_if_all_clients_fail_the_model_stays_as_it_was(run_ranks, tmp_path):
 
 def diverge(comm, table):
     """Rank 1's model loses one bit before round 2."""
-    place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
-    experiment = connect(prepare(resolve(build(table), place), place), [], comm=comm)
+    experiment = experiment_of(comm, table)
     server = federate(experiment.federation.until(1), experiment.server)
     if comm.rank == 1:
         server.w.view(torch.int32)[123] ^= 1

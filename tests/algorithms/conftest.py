@@ -1,0 +1,3 @@
+"""The shared fixtures that these tests use."""
+
+from support import logged as logged

@@ -1,0 +1,102 @@
+"""What several tests share: six clients' updates and their aggregation, and small federations of one rank."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedddp.aggregation import ExactSum, FastSum, Pipeline
+from fedddp.comm import Comm, Place
+from fedddp.config import build
+from fedddp.data import DATASETS, Dataset, Examples, Partition
+from fedddp.experiment import connect, prepare, resolve
+from fedddp.flat import FlatSpec
+from fedddp.types import Cohort, LocalResult, ServerState, Update
+
+D = 40
+SIZES = torch.tensor([7, 1, 30, 12, 5, 3])
+REDUCES = {"fast": lambda: FastSum(torch.float32, "cpu"), "exact": lambda: ExactSum("cpu")}
+
+
+def rows(seed=0, dtype=torch.float32):
+    """One update a client, of very different sizes, so that the order of a float sum shows."""
+    stream = torch.Generator().manual_seed(seed)
+    scale = 10.0 ** torch.arange(-3, 3).view(-1, 1)
+    return (torch.randn(len(SIZES), D, generator=stream) * scale).to(dtype)
+
+
+def result(loss=0.5, accuracy=0.25):
+    figures = [torch.tensor([v], dtype=torch.float64) for v in (loss, accuracy)]
+    return LocalResult(torch.zeros(1, D), torch.tensor([1]), *figures)
+
+
+def opened(reduce, *, ids=range(6), comm=None, stages=(), w=None, layout=None):
+    pipeline = Pipeline(layout or {"delta": D}, reduce, SIZES, comm or Comm.alone(), stages)
+    server = ServerState(torch.zeros(D, dtype=rows().dtype) if w is None else w, D)
+    return pipeline.open(Cohort(4, tuple(ids), 6), server)
+
+
+def send(inbox, client, row, weight=None):
+    weight = SIZES[[client]] if weight is None else torch.tensor([weight])
+    with inbox.tolerate([client]):
+        inbox.add((client,), Update({"delta": row.view(1, -1)}, weight), result(loss=client, accuracy=client / 8))
+
+
+def aggregated(reduce, updates, order=range(6), **more):
+    inbox = opened(reduce, **more)
+    for client in order:
+        send(inbox, client, updates[client])
+    return inbox.mean()
+
+
+def few_digits(num_train, num_test=5):
+    """The first of the embedded digits."""
+    all_of_them = DATASETS["mnist-mini"](Path("not-needed"), False)
+    train, test = all_of_them.train, all_of_them.test
+    parts = Examples(train.x[:num_train], train.y[:num_train]), Examples(test.x[:num_test], test.y[:num_test])
+    return Dataset(*parts, num_classes=10, mean=all_of_them.mean, std=all_of_them.std)
+
+
+def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):
+    """A federation of one rank and its first state: client k owns the next ``sizes[k]`` examples of ``dataset``."""
+    quiet = {
+        "run": {"dir": str(folder), "threads": 1},
+        "data": {"name": "synthetic", "args": {"num_train": 50, "num_test": 1}},
+        "telemetry": {"progress": "off"},
+        "checkpoint": {"every": 0},
+        "evaluate": {"every": 0},
+    }
+    population = {"data": {"partition": {"num_clients": len(sizes)}}}
+    p = prepare(resolve(build(quiet, population, sections), Place()), Place())
+    partition = Partition(np.arange(sum(sizes)), np.cumsum([0, *sizes]))
+    task = task or p.task
+    spec = FlatSpec.of(task.model(p.config.run.seed))
+    experiment = connect(replace(p, dataset=dataset, partition=partition, task=task, spec=spec), list(sinks))
+    return experiment.federation, experiment.server
+
+
+@pytest.fixture
+def logged():
+    """The lines that fedddp logs, whatever a program in the same process did to the logger before."""
+    lines, logger = [], logging.getLogger("fedddp")
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+class Recorder:
+    """A sink that keeps what it is told."""
+
+    def __init__(self):
+        self.records, self.closed = [], []
+
+    def round(self, record):
+        self.records.append(record)
+
+    def close(self, summary):
+        self.closed.append(summary)

@@ -1,0 +1,157 @@
+"""fedddp.evaluation: scores against a direct computation."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedddp import evaluation
+from fedddp.comm import Comm
+from fedddp.data import Examples, Normalizer
+from fedddp.evaluation import Evaluator, Score
+from fedddp.flat import FlatModule, flatten
+from fedddp.tasks import Task
+
+NUM_CLASSES = 10
+
+
+def model():
+    """Normalisation and dropout, so that training mode would show."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 10))
+
+
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch):
+    """Tiny batches on all cores of a busy machine take seconds."""
+    monkeypatch.setattr(evaluation, "local_cores", lambda: 1)
+
+
+@pytest.fixture
+def test_set(digits):
+    """450 digits: two batches of 200 and a short one. No 7 among them."""
+    rows = (digits.test.y != 7).nonzero().flatten()[:450]
+    return Examples(digits.test.x[rows], digits.test.y[rows])
+
+
+@pytest.fixture
+def normalize(digits):
+    return Normalizer(digits.mean, digits.std, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
+def evaluator(test_set, normalize):
+    return lambda **more: Evaluator(Task(model, NUM_CLASSES), test_set, normalize, Comm.alone(), **more)
+
+
+def some_model():
+    torch.manual_seed(0)
+    module = model()
+    module[2].running_mean.uniform_(-1, 1)
+    module[2].running_var.uniform_(0.5, 2)
+    return module
+
+
+@pytest.mark.parametrize("where", ["rank0", "sharded"])
+def test_score_is_what_a_direct_computation_gives(evaluator, test_set, normalize, where):
+    module, y = some_model().eval(), test_set.y
+    with torch.no_grad():
+        outputs = module(normalize(test_set.x))
+    losses, predicted = nn.functional.cross_entropy(outputs, y, reduction="none"), outputs.argmax(dim=1)
+    score = evaluator(where=where).score(flatten(module))
+    assert score.accuracy == (predicted == y).double().mean().item()
+    assert score.loss == pytest.approx(losses.double().mean().item(), abs=1e-6)
+    expected = [[((y == true) & (predicted == p)).sum().item() for p in range(10)] for true in range(10)]
+    assert score.confusion.tolist() == expected
+    for label in range(10):
+        own = y == label
+        assert (score.per_class[label].isnan()) == (label == 7)
+        if label != 7:
+            assert score.per_class[label].item() == (predicted == y)[own].double().mean().item()
+    wrong = (predicted != y).nonzero().flatten()
+    worst = wrong[losses[wrong].argsort(descending=True)][:16]
+    assert [m.loss for m in score.mistakes] == pytest.approx(losses[worst].tolist(), abs=1e-5)
+    assert [(m.label, m.predicted) for m in score.mistakes] == list(
+        zip(y[worst].tolist(), predicted[worst].tolist(), strict=True)
+    )
+    assert all(torch.equal(m.image, test_set.x[i]) for m, i in zip(score.mistakes, worst, strict=True))
+
+
+def test_a_model_without_mistakes_has_none_to_show(normalize):
+    """The label is written on the image: nothing to get wrong."""
+    images = Examples(torch.eye(3).view(3, 1, 1, 3), torch.arange(3))
+    perfect = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False)), 3)
+    scorer = Evaluator(perfect, images, normalize, Comm.alone())
+    score = scorer.score(torch.eye(3).flatten() * 100)
+    assert (score.accuracy, score.mistakes) == (1.0, ())
+    assert score.confusion.tolist() == torch.eye(3).tolist()
+    wrong = scorer.score(-torch.eye(3).flatten())
+    assert (wrong.accuracy, len(wrong.mistakes)) == (0.0, 3)
+
+
+def test_a_model_that_is_not_finite_scores_chance_and_breaks_nothing(evaluator):
+    score = evaluator().score(torch.full_like(flatten(model()), torch.nan))
+    assert 0 <= score.accuracy < 0.3
+    assert score.loss != score.loss
+    assert score.mistakes == ()
+
+
+def test_the_size_of_a_batch_does_not_matter(evaluator, monkeypatch):
+    w = flatten(some_model())
+    score = evaluator().score(w)
+    monkeypatch.setattr(evaluation, "BATCH", 7)
+    again = evaluator().score(w)
+    assert torch.equal(again.confusion, score.confusion)
+    assert again.loss == pytest.approx(score.loss, abs=1e-6)
+
+
+def test_evaluation_changes_neither_model_nor_generator_nor_threads(evaluator, monkeypatch):
+    monkeypatch.setattr(evaluation, "local_cores", lambda: torch.get_num_threads() + 1)
+    w = flatten(some_model())
+    before, state, threads, scorer = w.clone(), torch.get_rng_state(), torch.get_num_threads(), evaluator()
+    first = scorer.score(w)
+    assert torch.equal(w, before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert scorer.score(w).loss == first.loss
+
+
+@pytest.mark.parametrize(
+    ("every", "due"),
+    [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (0, [7]), (10, [7])],
+)
+def test_evaluation_is_due_every_so_often_and_after_the_last_round(evaluator, every, due):
+    scorer = evaluator(every=every)
+    assert [t for t in range(1, 8) if scorer.due(t, 7)] == due
+
+
+def test_a_target_is_reached_at_its_value_and_never_without_one(evaluator):
+    scores = [None, Score(0.89, 1.0, torch.eye(2)), Score(0.9, 1.0, torch.eye(2))]
+    assert [evaluator(target_accuracy=0.9).reached(score) for score in scores] == [False, False, True]
+    assert not any(evaluator().reached(score) for score in scores)
+
+
+def test_sharded_ranks_see_every_example_once(test_set, normalize):
+    """Three ranks' confusion matrices add up to that of one; each is of every third example."""
+    w, parts = flatten(some_model()), []
+
+    class Rank(Comm):
+        def all_reduce(self, x, purpose):
+            parts.append(x.clone())
+            return x
+
+    for rank in range(3):
+        comm = Rank(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm.rank, comm.world_size = rank, 3
+        Evaluator(Task(model, 10), test_set, normalize, comm, where="sharded").score(w)
+    whole = Evaluator(Task(model, 10), test_set, normalize, Comm.alone(), where="sharded").score(w)
+    total = sum(parts)
+    assert torch.equal(total[:-1].view(10, 10), whole.confusion)
+    assert float(total[-1]) / 450 == pytest.approx(whole.loss, abs=1e-6)
+    assert [int(part[:-1].sum()) for part in parts] == [150, 150, 150]
+
+
+def test_flat_module_is_left_in_no_other_state_than_its_vector(evaluator):
+    """The score of one model does not depend on which was scored before."""
+    scorer, w = evaluator(), flatten(some_model())
+    alone = scorer.score(w)
+    scorer.score(FlatModule(model()).w)
+    assert torch.equal(scorer.score(w).confusion, alone.confusion)

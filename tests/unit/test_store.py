@@ -1,0 +1,86 @@
+"""fedddp.clients.store: what clients remember between rounds."""
+
+import torch
+
+from fedddp.clients import ClientStore
+
+
+def store():
+    return ClientStore(lambda: {"c": torch.zeros(1, 2), "h": torch.ones(1, 1)})
+
+
+def state(*values):
+    rows = torch.tensor([float(v) for v in values])
+    return {"c": torch.stack([rows, -rows], dim=1), "h": rows.unsqueeze(1)}
+
+
+def values(s, ids):
+    return s.get(ids)["h"].flatten().tolist()
+
+
+def test_a_new_client_has_the_initial_state():
+    initial = store().get((4, 7))
+    assert {name: v.tolist() for name, v in initial.items()} == {"c": [[0, 0], [0, 0]], "h": [[1], [1]]}
+
+
+def test_what_was_put_is_kept_from_the_commit_on():
+    s = store()
+    s.put((3, 8), state(30, 80))
+    assert values(s, (3, 8, 5)) == [1, 1, 1]
+    s.commit()
+    assert values(s, (8, 5, 3)) == [80, 1, 30]
+    assert s.get((3,))["c"].tolist() == [[30, -30]]
+
+
+def test_an_interrupted_round_leaves_the_store_as_it_was():
+    s = store()
+    s.put((3,), state(30))
+    s.commit()
+    s.put((3, 4), state(31, 41))
+    assert values(s, (3, 4)) == [30, 1]
+    assert values(reloaded(s.state_dict()), (3, 4)) == [30, 1]
+
+
+def test_what_is_kept_does_not_alias_what_was_put():
+    s, mine = store(), state(30)
+    s.put((3,), mine)
+    mine["h"].zero_()
+    s.commit()
+    assert values(s, (3,)) == [30]
+    s.get((3,))["h"].zero_()
+    assert values(s, (3,)) == [30]
+
+
+def reloaded(saved, mine=lambda client: True):
+    s = store()
+    s.put((99,), state(1))
+    s.commit()
+    s.load_state_dict(saved, mine)
+    return s
+
+
+def test_saved_and_loaded_it_is_the_same():
+    s = store()
+    s.put((3, 12), state(30, 120))
+    s.commit()
+    saved = s.state_dict()
+    assert sorted(saved) == ["12/c", "12/h", "3/c", "3/h"]
+    assert saved["3/c"].tolist() == [30, -30]
+    again = reloaded(saved)
+    assert again.state_dict().keys() == saved.keys()
+    assert torch.equal(again.get((12, 3, 4))["c"], s.get((12, 3, 4))["c"])
+
+
+def test_only_the_clients_that_live_here_are_loaded():
+    s = store()
+    s.put((3, 4, 5), state(30, 40, 50))
+    s.commit()
+    assert values(reloaded(s.state_dict(), lambda client: client % 2 == 0), (3, 4, 5)) == [1, 40, 1]
+
+
+def test_stateless_clients_leave_nothing():
+    s = ClientStore(dict)
+    s.put((1, 2), {})
+    s.commit()
+    assert s.get((1, 2)) == {}
+    assert s.state_dict() == {}

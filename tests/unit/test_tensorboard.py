@@ -1,0 +1,104 @@
+"""fedddp.telemetry.tensorboard: the pages of a run, read back with TensorBoard's own reader."""
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fedddp.evaluation import Mistake, Score
+from fedddp.telemetry import RoundRecord
+from fedddp.telemetry.tensorboard import TensorBoard
+from fedddp.types import RoundReport
+
+CONFUSION = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
+SCALARS = {
+    *("accuracy/test", "loss/test", "accuracy/train", "loss/train", "round/participants", "round/failures"),
+    *("round/examples", "round/bytes_sent_per_rank", "seconds/round", "seconds/train", "seconds/aggregate"),
+    *("seconds/evaluate", "class accuracy/0", "class accuracy/1"),
+}
+
+
+def record(t, evaluated=True):
+    metrics = {
+        **{"round": t, "test_accuracy": t / 10 if evaluated else None, "test_loss": 0.7 if evaluated else None},
+        **{"train_loss": 0.5, "participants": 2, "failures": 1, "examples": 40, "seconds": 1.0},
+        **{"seconds_train": 0.5, "seconds_aggregate": 0.25, "seconds_evaluate": 0.125, "bytes_sent": 80},
+    }
+    loss = torch.tensor([0.5, torch.nan, 1.0])
+    report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,))
+    mistake = Mistake(torch.zeros(1, 4, 4, dtype=torch.uint8), 0, 1, 2.5)
+    return RoundRecord(metrics, report, 0.25, Score(t / 10, 0.7, CONFUSION, (mistake,)) if evaluated else None)
+
+
+def board(folder, done=0):
+    counts = np.array([[3, 0], [1, 5]])
+    return TensorBoard(folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, counts)
+
+
+def read(folder):
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def steps(events, tag):
+    return [event.step for event in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory):
+    """Three rounds, the last one not evaluated, and the end of the run."""
+    folder = tmp_path_factory.mktemp("board")
+    pages = board(folder)
+    for t in (1, 2, 3):
+        pages.round(record(t, evaluated=t < 3))
+    summary = {"rounds": 3, "final_test_accuracy": 0.2, "best_test_accuracy": 0.2, "model_sha256": "ab"}
+    pages.close({**summary, "rounds_to_target": None, "seconds_total": 3.0})
+    return read(folder)
+
+
+def test_every_scalar_has_its_page(events):
+    tags = set(events.Tags()["scalars"])
+    assert tags >= SCALARS
+    compared = ("rounds", "final_test_accuracy", "best_test_accuracy", "seconds_total")
+    assert tags - SCALARS == {f"summary/{key}" for key in compared}
+    assert steps(events, "accuracy/test") == [1, 2]
+    assert steps(events, "loss/train") == [1, 2, 3]
+    assert [e.value for e in events.Scalars("class accuracy/0")] == [0.75, 0.75]
+    assert [e.value for e in events.Scalars("round/bytes_sent_per_rank")] == [80, 80, 80]
+    assert events.Scalars("summary/final_test_accuracy")[0].value == pytest.approx(0.2)
+
+
+def test_pictures_come_in_rounds_of_round_numbers(events):
+    assert set(events.Tags()["images"]) == {"partition", "confusion", "worst mistakes"}
+    assert [e.step for e in events.Images("confusion")] == [1, 2]
+    assert [e.step for e in events.Images("partition")] == [0]
+
+
+def test_histograms_text_and_hyperparameters_are_there(events):
+    assert set(events.Tags()["distributions"]) >= {"clients/train_loss", "clients/examples"}
+    assert events.Histograms("clients/train_loss")[0].histogram_value.num == 2
+    (config,) = events.Tensors("config/text_summary")
+    assert b'model = "cnn"' in config.tensor_proto.string_val[0]
+    assert b"run.seed" in events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+
+
+def test_the_last_evaluation_is_drawn_at_the_end(tmp_path):
+    pages = board(tmp_path)
+    pages.round(record(3))
+    pages.close(None)
+    assert [e.step for e in read(tmp_path).Images("confusion")] == [3]
+
+
+@pytest.mark.parametrize(("done", "trained", "evaluated"), [(4, [3, 4, 6], [3, 4]), (0, [6], [])])
+def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, done, trained, evaluated):
+    """Also where no checkpoint was whole and the run starts again."""
+    pages = board(tmp_path)
+    for t in (3, 4, 5):
+        pages.round(record(t))
+    pages.close(None)
+    pages = board(tmp_path, done)
+    pages.round(record(6, evaluated=False))
+    pages.close(None)
+    assert steps(read(tmp_path), "loss/train") == trained
+    assert steps(read(tmp_path), "accuracy/test") == evaluated
