@@ -119,13 +119,15 @@ def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any)
     the training set's own mean and standard deviation; floating-point inputs are taken as they are.
     """
     train, test = _load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args)
-    channels = train.x.shape[1] if train.x.dim() > 2 else 1
+    num_classes = int(torch.cat([train.y, test.y]).max()) + 1
+    by_channel = train.x if train.x.dim() > 2 else train.x.unsqueeze(1)
     if train.x.is_floating_point():
-        return Dataset(train, test, int(train.y.max()) + 1, (0.0,) * channels, (1.0,) * channels)
-    dims = [d for d in range(train.x.dim()) if d != 1]
-    pixels = train.x.double() / 255
+        channels = by_channel.shape[1]
+        return Dataset(train, test, num_classes, (0.0,) * channels, (1.0,) * channels)
+    dims = [d for d in range(by_channel.dim()) if d != 1]
+    pixels = by_channel.double() / 255
     mean, std = pixels.mean(dims), pixels.std(dims).clamp(min=1e-6)
-    return Dataset(train, test, int(train.y.max()) + 1, tuple(mean.tolist()), tuple(std.tolist()))
+    return Dataset(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

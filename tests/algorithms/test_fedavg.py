@@ -172,21 +172,22 @@ def test_uniform_weighting_is_the_plain_mean(tmp_path):
 
 
 def test_when_all_clients_fail_the_round_passes_and_the_model_stays(tmp_path, logged):
-    """Round 1 of 2 fails for everybody: the second is as if it were the first, momentum included."""
+    """Round 2 of 3 fails for everybody: neither the model nor the momentum moves, and the third goes on from there."""
     sink = Recorder()
-    sections = {"algorithm": {"server_optimizer": {"lr": 1.0, "momentum": 0.8}}, "run": {"rounds": 2}}
+    sections = {"algorithm": {"server_optimizer": {"lr": 1.0, "momentum": 0.8}}, "run": {"rounds": 3}}
     f, server = line(tmp_path, sinks=[sink], **sections)
-    f = replace(f, trainer=Failing(f.trainer, lambda client, t: t == 0))
-    after_one = federate(f.until(1), server)
-    assert torch.equal(after_one.w, server.w)
-    assert torch.equal(after_one.extra["momentum"], server.extra["momentum"])
-    assert after_one.round == 1
-    after_two = federate(f, after_one)
-    assert after_two.round == 2
-    assert after_two.w.item() == pytest.approx(float(2 - pseudo_gradient(2.0)), abs=1e-12)
+    f = replace(f, trainer=Failing(f.trainer, lambda client, t: t == 1))
+    first = federate(f.until(1), server)
+    second = federate(f.until(2), first)
+    assert torch.equal(second.w, first.w)
+    assert torch.equal(second.extra["momentum"], first.extra["momentum"])
+    assert second.round == 2
+    v = pseudo_gradient(2.0)
+    expected = 2 - v - (0.8 * v + pseudo_gradient(2 - v))
+    assert federate(f, second).w.item() == pytest.approx(float(expected), abs=1e-12)
     told = [(r.metrics["round"], r.metrics["participants"], r.metrics["failures"]) for r in sink.records]
-    assert told == [(1, 0, 3), (2, 3, 0)]
-    assert sink.records[0].metrics["train_loss"] is None
+    assert told == [(1, 3, 0), (2, 0, 3), (3, 3, 0)]
+    assert sink.records[1].metrics["train_loss"] is None
     assert len(logged) == 3
 
 

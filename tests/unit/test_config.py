@@ -145,6 +145,12 @@ def test_classes_of_the_users_are_named_by_import_path(user_module):
     assert build(tomllib.loads(to_toml(config))) == config
 
 
+def test_the_defaults_of_one_choice_are_not_those_of_another(user_module):
+    """Of the server's optimizers only sgd starts with lr 1."""
+    config = configured("--algorithm.server_optimizer.name=users_own:Slow")
+    assert config.algorithm.server_optimizer.lr == 0.01
+
+
 def test_a_users_class_is_checked_like_one_of_ours(user_module):
     with pytest.raises(UsageError, match=r"algorithm.mu='much': should be a valid number"):
         configured("--algorithm.name=users_own:Mine", "--algorithm.mu=much")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.data import DATASETS, Dataset, Examples
+from fedddp.data import DATASETS, Dataset, Examples, Normalizer
 from fedddp.data.datasets import from_class
 from fedddp.data.make_mnist_mini import digest, draw, write
 
@@ -136,6 +136,30 @@ def test_floating_point_inputs_are_taken_as_they_are(tmp_path):
     assert data.train.x.tolist() == [[float(i)] * 4 for i in range(6)]
     assert (data.mean, data.std) == ((0.0,), (1.0,))
     assert data.train.y.dtype == torch.int64
+
+
+class Bytes(Pairs):
+    """Rows of bytes, and a label that only the test set has."""
+
+    def __init__(self, root, train, download):
+        self.images = torch.arange(24 if train else 8, dtype=torch.uint8).view(-1, 4)
+        self.top = 3 if train else 5
+
+    def __getitem__(self, i):
+        return self.images[i], self.top - i % 3
+
+
+def test_bytes_without_channels_are_normalised_as_a_whole(tmp_path):
+    data = from_class(Bytes, tmp_path, False)
+    assert data.train.x.shape == (6, 4)
+    values = torch.arange(24, dtype=torch.float64) / 255
+    assert (data.mean, data.std) == (pytest.approx((values.mean().item(),)), pytest.approx((values.std().item(),)))
+    normalized = Normalizer(data.mean, data.std, torch.float64, torch.device("cpu"))(data.train.x)
+    assert torch.allclose(normalized.flatten(), (values - values.mean()) / values.std())
+
+
+def test_classes_are_counted_in_both_parts(tmp_path):
+    assert from_class(Bytes, tmp_path, False).num_classes == 6
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "emnist", "cifar10"])

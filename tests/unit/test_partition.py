@@ -104,12 +104,19 @@ def test_small_alpha_gives_few_labels_and_large_alpha_the_global_mix():
     assert set(few.sizes) == set(many.sizes) == {250}
 
 
+def test_the_global_mix_is_the_datas_own():
+    """Nine in ten examples have label 0, so nine in ten of a client's 250 have: a standard deviation is 0.02."""
+    y = np.array([0] * 4500 + [1] * 300 + [3] * 200)
+    mix = Dirichlet(num_clients=20, alpha=1e6).split(y, 0).counts(y, 4) / 250
+    assert abs(mix - [0.9, 0.06, 0, 0.04])[:10].max() < 0.1
+
+
 def test_dirichlet_sizes_differ_by_at_most_one():
     sizes = Dirichlet(num_clients=7, alpha=0.1).split(labels(), 0).sizes
     assert sizes.max() - sizes.min() == 1
 
 
-@pytest.mark.parametrize("alpha", [1e-300, 1e-10, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-10, 1e-3, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("rule", [Dirichlet, Quantity])
 def test_any_alpha_comes_to_an_end(rule, alpha):
     for y in (skewed(), labels()):

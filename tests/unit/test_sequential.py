@@ -10,7 +10,7 @@ from fedddp.flat import flatten
 from fedddp.optim import SGD
 from fedddp.tasks import Task
 
-SIZES = [23, 0, 9, 10]
+SIZES = [23, 0, 9, 10, 10]
 SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 
 
@@ -29,9 +29,10 @@ def with_batch_norm():
 
 @pytest.fixture
 def trainer(digits):
-    """``trainer(make_model, dtype, ...)`` over four clients of 23, 0, 9 and 10 digits."""
-    few = Examples(digits.train.x[: sum(SIZES)], digits.train.y[: sum(SIZES)])
-    partition = Partition(torch.arange(42).numpy(), torch.tensor([0, *SIZES]).cumsum(0).numpy())
+    """``trainer(make_model, dtype, ...)`` over clients of 23, 0, 9 and 10 digits, and a fifth with the fourth's."""
+    few = Examples(digits.train.x[:42], digits.train.y[:42])
+    order = torch.cat([torch.arange(42), torch.arange(32, 42)])
+    partition = Partition(order.numpy(), torch.tensor([0, *SIZES]).cumsum(0).numpy())
 
     def make(model=mlp, dtype=torch.float32, *, epochs=2, batch_size=5, settings=None):
         normalize = Normalizer(digits.mean, digits.std, dtype, torch.device("cpu"))
@@ -131,11 +132,13 @@ def test_dropout_differs_between_rounds_and_clients(trainer):
     """One batch of everything, so that only the dropped units can differ."""
     ours = trainer(with_dropout, epochs=1, batch_size=0)
     w0 = start(ours)
-    first, second = (ours.on((3,), t).train(w0).w for t in (0, 1))
-    assert (first - second).abs().max() > 0.001
+    first, later, twin = (ours.on((k,), t).train(w0).w for k, t in ((3, 0), (3, 1), (4, 0)))
+    assert (first - later).abs().max() > 0.001
+    assert (first - twin).abs().max() > 0.001
     plain = trainer(epochs=1, batch_size=0)
-    first, second = (plain.on((3,), t).train(w0).w for t in (0, 1))
-    assert torch.allclose(first, second, atol=1e-6, rtol=0)
+    first, later, twin = (plain.on((k,), t).train(w0).w for k, t in ((3, 0), (3, 1), (4, 0)))
+    assert torch.allclose(first, later, atol=1e-6, rtol=0)
+    assert torch.allclose(first, twin, atol=1e-6, rtol=0)
 
 
 def test_the_global_generator_and_the_start_are_left_alone(trainer):
