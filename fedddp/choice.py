@@ -26,12 +26,12 @@ class Choice:
     """A table with ``name`` from ``registry``, or ``package.module:Class``, and that class's keys.
 
     ``default`` is what the table holds where the user names nothing else. ``wrap`` makes a section of an imported
-    class that is not a dataclass, from the class and the remaining keys.
+    class that is not a dataclass, from its import path, the class and the remaining keys.
     """
 
     registry: Mapping[str, type]
     default: Mapping[str, Any]
-    wrap: Callable[[Any, dict[str, Any]], Any] | None = None
+    wrap: Callable[[str, Any, dict[str, Any]], Any] | None = None
     _adapters: dict[type, TypeAdapter[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -79,7 +79,7 @@ class Choice:
             raise _mistake(
                 f"cannot be called with this section's other keys ({error})", at="name", value=name
             ) from None
-        return self.wrap(cls, args)
+        return self.wrap(name, cls, args)
 
     def dump(self, section: Any) -> dict[str, Any]:
         """The table of a section object, ``name`` first."""
@@ -87,8 +87,8 @@ class Choice:
             if type(section) is cls:
                 return {"name": name, **dump(section)}
         if self.wrap is not None and isinstance(self.wrap, type) and isinstance(section, self.wrap):
-            fields = [getattr(section, f.name) for f in dataclasses.fields(section)]  # type: ignore[arg-type]
-            return {"name": path_of(fields[0]), **fields[1]}
+            path, _, args = (getattr(section, f.name) for f in dataclasses.fields(section))
+            return {"name": path, **args}
         return {"name": path_of(type(section)), **dump(section)}
 
 

@@ -25,7 +25,7 @@ def rows(seed=0, dtype=torch.float32):
     """One update a client, of very different sizes, so that the order of a float sum shows."""
     stream = torch.Generator().manual_seed(seed)
     scale = 10.0 ** torch.arange(-3, 3).view(-1, 1)
-    return (torch.randn(len(SIZES), D, generator=stream) * scale).to(dtype)
+    return (torch.randn(len(SIZES), D, generator=stream, dtype=torch.float64) * scale).to(dtype)
 
 
 def result(loss=0.5, accuracy=0.25):

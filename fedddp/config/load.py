@@ -42,8 +42,11 @@ def parse(argv: Sequence[str]) -> Request:
             if not equals and "." in key and words and not words[0].startswith("--"):
                 value = words.pop(0)
             elif not equals:
-                near = suggestion(word, FLAGS) or ": write --section.key=value"
-                raise UsageError(f"{word} has no value{near}" if "." in key else f"unknown option {word}{near}")
+                if "." in key:
+                    raise UsageError(f"{word}: has no value; write {word}=value")
+                raise UsageError(
+                    f"{word}: unknown option{suggestion(word, FLAGS)}; keys are given as --section.key=value"
+                )
             overrides = merge(overrides, _nested(key.split("."), _value(value)))
         else:
             files.append(read_toml(Path(word)))

@@ -114,8 +114,8 @@ class Shards(Partitioner):
 class Dirichlet(Partitioner):
     """Equal sizes, label mix of each client drawn from Dir(alpha p), p the global mix (Hsu et al. 2019, section 3).
 
-    Examples are dealt without replacement. When a label is used up, the clients still to be served draw from the
-    labels that are left, in their own proportions; so the last clients follow their mix less closely.
+    Examples are dealt without replacement. A client whose labels are used up draws another mix from those that are
+    left; so the last clients follow the first draw less closely.
     """
 
     alpha: Annotated[float, Field(gt=0, description="concentration: small = few labels a client")] = 0.5
@@ -142,14 +142,13 @@ class Dirichlet(Partitioner):
         mix[present] = draw
         return mix
 
-    @staticmethod
-    def _take(rng: np.random.Generator, size: int, mix: NDArray[np.float64], left: Ints) -> Ints:
+    def _take(self, rng: np.random.Generator, size: int, mix: NDArray[np.float64], left: Ints) -> Ints:
         """How many of each label; every pass fills the request or empties a label, so C passes are enough."""
         taken = np.zeros_like(left)
         while (missing := size - int(taken.sum())) > 0:
             odds = np.where(left > taken, mix, 0.0)
             if odds.sum() == 0:
-                odds = (left - taken).astype(float)
+                odds = self._mix(rng, (left - taken) / (left - taken).sum())
             taken = np.minimum(taken + rng.multinomial(missing, odds / odds.sum()), left)
         return taken
 

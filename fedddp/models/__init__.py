@@ -25,6 +25,7 @@ class ModelFactory(Protocol):
 class ImportedModule:
     """A user's class; its constructor gets the section's keys and nothing else."""
 
+    path: str
     module: type[nn.Module]
     args: dict[str, Any] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ FLOORS = [
     ["algorithms", "aggregation", "clients"],
     ["checkpoint", "telemetry", "evaluation", "run_folder"],
     ["config", "federation", "experiment"],
-    ["train", "show"],
+    ["train", "show", "plot"],
 ]
 APART = FLOORS[2]
 FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}

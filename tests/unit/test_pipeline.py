@@ -35,10 +35,13 @@ def test_exact_mean_is_within_its_documented_error():
     assert error <= 6 * quantum / (2 * 58) + 100 * 2**-53 < 1e-10
 
 
-def test_exact_mean_has_the_same_bits_in_any_order_and_fast_has_not():
-    """In float64, where no rounding of the quotient hides the sum's last bits."""
+@pytest.mark.parametrize("near", [None, 4096.0, -4096.0])
+def test_exact_mean_has_the_same_bits_in_any_order_and_fast_has_not(near):
+    """In float64, where no rounding of the quotient hides the sum's last bits; small numbers, and ones at the bound."""
     exact, fast = ExactSum("cpu"), FastSum(torch.float64, "cpu")
     updates, w = rows(dtype=torch.float64), torch.zeros(D, dtype=torch.float64)
+    if near is not None:
+        updates = near - updates.abs().clamp(max=1).copysign(torch.tensor(near))
     orders = [torch.randperm(6, generator=torch.Generator().manual_seed(s)).tolist() for s in range(8)]
     for reduce, alike in ((exact, True), (fast, False)):
         means = [aggregated(reduce, updates, order, w=w)[0].vectors["delta"] for order in orders]

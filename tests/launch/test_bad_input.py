@@ -1,0 +1,79 @@
+"""Mistakes of the user: one line that names key, value and remedy, exit code 2, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedddp.train import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+CASES = {
+    "unknown key": (["--run.ronds=5"], ["run.ronds", "did you mean 'rounds'?"]),
+    "unknown section": (["--clint.batch_size=5"], ["clint", "did you mean 'client'?"]),
+    "wrong type": (["--run.rounds=many"], ["run.rounds='many'", "integer"]),
+    "negative lr": (["--client.optimizer.lr=-1"], ["client.optimizer.lr=-1", "greater than 0"]),
+    "target of 2": (["--evaluate.target_accuracy=2"], ["evaluate.target_accuracy=2", "less than or equal to 1"]),
+    "bad TOML": (["broken.toml"], ["broken.toml", "not valid TOML", "line 2"]),
+    "no such file": (["none.toml"], ["none.toml", "cannot be read"]),
+    "missing data root": (
+        ["--data.name=mnist", "--data.root=nowhere", "--data.download=false"],
+        ["data.root='nowhere'", "does not exist", "data.download=true"],
+    ),
+    "more clients than examples": (
+        ["--data.partition.num_clients=10001"],
+        ["data.partition.num_clients=10001", "at most 10000"],
+    ),
+    "cohort above population": (["--cohort.size=3"], ["cohort.size=3", "at most 1"]),
+    "nccl without GPU": (["--run.backend=nccl", "--run.device=cpu"], ["run.backend='nccl'", "gloo"]),
+    "no such module": (["--model.name=no.such:Net"], ["model.name='no.such:Net'", "PYTHONPATH"]),
+    "no such class": (["--model.name=torch.nn:Lineear"], ["torch.nn:Lineear", "did you mean 'Linear'?"]),
+    "no such dataset": (["--data.name=mnistt"], ["data.name='mnistt'", "mnist"]),
+    "dataset import path": (["--data.name=no.such:Set"], ["data.name='no.such:Set'", "PYTHONPATH"]),
+    "dataset arguments": (["--data.name=synthetic", "--data.args.colour=3"], ["data.args", "colour"]),
+    "model does not fit": (
+        ["--model.name=torch.nn:Linear", "--model.in_features=3", "--model.out_features=10"],
+        ["model.name='torch.nn:Linear'", "[2, 1, 28, 28]"],
+    ),
+    "no run to resume": (["--run.resume=."], ["run.resume='.'", "not a run folder"]),
+    "unknown option": (["--verbose"], ["--verbose", "--section.key=value"]),
+    "key without value": (["--run.rounds"], ["--run.rounds", "has no value"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.toml").write_text("[run]\nrounds = = 3\n")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_and_exit_code_2(case, capsys):
+    words, expected = CASES[case]
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("fedddp: ")
+    assert told.err.count("\n") == 1
+    for part in expected:
+        assert part in told.err
+    assert [p.name for p in Path().iterdir()] == ["broken.toml"]  # nothing was started
+
+
+def test_the_process_exits_with_2():
+    result = subprocess.run(
+        [sys.executable, "-m", "fedddp.train", "--run.rounds=0"], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "fedddp: run.rounds=0: should be greater than or equal to 1\n"
+
+
+def test_help_and_print_config_exit_with_0(capsys):
+    assert main(["--help"]) == 0
+    assert "--client.optimizer.lr" in capsys.readouterr().out
+    assert main([str(CONFIGS / "mnist" / "fedavg.toml"), "--run.rounds=3", "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "rounds = 3" in shown
+    assert 'name = "fedavg-mnist-cnn"' in shown

@@ -1,0 +1,73 @@
+"""TensorBoard in a real browser: the pages show the run. Skipped where there is no Chromium."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fedddp.train import main
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --window-size=1400,2400 --virtual-time-budget=20000""".split()
+
+
+@pytest.fixture
+def tensorboard(tmp_path):
+    """The address of a TensorBoard over one short run."""
+    words = ["--model.name=mlp", "--run.rounds=2", "--data.partition.num_clients=40", "--cohort.size=4"]
+    assert main([*words, "--run.name=digits", f"--run.dir={tmp_path / 'runs'}"]) == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", f"--logdir={tmp_path / 'runs'}", f"--port={port}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                if b"digits" in urllib.request.urlopen(f"{address}/data/runs", timeout=5).read():
+                    break
+            except (urllib.error.URLError, OSError):
+                pass
+            time.sleep(0.1)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def browse(url: str, tmp_path: Path, picture: Path | None = None) -> str:
+    """The page as it stands after its scripts ran; a screenshot of it if asked for."""
+    assert BROWSER is not None
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    what = f"--screenshot={picture}" if picture else "--dump-dom"
+    result = subprocess.run([BROWSER, *QUIET, profile, what, url], capture_output=True, text=True, timeout=120)
+    return result.stdout
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+def test_scalar_and_image_pages_show_the_run(tensorboard, tmp_path):
+    scalars = browse(f"{tensorboard}/#timeseries", tmp_path)
+    for shown in ("digits/tensorboard", "accuracy", "loss", "seconds"):
+        assert shown in scalars
+    images = browse(f"{tensorboard}/#images", tmp_path)
+    for shown in ("confusion", "partition", "worst mistakes"):
+        assert shown in images
+
+    import matplotlib.image
+
+    browse(f"{tensorboard}/#images", tmp_path, tmp_path / "images.png")
+    pixels = matplotlib.image.imread(tmp_path / "images.png")[..., :3]
+    content = pixels[200:, 500:]  # right of the side bar, below the title bar
+    spread = content.max(axis=2) - content.min(axis=2)
+    assert (spread > 0.2).sum() > 5000  # coloured cells of the partition and the confusion matrix; text is grey
