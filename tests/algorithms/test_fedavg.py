@@ -146,7 +146,7 @@ def test_batch_norm_statistics_are_averaged_whatever_the_server_optimizer(tmp_pa
         tmp_path,
         few_digits(30),
         sizes,
-        model=ImportedModule(Normed),
+        model=ImportedModule("tests:Normed", Normed),
         client={"local_epochs": 2, "batch_size": 5, "optimizer": {"lr": 0.1}},
         algorithm={"server_optimizer": {"lr": 0.5, "momentum": 0.9}},
         run={"rounds": 2},

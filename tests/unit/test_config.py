@@ -137,11 +137,12 @@ def test_classes_of_the_users_are_named_by_import_path(user_module):
     )
     import users_own
 
-    assert config.model == ImportedModule(users_own.Net, {"units": 7})
+    assert config.model == ImportedModule("users_own:Net", users_own.Net, {"units": 7})
     assert config.client.optimizer == users_own.Slow(lr=0.01, patience=5)
     assert config.algorithm == users_own.Mine(weighting="uniform", mu=0.25)
     assert config.data.partition == users_own.Halves(num_clients=4)
     assert to_dict(config)["algorithm"]["name"] == "users_own:Mine"
+    assert to_dict(config)["model"] == {"name": "users_own:Net", "units": 7}
     assert build(tomllib.loads(to_toml(config))) == config
 
 
@@ -161,7 +162,7 @@ def test_a_users_class_is_checked_like_one_of_ours(user_module):
 def test_objects_may_stand_for_sections():
     config = build({"model": MLP(hidden=3), "client": {"optimizer": SGD(0.3)}})
     assert (config.model, config.client.optimizer) == (MLP(hidden=3), SGD(0.3))
-    assert build({"model": ImportedModule(nn.ReLU)}).model.module is nn.ReLU
+    assert build({"model": ImportedModule("torch.nn:ReLU", nn.ReLU)}).model.module is nn.ReLU
 
 
 @pytest.mark.parametrize(

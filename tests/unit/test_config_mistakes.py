@@ -40,8 +40,8 @@ MISTAKES = [
     ("--algorithm.name=torch.nn:Linear", "algorithm.name='torch.nn:Linear': should name a dataclass"),
     ("--cohort={size = 3, fraction = 0.5}", "cohort: fraction and size both say", "give one of them"),
     ("--cohort.fraction=0", "cohort.fraction=0: should be greater than 0"),
-    ("--run.rounds", "--run.rounds has no value: write --section.key=value"),
-    ("--halp", "unknown option --halp; did you mean '--help'?"),
+    ("--run.rounds", "--run.rounds: has no value; write --run.rounds=value"),
+    ("--halp", "--halp: unknown option; did you mean '--help'?"),
     ("no/such.toml", "no/such.toml: cannot be read (No such file or directory); give a TOML file"),
 ]
 

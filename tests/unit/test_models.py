@@ -39,7 +39,7 @@ def test_hidden_units_are_a_key_of_the_mlp():
 
 
 def test_an_imported_module_gets_its_own_keys_and_nothing_else():
-    module = ImportedModule(nn.Linear, {"in_features": 4, "out_features": 2}).build(GREY, 10)
+    module = ImportedModule("torch.nn:Linear", nn.Linear, {"in_features": 4, "out_features": 2}).build(GREY, 10)
     assert isinstance(module, nn.Linear)
     assert module.weight.shape == (2, 4)
 
