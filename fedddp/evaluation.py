@@ -16,7 +16,7 @@ from .data import Examples, Normalizer
 from .flat import FlatModule
 from .tasks import Task
 
-BATCH = 200  # small enough that activations stay in cache and out of malloc's way
+BATCH = 100  # small enough that activations stay in cache and out of malloc's way
 
 
 @dataclass(frozen=True)

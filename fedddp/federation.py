@@ -56,8 +56,8 @@ def federate(f: Federation, server: ServerState) -> ServerState:
             with inbox.tolerate(ids):
                 local = f.trainer.on(ids, t)
                 update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally
-                inbox.add(ids, update, result)  # 4 upload: encode, accumulate
-                f.store.put(ids, state)
+                accepted = inbox.add(ids, update, result)  # 4 upload: encode, accumulate
+                f.store.put(ids, state, accepted)
         mean, report = inbox.mean()  # 5 aggregate: one all_reduce
         server = f.algorithm.server_update(server, mean, cohort) if mean.count else server.unchanged()  # 6 w_{t+1}
         f.store.commit()

@@ -64,6 +64,7 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
         os.close(told)  # ends the listener
+        _reason = None
 
 
 def _listen(heard: int) -> None:

@@ -38,6 +38,10 @@ class SGD:
     nesterov: Annotated[bool, Field(description="look ahead along the momentum")] = False
     weight_decay: Annotated[float, Field(ge=0, description="L2 penalty added to the gradient")] = 0.0
 
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true looks ahead along a momentum: set momentum above 0")
+
     def init(self, params: list[Tensor]) -> OptimizerState:
         return {"momentum": [torch.zeros_like(p) for p in params]} if self.momentum else {}
 

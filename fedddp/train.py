@@ -30,6 +30,10 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 log = logging.getLogger("fedddp")
 
 
+class NothingLearned(RuntimeError):
+    """A run that went through all its rounds without one client's contribution: a mistake, not bad luck."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
     place = Place.from_env()
@@ -48,7 +52,7 @@ def _guarded(words: Sequence[str], place: Place) -> int:
         return _run(words, place)
     except UsageError as error:
         return _usage(str(error), place)
-    except CommError as error:
+    except (CommError, NothingLearned) as error:
         log.error("%s", error)
         return FAILED
     except Interrupted as request:
@@ -90,6 +94,8 @@ def _train(prepared: Prepared) -> int:
             server = federate(experiment.federation, experiment.server)
         except Interrupted as request:
             return _interrupted(experiment, str(request))
+        if experiment.federation.telemetry.nothing_learned:
+            raise NothingLearned("every client failed in every round; the warnings above say why")
         summary = _summary(prepared, experiment, vector_sha256(server.w))
         experiment.federation.telemetry.close(summary)
         experiment.federation.comm.close()

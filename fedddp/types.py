@@ -6,7 +6,7 @@ D length of the flat model vector, P its trainable part (P <= D), d the length o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -65,9 +65,9 @@ class Update:
     vectors: Mapping[str, Tensor]
     weight: Tensor
 
-    def pack(self) -> Tensor:
-        """The vectors side by side, [K, sum d]."""
-        rows = list(self.vectors.values())
+    def pack(self, names: Iterable[str]) -> Tensor:
+        """The vectors ``names`` side by side in that order, [K, sum d]. Raises KeyError for one that is not there."""
+        rows = [self.vectors[name] for name in names]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 

@@ -1,86 +1,26 @@
-"""Fixtures for tests of several ranks, and the folder of classes that tests name by import path."""
+"""What all tests share: the folder of modules that tests import by name, and ``run_ranks``."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import pickle
 import sys
-import time
-import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-
-from fedddp.comm import Comm, Place
 
 PLUGINS = Path(__file__).parent / "plugins"
 sys.path.insert(0, str(PLUGINS))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH", "")]))
 torch.set_num_threads(1)
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "fedddp.experiment"])
-
 
 @pytest.fixture
 def run_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
-    """``run_ranks(body, world_size, *args)`` calls ``body(comm, *args)`` in that many processes; their results.
+    """``run_ranks(body, world_size, *args)``: see `ranks.run`."""
+    import ranks
 
-    Ranks meet through a file in tmp_path. The first failing rank's traceback is the failure message; ranks that hang
-    are killed after ``limit`` seconds. ``lost``: ranks that are expected not to report.
-    """
-
-    def run(
-        body: Callable[..., Any], world_size: int, *args: Any, timeout: float = 30.0, limit: float = 60.0, lost=()
-    ) -> list[Any]:
-        meeting = tmp_path / f"store-{time.monotonic_ns()}"
-        pipes = [_context.Pipe(duplex=False) for _ in range(world_size)]
-        ranks = [
-            _context.Process(target=_rank, args=(body, rank, world_size, str(meeting), timeout, pipes[rank][1], args))
-            for rank in range(world_size)
-        ]
-        for process in ranks:
-            process.start()
-        try:
-            return _collect(pipes, ranks, time.monotonic() + limit, lost)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.join()
-
-    return run
-
-
-def _collect(pipes: list[Any], ranks: list[Any], deadline: float, lost: tuple[int, ...]) -> list[Any]:
-    results: list[Any] = [None] * len(ranks)
-    waiting = set(range(len(ranks))) - set(lost)
-    while waiting:
-        assert time.monotonic() < deadline, f"ranks {sorted(waiting)} hang"
-        for rank in sorted(waiting):
-            if pipes[rank][0].poll(0.01):
-                failed, results[rank] = pickle.loads(pipes[rank][0].recv_bytes())
-                waiting.remove(rank)
-                assert not failed, f"rank {rank}:\n{results[rank]}"
-            elif not ranks[rank].is_alive() and not pipes[rank][0].poll(0.1):
-                raise AssertionError(f"rank {rank} left with exit code {ranks[rank].exitcode} and no report")
-    return results
-
-
-def _rank(
-    body: Callable[..., Any], rank: int, world_size: int, meeting: str, timeout: float, report: Connection, args: tuple
-) -> None:
-    torch.set_num_threads(1)
-    try:
-        place = Place(rank, world_size, rank, world_size)
-        store = dist.FileStore(meeting, world_size)
-        comm = Comm.connect(place, torch.device("cpu"), backend="gloo", timeout=timeout, store=store)
-        report.send_bytes(pickle.dumps((False, body(comm, *args))))  # by value: tensors are not shared
-    except BaseException:
-        report.send_bytes(pickle.dumps((True, traceback.format_exc())))
-    os._exit(0)  # not through the destructors of a group whose other ranks may be gone
+    return partial(ranks.run, tmp_path)

@@ -83,9 +83,12 @@ class Inbox:
         except Exception as error:
             self._report_failure(ids, f"{type(error).__name__}: {error}")
 
-    def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> None:
-        """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out."""
-        rows = update.pack()
+    def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
+        """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out.
+
+        Which rows were taken: only those clients took part, and only their state may change.
+        """
+        rows = update.pack(self._pipeline.layout)
         largest = rows.detach().abs().amax(dim=1)  # NaN if a row holds one
         limit = self._examples.new_tensor([max(1, int(self._pipeline.sizes[k])) for k in ids])
         weight = update.weight
@@ -104,6 +107,7 @@ class Inbox:
         self._loss[slots] = result.loss[keep].to(self._loss)
         self._accuracy[slots] = result.accuracy[keep].to(self._accuracy)
         self._succeeded[slots] = 1  # last: what a stage or the sum refused is a failure
+        return keep
 
     def mean(self) -> tuple[Mean, RoundReport]:
         """The weighted mean over all ranks' clients, by the round's one all_reduce.

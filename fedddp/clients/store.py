@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,11 +26,10 @@ class ClientStore:
         rows = [self._kept.get(k) or self._initial() for k in ids]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    def put(self, ids: Iterable[int], state: ClientState) -> None:
-        """Hold the new states of ``ids`` until `commit`."""
-        if state:
-            for row, k in enumerate(ids):
-                self._pending[k] = {name: vectors[row : row + 1].clone() for name, vectors in state.items()}
+    def put(self, ids: Sequence[int], state: ClientState, rows: Iterable[int]) -> None:
+        """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`."""
+        for row in rows if state else ():
+            self._pending[ids[row]] = {name: vectors[row : row + 1].clone() for name, vectors in state.items()}
 
     def commit(self) -> None:
         """The round is over: what it wrote is what clients remember."""

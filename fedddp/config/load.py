@@ -100,7 +100,7 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys to values."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
@@ -113,9 +113,10 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
 def _value(text: str) -> Any:
     """A TOML value where the text is one, else the text itself (so that names need no quotes)."""
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return {"True": True, "False": False}.get(text, text)
+    return value if isinstance(value, bool | int | float | str | list | dict) else text  # no key takes a date
 
 
 def _first_mistake(error: ValidationError) -> str:

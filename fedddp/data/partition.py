@@ -157,7 +157,7 @@ class Dirichlet(Partitioner):
 class Quantity(Partitioner):
     """Labels alike, sizes unequal: shares of the examples drawn from Dir(alpha) (Li et al. 2022, NIID-Bench)."""
 
-    alpha: Annotated[float, Field(gt=0, description="concentration: small = few clients own most")] = 0.5
+    alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few clients own most")] = 0.5
     min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 1
 
     def split(self, labels: Ints, seed: int) -> Partition:

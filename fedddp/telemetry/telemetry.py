@@ -42,6 +42,7 @@ class Telemetry:
     ) -> None:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
         self._bytes_told = 0
+        self._resumed_after = len(self.history)
 
     def round(
         self, server: ServerState, report: RoundReport, mean: Mean, score: Score | None, clock: Stopwatch, comm: Comm
@@ -82,6 +83,12 @@ class Telemetry:
             "seconds_total": sum(m["seconds"] for m in self.history),
             "clients_per_second": sum(m["participants"] for m in self.history) / trained if trained else None,
         }
+
+    @property
+    def nothing_learned(self) -> bool:
+        """Whether every client failed in every round since this process started; the same answer on every rank."""
+        rounds = self.history[self._resumed_after :]
+        return bool(rounds) and all(m["participants"] == 0 and m["failures"] > 0 for m in rounds)
 
     def close(self, summary: Metrics | None) -> None:
         """Tell the sinks that the run is over."""

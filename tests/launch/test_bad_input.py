@@ -38,6 +38,7 @@ CASES = {
         ["model.name='torch.nn:Linear'", "[2, 1, 28, 28]"],
     ),
     "no run to resume": (["--run.resume=."], ["run.resume='.'", "not a run folder"]),
+    "nesterov alone": (["--client.optimizer.nesterov=true"], ["client.optimizer", "momentum above 0"]),
     "unknown option": (["--verbose"], ["--verbose", "--section.key=value"]),
     "key without value": (["--run.rounds"], ["--run.rounds", "has no value"]),
 }
@@ -77,3 +78,11 @@ def test_help_and_print_config_exit_with_0(capsys):
     shown = capsys.readouterr().out
     assert "rounds = 3" in shown
     assert 'name = "fedavg-mnist-cnn"' in shown
+
+
+def test_a_run_in_which_every_client_failed_in_every_round_failed(capsys):
+    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=2", "--telemetry.tensorboard=false"]
+    assert main([*words, "--algorithm.name=faulty:Faulty", "--algorithm.how=nan", "--algorithm.client=-1"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "fedddp: every client failed in every round; the warnings above say why"
+    assert '"state": "failed"' in Path("runs/faulty-Faulty-synthetic-mlp/status.json").read_text()

@@ -23,7 +23,7 @@ def server(t):
 
 def remembered(t):
     store = ClientStore(lambda: {"c": torch.zeros(1, 2)})
-    store.put((0, 5), {"c": torch.tensor([[t, 1.0], [t, 5.0]])})
+    store.put((0, 5), {"c": torch.tensor([[t, 1.0], [t, 5.0]])}, (0, 1))
     store.commit()
     return store
 

@@ -172,7 +172,12 @@ def test_objects_may_stand_for_sections():
         ("--cohort.fraction=0.1", "--evaluate.target_accuracy=0.9", '--run.name=it\'s "quoted"'),
         ("--data.name=synthetic", "--data.args={num_train = 50, shape = [1, 8, 8]}", "--data.partition.name=quantity"),
         ("--model.name=torch.nn:Linear", "--model.in_features=3", "--model.out_features=2", "--cohort.size=2"),
-        ("--algorithm.weighting=uniform", "--algorithm.server_optimizer.lr=0.7", "--client.optimizer.nesterov=true"),
+        (
+            "--algorithm.weighting=uniform",
+            "--algorithm.server_optimizer.lr=0.7",
+            "--client.optimizer.nesterov=true",
+            "--client.optimizer.momentum=0.5",
+        ),
     ],
 )
 def test_the_printed_configuration_builds_the_same(argv):
@@ -203,4 +208,4 @@ def test_help_lists_every_key_with_default_and_meaning():
 
 
 def test_flatten_gives_dotted_keys():
-    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": {}}) == {"a": 1, "b.c": 2, "b.d.e": 3, "f": {}}
+    assert flatten({"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": {}}) == {"a": 1, "b.c": 2, "b.d.e": 3}

@@ -25,7 +25,7 @@ def test_a_new_client_has_the_initial_state():
 
 def test_what_was_put_is_kept_from_the_commit_on():
     s = store()
-    s.put((3, 8), state(30, 80))
+    s.put((3, 8), state(30, 80), range(2))
     assert values(s, (3, 8, 5)) == [1, 1, 1]
     s.commit()
     assert values(s, (8, 5, 3)) == [80, 1, 30]
@@ -34,16 +34,16 @@ def test_what_was_put_is_kept_from_the_commit_on():
 
 def test_an_interrupted_round_leaves_the_store_as_it_was():
     s = store()
-    s.put((3,), state(30))
+    s.put((3,), state(30), range(1))
     s.commit()
-    s.put((3, 4), state(31, 41))
+    s.put((3, 4), state(31, 41), range(2))
     assert values(s, (3, 4)) == [30, 1]
     assert values(reloaded(s.state_dict()), (3, 4)) == [30, 1]
 
 
 def test_what_is_kept_does_not_alias_what_was_put():
     s, mine = store(), state(30)
-    s.put((3,), mine)
+    s.put((3,), mine, range(1))
     mine["h"].zero_()
     s.commit()
     assert values(s, (3,)) == [30]
@@ -53,7 +53,7 @@ def test_what_is_kept_does_not_alias_what_was_put():
 
 def reloaded(saved, mine=lambda client: True):
     s = store()
-    s.put((99,), state(1))
+    s.put((99,), state(1), range(1))
     s.commit()
     s.load_state_dict(saved, mine)
     return s
@@ -61,7 +61,7 @@ def reloaded(saved, mine=lambda client: True):
 
 def test_saved_and_loaded_it_is_the_same():
     s = store()
-    s.put((3, 12), state(30, 120))
+    s.put((3, 12), state(30, 120), range(2))
     s.commit()
     saved = s.state_dict()
     assert sorted(saved) == ["12/c", "12/h", "3/c", "3/h"]
@@ -73,14 +73,21 @@ def test_saved_and_loaded_it_is_the_same():
 
 def test_only_the_clients_that_live_here_are_loaded():
     s = store()
-    s.put((3, 4, 5), state(30, 40, 50))
+    s.put((3, 4, 5), state(30, 40, 50), range(3))
     s.commit()
     assert values(reloaded(s.state_dict(), lambda client: client % 2 == 0), (3, 4, 5)) == [1, 40, 1]
 
 
 def test_stateless_clients_leave_nothing():
     s = ClientStore(dict)
-    s.put((1, 2), {})
+    s.put((1, 2), {}, range(2))
     s.commit()
     assert s.get((1, 2)) == {}
     assert s.state_dict() == {}
+
+
+def test_only_the_rows_that_were_taken_change():
+    s = ClientStore(lambda: {"c": torch.zeros(1, 1)})
+    s.put((3, 4), {"c": torch.tensor([[30.0], [float("nan")]])}, [0])
+    s.commit()
+    assert s.get((3, 4))["c"].tolist() == [[30.0], [0.0]]
