@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.data import plan
-from fedddp.experiment import Experiment, connect, prepare, resolve
+from fedddp.experiment import Experiment, connect
 from fedddp.federation import federate
+from fedddp.preparation import prepare, resolve
 from fedddp.sampling import assign
 
 
@@ -66,7 +67,7 @@ def measure(args: argparse.Namespace) -> None:
         }
     )
     place = Place.from_env()
-    experiment = connect(prepare(resolve(config, place), place), [])
+    experiment = connect(prepare(resolve(config, place), place))
     f, server = experiment.federation, experiment.server
     floor: list[float] = []
     for t in range(args.repeats + 1):

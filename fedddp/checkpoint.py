@@ -50,6 +50,7 @@ class Saved:
     folder: Path
     round: int
     num_trainable: int
+    test_accuracy: float | None
     config: dict[str, Any]
 
     def server(self) -> ServerState:
@@ -62,19 +63,29 @@ class Saved:
 class Checkpoints:
     """Writes checkpoints of one run. The server state is rank 0's to write; a rank writes its own clients' state.
 
-    ``stateful``: whether clients remember anything. Then all ranks must see the same file system.
+    ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``done``: the round
+    that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed.
     """
 
     def __init__(
-        self, run_folder: Path, config: Mapping[str, Any], comm: Comm, *, every: int, keep: int, stateful: bool
+        self,
+        run_folder: Path,
+        config: Mapping[str, Any],
+        comm: Comm,
+        *,
+        every: int,
+        keep: int,
+        stateful: bool,
+        done: int = 0,
     ) -> None:
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
         self._every, self._keep, self._stateful = every, keep, stateful
         self._current: tuple[ServerState, ClientStore, float | None] | None = None
-        self._written: int | None = None
-        if comm.rank == 0:  # what a killed attempt left half written is not ours; the others write after a round
-            for partial in self._folder.glob(".round-*"):
-                shutil.rmtree(partial, ignore_errors=True)
+        self.written = self._done = done  # the newest round on disk; the one that was resumed
+        if comm.rank == 0:  # the others write after a round
+            for leftover in (*self._folder.glob(".round-*"), *self._folder.glob("round-*")):
+                if leftover.name.startswith(".") or leftover.name > f"round-{done:06d}":
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def after_round(self, server: ServerState, store: ClientStore, score: Score | None, *, last: bool) -> None:
         """Remember the state of a finished round, and write it when due (the last round always is)."""
@@ -82,15 +93,15 @@ class Checkpoints:
         if self._every and (last or server.round % self._every == 0):
             self.flush()
 
-    def flush(self, patience: float = 60.0) -> int | None:
-        """Write the last finished round unless it is written; its number, or None if there is none.
+    def flush(self, patience: float = 60.0) -> int:
+        """Write the last finished round unless it is written; its number, 0 if there is none.
 
         ``patience``: seconds rank 0 waits for the other ranks' files.
         """
         if self._current is None:
-            return self._written
+            return self.written
         server, store, accuracy = self._current
-        if self._written != server.round:
+        if self.written != server.round:
             partial = self._folder / f".round-{server.round:06d}"
             if self._stateful or self._comm.rank == 0:
                 partial.mkdir(parents=True, exist_ok=True)
@@ -98,14 +109,13 @@ class Checkpoints:
                 _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", store.state_dict())
             if self._comm.rank == 0:
                 self._finish(partial, server, accuracy, patience)
-            self._written = server.round
-        return self._written
+            self.written = server.round
+        return self.written
 
-    def restore(self, store: ClientStore, round: int, mine: Callable[[int], bool]) -> None:
-        """Go on after ``round``: what the clients that live here (``mine``) remember comes back."""
-        self._written = round
-        if self._stateful:
-            store.load_state_dict(_clients(self._folder / f"round-{round:06d}"), mine)
+    def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
+        """What the clients that live here (``mine``) remembered after the resumed round comes back."""
+        if self._stateful and self._done:
+            store.load_state_dict(_clients(self._folder / f"round-{self._done:06d}"), mine)
 
     def _finish(self, partial: Path, server: ServerState, accuracy: float | None, patience: float) -> None:
         _write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
@@ -147,7 +157,7 @@ def newest(run_folder: Path) -> Saved | None:
         damage = _damage(folder)
         if damage is None:
             state = json.loads((folder / "state.json").read_text())
-            return Saved(folder, state["round"], state["num_trainable"], state["config"])
+            return Saved(folder, state["round"], state["num_trainable"], state["test_accuracy"], state["config"])
         log.warning("%s is damaged (%s) and is skipped", folder, damage)
     return None
 

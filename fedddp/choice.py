@@ -102,7 +102,7 @@ def dump(section: Any) -> dict[str, Any]:
         elif isinstance(value, BaseModel):
             table[name] = dump(value)
         elif value is not None:
-            table[name] = value
+            table[name] = list(value) if isinstance(value, tuple) else value
     return table
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from . import interrupt
 
-__all__ = ["Comm", "CommError", "Place", "launched", "record"]
+__all__ = ["Comm", "CommError", "Place", "leave", "record"]
 
 
 class CommError(RuntimeError):
@@ -40,7 +41,8 @@ class Place:
     local_rank: int = 0
     local_world_size: int = 1
     attempt: int = 0
-    run_id: str = ""
+    launch: str = ""
+    """What one start by torchrun has in common with its restarts and with no other start; empty without torchrun."""
 
     @classmethod
     def from_env(cls) -> Place:
@@ -52,13 +54,13 @@ class Place:
             local_rank=int(env.get("LOCAL_RANK", rank)),
             local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
             attempt=int(env.get("TORCHELASTIC_RESTART_COUNT", 0)),
-            run_id=env.get("TORCHELASTIC_RUN_ID", ""),
+            launch=_launch(env),
         )
 
 
-def launched() -> bool:
-    """Whether a launcher such as torchrun started this process as one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+def _launch(env: Mapping[str, str]) -> str:
+    run_id = env.get("TORCHELASTIC_RUN_ID", "")
+    return f"{run_id}/{socket.gethostname()}/{os.getppid()}" if run_id == "none" else run_id
 
 
 class Comm:
@@ -73,6 +75,7 @@ class Comm:
         self.backend = "none"
         self._store, self._timeout = store, timeout
         self._reached, self._phase = 0, "start"
+        self.synced_at = time.perf_counter()  # when the last collective completed, on all ranks at about the same time
         self._buffer: Tensor | None = None
 
     @classmethod
@@ -93,14 +96,14 @@ class Comm:
         """Join the other ranks (or none, at world size 1).
 
         The store's keys get a prefix of their own for each restart: addresses of a dead attempt would be dialled
-        otherwise. Raises CommError naming the ranks that did not come within ``timeout`` seconds.
+        otherwise. (Agents of several machines count restarts apart; there the launcher must make a new store for each,
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.) Raises CommError naming the ranks that did not come in time.
         """
         if place.world_size == 1:
             return cls.alone(device)
-        limit = timedelta(seconds=timeout)
-        base = store or next(dist.rendezvous("env://", place.rank, place.world_size, timeout=limit))[0]
-        prefixed = dist.PrefixStore(f"fedddp/{place.run_id}/{place.attempt}", base)
-        prefixed.set_timeout(limit)
+        attempt = place.attempt if place.local_world_size == place.world_size else "any"
+        prefixed = dist.PrefixStore(f"fedddp/{place.launch}/{attempt}", store or _launchers_store(place, timeout))
+        prefixed.set_timeout(timedelta(seconds=timeout))
         comm = cls(place, device, store=prefixed, timeout=timeout)
         comm._enter("start")
         comm._await_all()
@@ -111,11 +114,12 @@ class Comm:
                 store=prefixed,
                 rank=place.rank,
                 world_size=place.world_size,
-                timeout=timedelta(seconds=timeout + 60),  # ours must fire first: it names the missing rank
+                timeout=timedelta(days=1),  # `_poll` keeps the time: it names the missing rank
                 device_id=device if comm.backend == "nccl" else None,
             )
         except (RuntimeError, dist.DistError) as error:
             raise CommError(f"the process group did not form within {timeout:g} s: {comm._diagnosis()}") from error
+        threading.Thread(target=comm._tell_of_progress, daemon=True).start()
         return comm
 
     # -- collectives ------------------------------------------------------------------------------------------
@@ -159,23 +163,30 @@ class Comm:
         except RuntimeError as error:
             if isinstance(error, CommError):
                 raise
-            raise CommError(f"{purpose}: {self._diagnosis()} ({str(error).splitlines()[0]})") from error
+            diagnosis = self._diagnosis()
+            interrupt.check()  # a rank that was asked to stop may leave before this one has heard of it
+            raise CommError(f"{purpose}: {diagnosis} ({str(error).splitlines()[0]})") from error
         if through is not x:
             x.copy_(through)
         self.bytes_sent += math.ceil(share * x.numel() * x.element_size())
         return x
 
     def _poll(self, work: dist.Work, purpose: str) -> None:
-        deadline, pause = time.monotonic() + self._timeout, 2e-5
+        """Wait without blocking. A rank that still makes progress is waited for, one that stands still is not."""
+        began, pause, before = time.monotonic(), 2e-5, ""
+        look = began + self._timeout / 2
         while not work.is_completed():
             interrupt.check()
-            if time.monotonic() > deadline:
-                raise CommError(
-                    f"{purpose}: waited {self._timeout:g} s; {self._diagnosis()} (run.timeout sets how long to wait)"
-                )
+            if time.monotonic() > look:
+                notes = self._notes_of_the_missing()
+                if notes == before:
+                    told = f"waited {time.monotonic() - began:.0f} s; {self._diagnosis()}"
+                    raise CommError(f"{purpose}: {told} (run.timeout sets how long a rank may stand still)")
+                look, before = time.monotonic() + self._timeout / 2, notes
             time.sleep(pause)
             pause = min(1.3 * pause, 2e-3)
         work.wait()
+        self.synced_at = time.perf_counter()
 
     def _staged(self, x: Tensor) -> Tensor:
         """The tensor the backend can move: NCCL moves GPU memory, gloo CPU memory (pinned, where a GPU is used)."""
@@ -198,12 +209,15 @@ class Comm:
             self._enter(phase)
 
     def _enter(self, phase: str) -> None:
-        assert self._store is not None
         self._phase = phase
         try:
-            self._store.set(f"at/{self.rank}", f"{self._reached}|{phase}")
+            self._write_note()
         except (RuntimeError, dist.DistError) as error:
             raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
+
+    def _write_note(self) -> None:
+        assert self._store is not None
+        self._store.set(f"at/{self.rank}", f"{self._reached}|{interrupt.passed}|{self._phase}")
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
         """Compare what must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
@@ -222,20 +236,43 @@ class Comm:
 
     def _diagnosis(self) -> str:
         """Who is missing, from the notes in the store."""
-        assert self._store is not None
         time.sleep(0.2)  # let the others' last notes arrive
         missing = []
         for other in range(self.world_size):
             try:
-                key = f"at/{other}"
-                reached, phase = self._store.get(key).decode().split("|", 1) if self._store.check([key]) else ("-1", "")
+                reached, phase, _ = self._note(other)
             except (RuntimeError, dist.DistError):
-                return "the launcher's store is gone"
-            if int(reached) < self._reached:
+                return "the store is gone, and with it the launcher or the rank that held it (rank 0)"
+            if reached < self._reached:
                 missing.append(
                     f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
                 )
         return "; ".join(missing) or "every rank came, one left while its message was on the way"
+
+    def _notes_of_the_missing(self) -> str:
+        notes = {other: self._note(other) for other in range(self.world_size)}
+        return repr({other: note for other, note in notes.items() if note[0] < self._reached})
+
+    def _note(self, other: int) -> tuple[int, str, str]:
+        """The collective that a rank has reached, its phase, and a count that grows while it works; (-1, "", "")."""
+        assert self._store is not None
+        key = f"at/{other}"
+        if not self._store.check([key]):
+            return -1, "", ""
+        reached, count, phase = self._store.get(key).decode().split("|", 2)
+        return int(reached), phase, count
+
+    def _tell_of_progress(self) -> None:
+        """While this rank works between collectives, renew its note as long as it passes safe points."""
+        told = -1
+        while self._store is not None:
+            time.sleep(min(5.0, self._timeout / 6))
+            if interrupt.passed != told:
+                told = interrupt.passed
+                try:
+                    self._write_note()
+                except (RuntimeError, dist.DistError):
+                    return
 
     def _await_all(self) -> None:
         """Wait for every rank's first note: forming the process group itself cannot be interrupted."""
@@ -272,7 +309,29 @@ class Comm:
         """Leave together, at the end of a run that went well."""
         if self.world_size > 1:
             self.barrier("close")
+            self._store = None
             dist.destroy_process_group()
+
+
+def _launchers_store(place: Place, timeout: float) -> dist.Store:
+    """The store that torchrun's agent holds, or the one that rank 0 is to hold. Does not wait for the other ranks."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        return dist.TCPStore(
+            address,
+            port,
+            place.world_size,
+            is_master=hosts,
+            timeout=timedelta(seconds=timeout),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except (RuntimeError, dist.DistError) as error:
+        whose = "rank 0, which holds it, never came" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" else ""
+        raise CommError(
+            f"start: the store at {address}:{port} cannot be reached within {timeout:g} s; {whose}"
+        ) from error
 
 
 def leave(code: int) -> None:

@@ -10,6 +10,7 @@ from .checkpoint import Checkpoints
 from .clients import ClientStore, SequentialTrainer
 from .comm import Comm
 from .evaluation import Evaluator
+from .flat import FlatSpec
 from .sampling import UniformSampler, assign, blocks
 from .tasks import Task
 from .telemetry import Stopwatch, Telemetry
@@ -38,17 +39,17 @@ class Federation:
         return replace(self, rounds=rounds)
 
 
-def initialise(f: Federation) -> ServerState:
+def initialise(task: Task, algorithm: Algorithm, comm: Comm, spec: FlatSpec, seed: int) -> ServerState:
     """w_0 on the server, and the same w_0 on every client."""
-    w = f.task.initial_params(f.seed).to(f.comm.device, f.trainer.spec.dtype)  # 1 initialise
-    w = f.comm.broadcast(w, "distribute the model")  # 2 distribute; later rounds compute the same w on every rank
-    return f.algorithm.init_server(w, f.trainer.spec.num_trainable)
+    w = task.initial_params(seed).to(comm.device, spec.dtype)  # 1 initialise
+    w = comm.broadcast(w, "distribute the model")  # 2 distribute; later rounds compute the same w on every rank
+    return algorithm.init_server(w, spec.num_trainable)
 
 
 def federate(f: Federation, server: ServerState) -> ServerState:
     """Train from ``server`` until ``f.rounds`` rounds are done or the target accuracy is reached."""
     for t in range(server.round, f.rounds):
-        clock = Stopwatch()
+        clock = Stopwatch(f.comm.synced_at)
         cohort = f.sampler.cohort(t)  # S_t: a random set of m clients
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
@@ -58,15 +59,16 @@ def federate(f: Federation, server: ServerState) -> ServerState:
                 update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally
                 accepted = inbox.add(ids, update, result)  # 4 upload: encode, accumulate
                 f.store.put(ids, state, accepted)
+        clock.arrived()
         mean, report = inbox.mean()  # 5 aggregate: one all_reduce
         server = f.algorithm.server_update(server, mean, cohort) if mean.count else server.unchanged()  # 6 w_{t+1}
-        f.store.commit()
         clock.aggregated(report)
 
         score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, f.rounds) else None
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm)
         reached = f.evaluator.reached(score)
+        f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=reached or t + 1 == f.rounds)
         if reached:
             break

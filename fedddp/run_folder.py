@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ class RunFolder:
 
     path: Path
     resumed: bool
+
+    def claimed(self, launch: str) -> RunFolder:
+        """This folder, made now; or the next free number, if another process was faster. ``launch``: who made it."""
+        folder = self
+        while not folder.resumed:
+            try:
+                folder.path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                label, number = _label_and_number(folder.path.name)
+                folder = RunFolder(folder.path.with_name(f"{label}-{number + 1}"), resumed=False)
+        folder.write("launch", launch)
+        return folder
 
     def write(self, name: str, content: str) -> None:
         """A small file, replaced as a whole."""
@@ -30,30 +44,59 @@ class RunFolder:
         self.write("status.json", json.dumps({"state": state, **more, "pid": os.getpid(), "updated": stamp}))
 
 
-def locate(parent: Path, name: str, resume: str) -> RunFolder:
+def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
     """The folder of a run that starts or goes on. Nothing is created yet.
 
-    ``never``: a new one, with -2, -3, ... behind the name if it is taken. ``auto``: the newest of that name, or a new
+    ``never``: a new one, with -2, -3, ... behind the name if it is taken; but if the same ``launch`` has made one and
+    not finished it, this is a restart of that launch, and goes on there. ``auto``: the newest of that name, or a new
     one. Otherwise the run folder itself; raises ValueError if it is none.
     """
-    label = re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
     if resume not in ("never", "auto"):
         path = Path(resume)
         if not (path / "config.toml").is_file():
             raise ValueError(f"run.resume={resume!r}: is not a run folder (it has no config.toml)")
         return RunFolder(path, resumed=True)
-    taken = _numbered(parent, label)
-    if resume == "auto" and taken:
-        return RunFolder(taken[max(taken)], resumed=True)
-    number = max(taken, default=0) + 1
-    return RunFolder(parent / (label if number == 1 else f"{label}-{number}"), resumed=False)
+    label = re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
+    found = _numbered(parent, label, name)
+    if resume == "never":
+        found = {n: path for n, path in found.items() if launch and _unfinished(path, launch)}
+    if found:
+        return RunFolder(found[max(found)], resumed=True)
+    return RunFolder(parent / label if not (parent / label).exists() else _next_free(parent, label), resumed=False)
 
 
-def _numbered(parent: Path, label: str) -> dict[int, Path]:
-    """Run folders of that label by number; the one without a number is number 1."""
+def _numbered(parent: Path, label: str, name: str) -> dict[int, Path]:
+    """Run folders of a run's name by number; the one without a number is number 1."""
     found = {}
     for path in parent.glob(f"{label}*"):
         match = re.fullmatch(re.escape(label) + r"(?:-(\d+))?", path.name)
-        if match and path.is_dir():
+        if match and _name_of(path) == name:
             found[int(match[1] or 1)] = path
     return found
+
+
+def _name_of(path: Path) -> str | None:
+    """The run.name that a folder was made for; None if it is no run folder."""
+    try:
+        return tomllib.loads((path / "config.toml").read_text())["run"]["name"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError):
+        return None
+
+
+def _unfinished(path: Path, launch: str) -> bool:
+    try:
+        return (path / "launch").read_text() == launch and "summary.json" not in os.listdir(path)
+    except OSError:
+        return False
+
+
+def _next_free(parent: Path, label: str) -> Path:
+    numbers = [
+        _label_and_number(path.name)[1] for path in parent.glob(f"{label}-*") if path.name[len(label) + 1 :].isdigit()
+    ]
+    return parent / f"{label}-{max(numbers, default=1) + 1}"
+
+
+def _label_and_number(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.*)-(\d+)", name)
+    return (match[1], int(match[2])) if match else (name, 1)

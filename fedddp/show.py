@@ -17,7 +17,7 @@ from rich.table import Table
 
 from .comm import Place
 from .config import Config, UsageError, build, help_text, parse
-from .experiment import load_data, resolve
+from .preparation import load_data, resolve
 from .telemetry import figures, log_to_stderr
 
 ROWS_PRINTED = 40

@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted and r
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import traceback
@@ -19,11 +20,12 @@ from typing import Any
 from . import __version__, interrupt
 from .checkpoint import vector_sha256
 from .comm import CommError, Place, leave, record
-from .config import Config, UsageError, build, flatten, help_text, parse, read_toml, to_dict, to_toml
-from .experiment import Experiment, Prepared, connect, prepare, resolve
+from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
+from .experiment import Experiment, connect
 from .federation import federate
 from .interrupt import Interrupted
-from .telemetry import Metrics, Sink, log_to_stderr, summary_table
+from .preparation import Prepared, prepare, resolve
+from .telemetry import Metrics, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 
@@ -56,7 +58,7 @@ def _guarded(words: Sequence[str], place: Place) -> int:
         log.error("%s", error)
         return FAILED
     except Interrupted as request:
-        log.warning("%s before the first round", request)
+        log.warning("%s: stopped", request)
         return INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -78,45 +80,39 @@ def _run(words: Sequence[str], place: Place) -> int:
 def _configured(layers: Sequence[dict[str, Any]]) -> Config:
     """The layers' configuration, on top of that of the run folder that is resumed, if one is named."""
     config = build(*layers)
-    if config.run.resume in ("never", "auto"):
+    saved = Path(config.run.resume) / "config.toml"
+    if config.run.resume in ("never", "auto") or not saved.is_file():  # what is no run folder is refused when located
         return config
-    path = Path(config.run.resume)
-    if not (path / "config.toml").is_file():
-        raise UsageError(f"run.resume={config.run.resume!r}: is not a run folder (it has no config.toml)")
-    return build(read_toml(path / "config.toml"), *layers)
+    return build(read_toml(saved), *layers)
 
 
 def _train(prepared: Prepared) -> int:
-    folder = prepared.folder
+    experiment = connect(prepared)
+    federation, folder = experiment.federation, experiment.folder
     try:
-        experiment = connect(prepared, _tensorboard(prepared))
-        try:
-            server = federate(experiment.federation, experiment.server)
-        except Interrupted as request:
-            return _interrupted(experiment, str(request))
-        if experiment.federation.telemetry.nothing_learned:
+        server = federate(federation, experiment.server)
+        if federation.telemetry.nothing_learned:
             raise NothingLearned("every client failed in every round; the warnings above say why")
-        summary = _summary(prepared, experiment, vector_sha256(server.w))
-        experiment.federation.telemetry.close(summary)
-        experiment.federation.comm.close()
+        federation.comm.barrier("done")
+    except Interrupted as request:
+        return _interrupted(experiment, str(request))
     except Exception as error:
-        if folder and folder.path.exists():
+        if folder:
             folder.status("failed", error=f"{type(error).__name__}: {error}")
         raise
+    summary = _summary(prepared, experiment, vector_sha256(server.w))
+    federation.telemetry.close(summary)
+    federation.comm.close()
     if folder:
         summary_table(summary)
-        print(f"run folder: {folder.path}\nTensorBoard: tensorboard --logdir {prepared.config.run.dir}", flush=True)
+        print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
     return DONE
 
 
-def _tensorboard(p: Prepared) -> list[Sink]:
-    if p.folder is None or not p.config.telemetry.tensorboard:
-        return []
-    from .telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
-
-    counts = p.partition.counts(p.dataset.train.y.numpy(), p.dataset.num_classes)
-    done = p.saved.round if p.saved else 0
-    return [TensorBoard(p.folder.path / "tensorboard", done, to_toml(p.config), flatten(to_dict(p.config)), counts)]
+def _tensorboard_command(runs: Path) -> str:
+    """As it works in this shell: by its path, where the environment is not the activated one."""
+    beside = Path(sys.executable).with_name("tensorboard")
+    return f"{'tensorboard' if shutil.which('tensorboard') else beside} --logdir {runs}"
 
 
 def _summary(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
@@ -124,17 +120,21 @@ def _summary(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics
         model_sha256=sha256,
         num_parameters=prepared.spec.num_trainable,
         world_size=prepared.place.world_size,
-        num_clients=prepared.partition.num_clients,
+        num_clients=prepared.data.num_clients,
     )
 
 
 def _interrupted(experiment: Experiment, reason: str) -> int:
     """Write the last finished round if it is not written, and say how to go on."""
-    written = experiment.federation.checkpoints.flush(patience=3.0)
+    try:
+        written = experiment.federation.checkpoints.flush(patience=3.0)
+    except OSError as error:
+        log.warning("%s: the last round could not be written (%s); the checkpoint before it stands", reason, error)
+        written = experiment.federation.checkpoints.written
     experiment.federation.telemetry.close(None)
     if experiment.folder:
-        experiment.folder.status("interrupted", round=written or 0, reason=reason)
-        log.warning("%s: stopped after round %d; go on with --run.resume=auto", reason, written or 0)
+        experiment.folder.status("interrupted", round=written, reason=reason)
+        log.warning("%s: stopped after round %d; go on with --run.resume=auto", reason, written)
     return INTERRUPTED
 
 
@@ -153,6 +153,8 @@ def _usage(message: str, place: Place) -> int:
         for _ in range(40):
             interrupt.check()
             time.sleep(0.1)
+        if place.local_rank == 0:  # rank 0 did not find it: the mistake is this machine's
+            log.error("%s", message)
     except Interrupted:
         pass
     return USAGE

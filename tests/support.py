@@ -1,7 +1,6 @@
 """What several tests share: six clients' updates and their aggregation, and small federations of one rank."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from fedddp.aggregation import ExactSum, FastSum, Pipeline
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.data import DATASETS, Dataset, Examples, Partition
-from fedddp.experiment import connect, prepare, resolve
-from fedddp.flat import FlatSpec
+from fedddp.experiment import connect
+from fedddp.preparation import resolve, share
 from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 D = 40
@@ -65,16 +64,14 @@ def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):
     quiet = {
         "run": {"dir": str(folder), "threads": 1},
         "data": {"name": "synthetic", "args": {"num_train": 50, "num_test": 1}},
-        "telemetry": {"progress": "off"},
+        "telemetry": {"progress": "off", "tensorboard": False},
         "checkpoint": {"every": 0},
         "evaluate": {"every": 0},
     }
     population = {"data": {"partition": {"num_clients": len(sizes)}}}
-    p = prepare(resolve(build(quiet, population, sections), Place()), Place())
+    config = resolve(build(quiet, population, sections), Place())
     partition = Partition(np.arange(sum(sizes)), np.cumsum([0, *sizes]))
-    task = task or p.task
-    spec = FlatSpec.of(task.model(p.config.run.seed))
-    experiment = connect(replace(p, dataset=dataset, partition=partition, task=task, spec=spec), list(sinks))
+    experiment = connect(share(config, Place(), dataset, partition, task), sinks)
     return experiment.federation, experiment.server
 
 

@@ -50,7 +50,13 @@ class Pipeline:
             if stage.takes != domain:
                 raise ValueError(f"{type(stage).__name__} takes {stage.takes} rows, but gets {domain} ones")
             domain = stage.gives
+        self._shown = False
         self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+
+    def first(self, error: Exception) -> Exception | None:
+        """``error`` if it is the first: a mistake in an algorithm fails every client alike, one traceback is enough."""
+        shown, self._shown = self._shown, True
+        return None if shown else error
 
     def open(self, cohort: Cohort, server: ServerState) -> Inbox:
         """Begin a round: an empty sum for ``cohort``."""
@@ -81,7 +87,7 @@ class Inbox:
         except CommError:
             raise
         except Exception as error:
-            self._report_failure(ids, f"{type(error).__name__}: {error}")
+            self._report_failure(ids, f"{type(error).__name__}: {error}", self._pipeline.first(error))
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
         """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out.
@@ -142,9 +148,9 @@ class Inbox:
         if odd:
             raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
 
-    def _report_failure(self, ids: Sequence[int], reason: str) -> None:
+    def _report_failure(self, ids: Sequence[int], reason: str, error: Exception | None = None) -> None:
         clients = "client " + ", ".join(map(str, ids))
-        log.warning("round %d: %s failed and is left out: %s", self._cohort.round + 1, clients, reason)
+        log.warning("round %d: %s failed and is left out: %s", self._cohort.round + 1, clients, reason, exc_info=error)
 
     def _why(self, largest: float, weight: float) -> str:
         if not isfinite(largest):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..choice import RULES, Choice
@@ -12,6 +12,14 @@ from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import SGD, ClientOptimizer
+
+
+def _off(value: Any) -> Any:
+    return None if value == "off" else value
+
+
+Off = BeforeValidator(_off)
+"""On an optional key: "off" takes back what a file set."""
 
 
 class Section(BaseModel):
@@ -33,7 +41,7 @@ class Run(Section):
     resume: str = Field(
         default="never", min_length=1, description="never, auto (the newest run of this name), or a run folder"
     )
-    timeout: float = Field(default=120.0, gt=0, description="seconds a collective may wait for a rank")
+    timeout: float = Field(default=120.0, gt=0, description="seconds a rank that others wait for may stand still")
 
 
 class Data(Section):
@@ -57,15 +65,19 @@ class Client(Section):
 
 
 class Cohort(Section):
-    fraction: float | None = Field(
+    fraction: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="C, share of the population in a round (default: all)"
     )
-    size: int | None = Field(default=None, ge=1, description="m, number of clients in a round; instead of fraction")
+    size: Annotated[int | None, Off] = Field(
+        default=None, ge=1, description="m, number of clients in a round; instead of fraction"
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Cohort:
         if self.fraction is not None and self.size is not None:
-            raise ValueError("fraction and size both say how many clients take part: give one of them")
+            raise ValueError(
+                "fraction and size both say how many clients take part: give one of them (the other is =off)"
+            )
         return self
 
 
@@ -80,7 +92,9 @@ class Evaluate(Section):
     where: Literal["rank0", "sharded"] = Field(
         default="rank0", description="who evaluates: rank 0 on all cores, or all ranks"
     )
-    target_accuracy: float | None = Field(default=None, gt=0, le=1, description="stop when reached (default: off)")
+    target_accuracy: Annotated[float | None, Off] = Field(
+        default=None, gt=0, le=1, description="stop when reached (default: off)"
+    )
 
 
 class Checkpoint(Section):

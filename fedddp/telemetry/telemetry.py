@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,11 +44,14 @@ class Telemetry:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
         self._bytes_told = 0
         self._resumed_after = len(self.history)
+        self._told_at = time.perf_counter()
+        self.learned_before = False  # whether a round before the resumed one had a contribution
 
     def round(
         self, server: ServerState, report: RoundReport, mean: Mean, score: Score | None, clock: Stopwatch, comm: Comm
     ) -> None:
         """Record the round that made ``server``."""
+        now = time.perf_counter()
         metrics: Metrics = {
             "round": server.round,
             "test_accuracy": score.accuracy if score else None,
@@ -56,13 +60,13 @@ class Telemetry:
             "participants": mean.count,
             "failures": len(report.failed),
             "examples": int(report.examples[~report.loss.isnan()].sum()),
-            "seconds": clock.total,
+            "seconds": now - self._told_at,  # since the last record: with what was written in between
             "seconds_train": clock.train,
             "seconds_aggregate": clock.aggregate,
             "seconds_evaluate": clock.evaluate,
             "bytes_sent": comm.bytes_sent - self._bytes_told,
         }
-        self._bytes_told = comm.bytes_sent
+        self._bytes_told, self._told_at = comm.bytes_sent, now
         self.history.append(metrics)
         record = RoundRecord(metrics, report, _weighted(report.accuracy, report), score)
         for sink in self._sinks:
@@ -84,16 +88,16 @@ class Telemetry:
             "clients_per_second": sum(m["participants"] for m in self.history) / trained if trained else None,
         }
 
-    @property
-    def nothing_learned(self) -> bool:
-        """Whether every client failed in every round since this process started; the same answer on every rank."""
-        rounds = self.history[self._resumed_after :]
-        return bool(rounds) and all(m["participants"] == 0 and m["failures"] > 0 for m in rounds)
-
     def close(self, summary: Metrics | None) -> None:
         """Tell the sinks that the run is over."""
         for sink in self._sinks:
             sink.close(summary)
+
+    @property
+    def nothing_learned(self) -> bool:
+        """Whether every client failed in every round there was; the same answer on every rank."""
+        rounds = self.history[self._resumed_after :]
+        return not self.learned_before and all(m["participants"] == 0 and m["failures"] > 0 for m in rounds)
 
 
 def _weighted(values: Any, report: RoundReport) -> float | None:

@@ -1,9 +1,10 @@
 """A run that was cut short and resumed is the uninterrupted run, bit for bit."""
 
 import pytest
-from distributed_support import configured, train
+from distributed_support import configured, experiment_of, train
 
 from fedddp.config import UsageError
+from fedddp.federation import federate
 
 MOMENTUM = {"server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5}}
 COUNTING = {"name": "faulty:Counting"}
@@ -73,3 +74,28 @@ def test_another_configuration_is_refused_by_its_keys(run_ranks, tmp_path):
     assert "\n" not in told
     free = table_of(tmp_path, "kept", 3, "auto", evaluate={"every": 2})
     assert run_ranks(refused, 1, free) == ["accepted"]
+
+
+def test_a_run_that_reached_its_target_is_not_trained_further(run_ranks, tmp_path):
+    target = {"evaluate": {"target_accuracy": 0.2}}
+    first = run_ranks(train, 2, table_of(tmp_path, "good", 20, **target))[0]
+    assert first["rounds"] < 20
+    again = run_ranks(train, 2, table_of(tmp_path, "good", 20, "auto", **target))[0]
+    assert (again["sha256"], again["rounds"]) == (first["sha256"], first["rounds"])
+    higher = run_ranks(train, 2, table_of(tmp_path, "good", 20, "auto", evaluate={"target_accuracy": 0.99999}))[0]
+    assert higher["rounds"] > first["rounds"]
+
+
+def fruitless(comm, table):
+    experiment = experiment_of(comm, table)
+    federate(experiment.federation, experiment.server)
+    return experiment.federation.telemetry.nothing_learned
+
+
+def test_a_run_without_any_contribution_is_still_one_after_a_restart(run_ranks, tmp_path):
+    nobody = {"name": "faulty:Faulty", "how": "nan", "client": -1}
+    assert run_ranks(fruitless, 2, table_of(tmp_path, "none", 2, algorithm=nobody)) == [True, True]
+    assert run_ranks(fruitless, 2, table_of(tmp_path, "none", 2, "auto", algorithm=nobody)) == [True, True]
+    late = {"name": "faulty:Faulty", "how": "nan", "client": -1, "round": 2}
+    assert run_ranks(fruitless, 2, table_of(tmp_path, "late", 1, algorithm=late)) == [False, False]
+    assert run_ranks(fruitless, 2, table_of(tmp_path, "late", 2, "auto", algorithm=late)) == [False, False]

@@ -5,8 +5,9 @@ import torch
 
 from fedddp.comm import Comm, Place
 from fedddp.config import build
-from fedddp.experiment import connect, prepare, resolve
+from fedddp.experiment import connect
 from fedddp.federation import federate
+from fedddp.preparation import prepare, resolve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +33,7 @@ def test_gpu_and_cpu_train_the_same_model(tmp_path, model):
     results = {}
     for device in ("cpu", "cuda"):
         place = Place()
-        experiment = connect(prepare(resolve(configured(tmp_path, device, model), place), place), [])
+        experiment = connect(prepare(resolve(configured(tmp_path, device, model), place), place))
         server = federate(experiment.federation, experiment.server)
         assert server.w.device.type == device
         results[device] = server.w.cpu()

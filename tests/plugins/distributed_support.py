@@ -7,8 +7,9 @@ from typing import Any
 from fedddp.checkpoint import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
-from fedddp.experiment import connect, prepare, resolve
+from fedddp.experiment import connect
 from fedddp.federation import federate
+from fedddp.preparation import prepare, resolve
 
 BASE: dict[str, dict[str, Any]] = {
     "run": {"threads": 1, "rounds": 2, "device": "cpu"},
@@ -35,7 +36,7 @@ def configured(tmp_path, **sections):
 def experiment_of(comm: Comm, table: dict[str, Any]):
     """The experiment a configuration describes, on ``comm``."""
     place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
-    return connect(prepare(resolve(build(table), place), place), [], comm=comm)
+    return connect(prepare(resolve(build(table), place), place), comm=comm)
 
 
 def train(comm: Comm, table: dict[str, Any]) -> dict[str, Any]:

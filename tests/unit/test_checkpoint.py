@@ -32,8 +32,8 @@ def score(accuracy):
     return Score(accuracy, 1.0, torch.eye(2))
 
 
-def checkpoints(folder, *, every=1, keep=3, stateful=True):
-    return Checkpoints(folder, CONFIG, Comm.alone(), every=every, keep=keep, stateful=stateful)
+def checkpoints(folder, *, every=1, keep=3, stateful=True, done=0):
+    return Checkpoints(folder, CONFIG, Comm.alone(), every=every, keep=keep, stateful=stateful, done=done)
 
 
 def written(folder, accuracies, **more):
@@ -61,7 +61,7 @@ def test_round_trip(tmp_path, dtype):
 def test_clients_come_back_to_where_they_live_now(tmp_path):
     written(tmp_path, [0.5])
     store = ClientStore(lambda: {"c": torch.zeros(1, 2)})
-    checkpoints(tmp_path).restore(store, 1, lambda client: client == 5)
+    checkpoints(tmp_path, done=1).restore(store, lambda client: client == 5)
     assert store.get((0, 5))["c"].tolist() == [[0, 0], [1, 5]]
 
 
@@ -93,7 +93,7 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path):
 
 def test_an_interrupted_run_writes_its_last_finished_round_once(tmp_path):
     kept = checkpoints(tmp_path, every=10)
-    assert kept.flush() is None
+    assert kept.flush() == 0
     kept.after_round(server(3), remembered(3), None, last=False)
     assert newest(tmp_path) is None
     assert kept.flush() == 3
@@ -104,8 +104,8 @@ def test_an_interrupted_run_writes_its_last_finished_round_once(tmp_path):
 
 
 def test_a_resumed_run_does_not_write_again_what_it_started_from(tmp_path):
-    kept = checkpoints(tmp_path)
-    kept.restore(remembered(0), 4, lambda client: True)
+    kept = checkpoints(tmp_path, done=4)
+    kept.restore(remembered(0), lambda client: True)
     assert kept.flush() == 4
     assert not (tmp_path / "checkpoints").exists()
 
@@ -188,3 +188,12 @@ def test_the_digest_of_a_vector_is_of_its_bytes():
     assert vector_sha256(w) == hashlib.sha256(struct.pack("<2f", 1, 2)).hexdigest()
     assert vector_sha256(w) != vector_sha256(torch.tensor([1.0, -2.0]))
     assert vector_sha256(torch.tensor([[1.0, 9.0], [2.0, 9.0]])[:, 0]) == vector_sha256(w)
+
+
+def test_what_came_after_the_resumed_round_is_removed(tmp_path):
+    """Else damaged rounds would push the new ones out when old checkpoints are pruned."""
+    written(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5], keep=5)
+    kept = checkpoints(tmp_path, done=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["round-000001", "round-000002"]
+    kept.after_round(server(3), remembered(3), score(0.3), last=False)
+    assert newest(tmp_path).round == 3

@@ -4,7 +4,7 @@ import pytest
 
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, parse
-from fedddp.experiment import cohort_size, prepare, resolve
+from fedddp.preparation import cohort_size, prepare, resolve
 
 SMALL = ("--data.name=synthetic", "--data.args={num_train = 20, num_test = 5}", "--model.name=mlp", "--run.threads=1")
 

@@ -13,7 +13,7 @@ FLOORS = [
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients"],
     ["checkpoint", "telemetry", "evaluation", "run_folder"],
-    ["config", "federation", "experiment"],
+    ["config", "federation", "experiment", "preparation"],
     ["train", "show", "plot"],
 ]
 APART = FLOORS[2]

@@ -8,10 +8,10 @@ import pytest
 from fedddp.run_folder import RunFolder, locate
 
 
-def make(parent, *names):
+def make(parent, *names, run="trial"):
     for name in names:
         (parent / name).mkdir(parents=True)
-        (parent / name / "config.toml").touch()
+        (parent / name / "config.toml").write_text(f'[run]\nname = "{run}"\n')
 
 
 def test_a_new_run_takes_the_next_free_name(tmp_path):
@@ -67,7 +67,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, name):
 )
 def test_a_label_becomes_one_harmless_folder_name(tmp_path, name, folder):
     assert locate(tmp_path, name, "never").path == tmp_path / folder
-    make(tmp_path, folder)
+    make(tmp_path, folder, run=name)
     assert locate(tmp_path, name, "auto") == RunFolder(tmp_path / folder, resumed=True)
 
 
@@ -86,3 +86,28 @@ def test_status_says_state_process_and_time(tmp_path):
     status = json.loads((tmp_path / "status.json").read_text())
     assert status.pop("updated")[:2] == "20"
     assert status == {"state": "running", "round": 3, "rounds": 9, "pid": os.getpid()}
+
+
+def test_a_run_that_only_looks_like_a_number_of_another_is_not_taken_for_it(tmp_path):
+    make(tmp_path, "trial")
+    make(tmp_path, "trial-10", run="trial-10")
+    assert locate(tmp_path, "trial", "auto").path.name == "trial"
+    assert locate(tmp_path, "trial", "never").path.name == "trial-11"
+
+
+def test_a_restart_goes_on_in_the_folder_of_its_own_launch_only(tmp_path):
+    mine = locate(tmp_path, "trial", "never", "launch A").claimed("launch A")
+    # claimed, but killed before it wrote its configuration: nothing to go on from
+    assert locate(tmp_path, "trial", "never", "launch A").path.name == "trial-2"
+    (mine.path / "config.toml").write_text('[run]\nname = "trial"\n')
+    assert locate(tmp_path, "trial", "never", "launch A") == RunFolder(mine.path, resumed=True)
+    assert locate(tmp_path, "trial", "never", "launch B").path.name == "trial-2"
+    assert locate(tmp_path, "trial", "never", "").path.name == "trial-2"
+    (mine.path / "summary.json").touch()
+    assert not locate(tmp_path, "trial", "never", "launch A").resumed
+
+
+def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
+    first, second = locate(tmp_path, "trial", "never"), locate(tmp_path, "trial", "never")
+    assert first.path == second.path
+    assert {first.claimed("").path.name, second.claimed("").path.name} == {"trial", "trial-2"}

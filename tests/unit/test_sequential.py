@@ -172,7 +172,7 @@ def test_an_empty_client_returns_what_it_was_given(trainer):
 def test_how_many_rows_are_normalised_at_once_changes_no_bit(trainer, rows, monkeypatch):
     ours = trainer()
     result = ours.on((0,), 0).train(start(ours))
-    monkeypatch.setattr(sequential, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(sequential, "NUMBERS_AT_ONCE", rows * ours.data.examples(0)[0][0].numel())
     again = ours.on((0,), 0).train(start(ours))
     assert torch.equal(again.w, result.w)
     assert again.loss.item() == pytest.approx(result.loss.item(), abs=1e-6)

@@ -42,7 +42,7 @@ def score(accuracy, loss=0.7):
 
 
 def tell(telemetry, t, accuracy=None, *, report=report(), comm=None, loss=0.7):  # noqa: B008 - it is frozen
-    clock = Stopwatch()
+    clock = Stopwatch(time.perf_counter())
     clock.aggregated(report)
     clock.evaluated()
     mean = Mean({}, 40.0, int(report.loss.isfinite().sum()))
@@ -152,16 +152,25 @@ def test_rewind_of_a_run_without_metrics_is_empty(tmp_path):
     assert rewind(RunFolder(tmp_path, resumed=True), 5) == []
 
 
-def test_the_stopwatch_tells_training_aggregation_and_evaluation_apart():
-    clock = Stopwatch()
-    time.sleep(0.03)
-    clock.aggregated(RoundReport(*[torch.zeros(1)] * 3, (), (0.01, 0.02)))
-    time.sleep(0.02)
+def test_the_stopwatch_tells_training_aggregation_and_evaluation_apart(monkeypatch):
+    """All ranks start at 10 s; this one arrives at 13 s, the slowest at 14 s; the model is there at 15 s."""
+    now = iter([13.0, 15.0, 17.5])
+    monkeypatch.setattr("fedddp.telemetry.stopwatch.time.perf_counter", lambda: next(now))
+    clock = Stopwatch(synced_at=10.0)
+    clock.arrived()
+    clock.aggregated(RoundReport(*[torch.zeros(1)] * 3, (), (2.5, 4.0)))
     clock.evaluated()
-    assert clock.train == 0.02
-    assert clock.aggregate >= 0.01
-    assert clock.evaluate >= 0.02
-    assert clock.total >= clock.train + clock.aggregate + clock.evaluate
+    assert (clock.train, clock.aggregate, clock.evaluate) == (4.0, 1.0, 2.5)
+
+
+def test_a_rank_that_started_late_does_not_count_its_delay_as_aggregation(monkeypatch):
+    """It trained for 2.5 s only, but arrived last: the collective is what came after its arrival."""
+    now = iter([14.5, 15.0])
+    monkeypatch.setattr("fedddp.telemetry.stopwatch.time.perf_counter", lambda: next(now))
+    clock = Stopwatch(synced_at=10.0)
+    clock.arrived()
+    clock.aggregated(RoundReport(*[torch.zeros(1)] * 3, (), (2.5, 4.0)))
+    assert clock.aggregate == 0.5
 
 
 def test_progress_lines_say_round_accuracy_loss_and_failures(capsys):

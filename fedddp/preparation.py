@@ -1,0 +1,211 @@
+"""What one rank can find out alone: whether a configuration describes a run that is possible on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .checkpoint import Saved, differences, newest
+from .choice import import_class
+from .comm import Place
+from .config import Config, UsageError, flatten, to_dict
+from .data import DATASETS, ClientData, Dataset, Examples, Partition
+from .data.datasets import from_class
+from .evaluation import local_cores
+from .flat import FlatSpec
+from .run_folder import RunFolder, locate
+from .tasks import Task
+
+log = logging.getLogger("fedddp")
+
+LOCAL = ("run.dir", "run.resume", "run.threads", "data.root")  # may differ between machines
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was found possible: nothing has been sent or written yet.
+
+    Of the training examples only those of this rank's clients are kept. ``counts [N, C]`` (examples a client and
+    label), ``folder`` and ``saved`` (the checkpoint to go on from) are rank 0's.
+    """
+
+    config: Config
+    place: Place
+    device: torch.device
+    data: ClientData
+    test: Examples
+    task: Task
+    spec: FlatSpec
+    signature: dict[str, str]
+    counts: NDArray[np.int64] | None
+    folder: RunFolder | None
+    saved: Saved | None
+
+
+def resolve(config: Config, place: Place) -> Config:
+    """Fill in what depends on the ranks and on other keys, and check what needs no data. Raises UsageError."""
+    partition = config.data.partition
+    partition = dataclasses.replace(partition, num_clients=partition.num_clients or place.world_size)
+    population, cohort = partition.num_clients, config.cohort
+    if cohort.size is not None and cohort.size > population:
+        raise UsageError(
+            f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
+        )
+    threads = config.run.threads or (
+        1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
+    )
+    name = config.run.name or "-".join(str(to_dict(config)[s]["name"]) for s in ("algorithm", "data", "model"))
+    run = config.run.model_copy(update={"name": name, "threads": threads})
+    data = config.data.model_copy(update={"partition": partition})
+    return config.model_copy(update={"run": run, "data": data})
+
+
+def prepare(config: Config, place: Place) -> Prepared:
+    """Load the data, deal it out, build the model, find the run folder. Raises UsageError naming key and remedy."""
+    return share(config, place, *load_data(config))
+
+
+def share(config: Config, place: Place, dataset: Dataset, partition: Partition, task: Task | None = None) -> Prepared:
+    """The same with a dataset and a partition at hand, for a task of one's own if it is given."""
+    device = _device(config, place)
+    torch.set_num_threads(config.run.threads)
+    dtype = getattr(torch, config.client.precision)
+    shape = tuple(dataset.train.x.shape[1:])
+    task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
+    spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    first = place.rank == 0
+    folder, saved = _run_folder(config, place) if first else (None, None)
+    return Prepared(
+        config=config,
+        place=place,
+        device=device,
+        data=ClientData.of(
+            dataset, partition, rank=place.rank, world_size=place.world_size, device=device, dtype=spec.dtype
+        ),
+        test=dataset.test,
+        task=task,
+        spec=spec,
+        signature=_signature(config, spec, dataset, partition),
+        counts=partition.counts(dataset.train.y.numpy(), dataset.num_classes) if first else None,
+        folder=folder,
+        saved=saved,
+    )
+
+
+def load_data(config: Config) -> tuple[Dataset, Partition]:
+    """The dataset and who owns which of its training examples. Raises UsageError naming key and remedy."""
+    try:
+        dataset = _dataset(config)
+        return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def cohort_size(config: Config) -> int:
+    """m = max(C N, 1), or what was asked for."""
+    population = config.data.partition.num_clients
+    if config.cohort.size is not None:
+        return config.cohort.size
+    return max(1, round((config.cohort.fraction or 1.0) * population))
+
+
+def _run_folder(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
+    """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself."""
+    try:
+        folder = locate(Path(config.run.dir), config.run.name, config.run.resume, place.launch)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    existing = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"run.dir={config.run.dir!r}: {existing} cannot be written to; choose another folder")
+    saved = newest(folder.path) if folder.resumed else None
+    if saved:
+        changed = differences(flatten(saved.config), flatten(to_dict(config)))
+        if changed:
+            raise UsageError(
+                f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
+                f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
+            )
+    elif folder.resumed:
+        log.warning("%s has no whole checkpoint: starting from round 1", folder.path)
+    return folder, saved
+
+
+def _device(config: Config, place: Place) -> torch.device:
+    wanted, gpus = config.run.device, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus and (wanted == "cuda" or config.run.backend == "nccl"):
+        key = "run.device='cuda'" if wanted == "cuda" else "run.backend='nccl'"
+        raise UsageError(f"{key}: this machine shows no GPU to torch {torch.__version__}; use auto, or cpu with gloo")
+    if wanted == "cpu" and config.run.backend == "nccl":
+        raise UsageError("run.backend='nccl': moves GPU memory only; use run.device=cuda, or run.backend=gloo")
+    if wanted == "cpu" or not gpus:
+        return torch.device("cpu")
+    device = torch.device("cuda", place.local_rank % gpus)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _dataset(config: Config) -> Dataset:
+    data = config.data
+    load: Any
+    if ":" in data.name:
+        try:
+            cls = import_class(data.name)
+        except ValueError as error:
+            raise UsageError(f"data.name={data.name!r}: {error}") from None
+        load = lambda *args, **kwargs: from_class(cls, *args, **kwargs)  # noqa: E731
+        bound = cls
+        extra = {"root": data.root, "train": True, "download": False}
+    elif data.name in DATASETS:
+        load = bound = DATASETS[data.name]
+        extra = {"root": data.root, "download": False}
+    else:
+        known = ", ".join(DATASETS)
+        raise UsageError(f"data.name={data.name!r}: should be one of {known} or package.module:Class")
+    try:
+        inspect.signature(bound).bind(**extra, **data.args)
+    except TypeError as error:
+        raise UsageError(f"data.args={data.args!r}: {data.name} does not take these ({error})") from None
+    return load(Path(data.root), data.download, **data.args)
+
+
+def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec:
+    """Build the model once and let it look at two blank examples."""
+    name = to_dict(config)["model"]["name"]
+    try:
+        module = task.model(config.run.seed).eval()
+        spec = FlatSpec.of(module)
+        with torch.no_grad():
+            outputs = module(inputs)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise UsageError(
+            f"model.name={name!r}: does not run on inputs of shape {list(inputs.shape)} "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (len(inputs), task.num_classes):
+        got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise UsageError(
+            f"model.name={name!r}: should give [{len(inputs)}, {task.num_classes}] scores for {len(inputs)} examples, "
+            f"gives {got}"
+        )
+    return spec
+
+
+def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
+    """What must be equal on every rank: the model's layout, who owns what, every key that says what is learned."""
+    layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
+    owners = dataset.train.y.numpy().tobytes() + partition.order.tobytes() + partition.offsets.tobytes()
+    keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}
+    sums = {"model parameters": layout, "data and partition": owners}
+    return {**keys, **{name: hashlib.sha256(content).hexdigest()[:16] for name, content in sums.items()}}
