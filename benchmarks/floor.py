@@ -53,12 +53,12 @@ def bare(experiment: Experiment, round: int, lr: float, batch_size: int) -> floa
     return time.perf_counter() - began
 
 
-def measure(args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace, folder: str) -> None:
     """What each rank does; rank 0 prints."""
     data = {"name": "mnist", "root": args.root} if args.root else {"name": "mnist-mini"}
     config = build(
         {
-            "run": {"threads": 1, "dir": tempfile.mkdtemp(), "rounds": args.repeats + 1},
+            "run": {"threads": 1, "dir": folder, "rounds": args.repeats + 1},
             "data": {**data, "partition": {"num_clients": 100 if args.root else 16}},
             "cohort": {"size": 10},
             "model": {"name": args.model},
@@ -84,7 +84,7 @@ def measure(args: argparse.Namespace) -> None:
 def report(floor: list[float], history: list[dict], ranks: int) -> None:
     """The table."""
     ratios = [m["seconds_train"] / b for m, b in zip(history, floor, strict=True)]
-    share = [m["seconds_aggregate"] / m["seconds"] for m in history]
+    share = [m["seconds_aggregate"] / (m["seconds_train"] + m["seconds_aggregate"]) for m in history]
     print(
         f"{ranks} rank(s) of {torch.get_num_threads()} thread, torch {torch.__version__}, {len(floor)} repeats, medians"
     )
@@ -92,7 +92,7 @@ def report(floor: list[float], history: list[dict], ranks: int) -> None:
     print(f"  fedddp training  {statistics.median(m['seconds_train'] for m in history):7.3f} s a round")
     print(f"  ratio            {statistics.median(ratios):7.3f}   ({min(ratios):.3f} to {max(ratios):.3f})")
     print(f"  aggregation      {statistics.median(m['seconds_aggregate'] for m in history):7.3f} s", end="")
-    print(f"   {statistics.median(share):.2%} of the round with evaluation")
+    print(f"   {statistics.median(share):.2%} of the round (without evaluation)")
 
 
 def main() -> None:
@@ -103,7 +103,8 @@ def main() -> None:
     parser.add_argument("--data.root", dest="root", help="full MNIST in torchvision's layout; without: embedded digits")
     args = parser.parse_args()
     if "RANK" in os.environ:
-        measure(args)
+        with tempfile.TemporaryDirectory() as folder:
+            measure(args, folder)
         return
     command = [
         sys.executable,

@@ -44,6 +44,11 @@ class Place:
     launch: str = ""
     """What one start by torchrun has in common with its restarts and with no other start; empty without torchrun."""
 
+    @property
+    def may_be_a_restart(self) -> bool:
+        """Whether a launch can have run before this process: agents of several machines count restarts apart."""
+        return self.attempt > 0 or self.local_world_size < self.world_size
+
     @classmethod
     def from_env(cls) -> Place:
         env = os.environ

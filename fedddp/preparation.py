@@ -122,7 +122,8 @@ def cohort_size(config: Config) -> int:
 def _run_folder(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
     """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself."""
     try:
-        folder = locate(Path(config.run.dir), config.run.name, config.run.resume, place.launch)
+        launch = place.launch if place.may_be_a_restart else ""
+        folder = locate(Path(config.run.dir), config.run.name, config.run.resume, launch)
     except ValueError as error:
         raise UsageError(str(error)) from None
     existing = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())

@@ -17,15 +17,6 @@ ClientState = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One local step of K clients: ``x [K, B, ...]``, ``y [K, B]``, ``mask [K, B]`` (0 pads what is not there)."""
-
-    x: Tensor
-    y: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
 class Cohort:
     """S_t, the clients of round ``round`` (0-based), ascending; every rank draws the same one."""
 

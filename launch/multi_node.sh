@@ -2,7 +2,7 @@
 # Several machines; the same command on each:  NNODES=2 RDZV_ENDPOINT=first-host:29400 launch/multi_node.sh FILE.toml
 #   NNODES         number of machines (MIN:MAX works too)
 #   RDZV_ENDPOINT  HOST:PORT where they meet: one of the machines, reachable from all
-#   RDZV_ID        name of the job, the same on all (default: fedddp)
+#   RDZV_ID        name of the job, the same on all, another for each start (default: fedddp)
 #   NPROC          ranks on this machine (default: the number of visible GPUs, or 2 without one)
 #   IS_HOST        1 on the machine that holds the meeting point and 0 on the others; needed only where torchrun cannot
 #                  tell by the name: two agents on one machine, or host names that resolve to loopback
