@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..choice import RULES, Choice
 from ..data import DATASETS, PARTITIONS, Partitioner
+from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import SGD, ClientOptimizer
@@ -46,7 +47,9 @@ class Run(Section):
 
 class Data(Section):
     name: str = Field(default="mnist-mini", description=f"{', '.join(DATASETS)}, or package.module:Class")
-    root: str = Field(default="data", description="folder in torchvision's layout (mnist-mini and synthetic need none)")
+    root: str = Field(
+        default=DEFAULT_ROOT, description="folder in torchvision's layout (mnist-mini and synthetic need none)"
+    )
     download: bool = Field(default=True, description="download what root does not hold, where the network allows")
     args: dict[str, Any] = Field(default={}, description="further arguments of the dataset, by name")
     partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()

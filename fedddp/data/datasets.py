@@ -22,6 +22,8 @@ from torch import Tensor
 from ..rng import numpy_generator
 from .torchvision_datasets import torchvision_class
 
+DEFAULT_ROOT = "data"  # made when it is needed; another one that does not exist is taken for a slip of the pen
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -97,10 +99,9 @@ class TorchvisionImages:
 
     def __call__(self, root: Path, download: bool, **args: Any) -> Dataset:
         key = f"data.name={self.class_name.lower()}"
-        if not root.is_dir() and not download:  # said before seconds of import
-            raise ValueError(
-                f"{key}: data.root={str(root)!r} does not exist; point it at the data, or set data.download=true"
-            )
+        if not root.is_dir() and not (download and root == Path(DEFAULT_ROOT)):  # said before seconds of import
+            how = "make the folder for a download" if download else "set data.download=true"
+            raise ValueError(f"{key}: data.root={str(root)!r} does not exist; point it at the data, or {how}")
         train, test = _load_both(torchvision_class(self.class_name), root, download, key, args)
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
@@ -141,20 +142,21 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def _load_both(cls: Callable[..., Any], root: Path, download: bool, key: str, args: dict) -> tuple[Examples, Examples]:
-    """Training and test set; several ranks of a host take turns, so that one downloads and the others find it."""
-    with _turn(root, wanted=download), contextlib.redirect_stdout(io.StringIO()):
-        parts = []
-        for train in (True, False):
-            try:
-                parts.append(_tensors(cls(root=str(root), train=train, download=False, **args)))
-            except (RuntimeError, FileNotFoundError) as missing:
-                if not download:
-                    raise ValueError(
-                        f"{key}: not found in data.root={str(root)!r} ({_first_line(missing)}); "
-                        "point data.root at it, or set data.download=true"
-                    ) from missing
-                parts.append(_downloaded(cls, root, train, key, args))
-    return parts[0], parts[1]
+    """Training and test set, downloaded if they are missing and may be."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            train, test = (
+                _tensors(cls(root=str(root), train=train, download=False, **args)) for train in (True, False)
+            )
+        except (RuntimeError, FileNotFoundError) as missing:
+            if not download:
+                raise ValueError(
+                    f"{key}: not found in data.root={str(root)!r} ({_first_line(missing)}); "
+                    "point data.root at it, or set data.download=true"
+                ) from missing
+            with _turn(root):
+                train, test = (_downloaded(cls, root, train, key, args) for train in (True, False))
+    return train, test
 
 
 def _downloaded(cls: Callable[..., Any], root: Path, train: bool, key: str, args: dict) -> Examples:
@@ -172,19 +174,25 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _turn(root: Path, wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
+def _turn(root: Path) -> Iterator[None]:
+    """Several ranks of a host take turns, so that one downloads and the others find it. Leaves no empty folder."""
+    made = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".fedddp.lock").open("w")
-    except OSError:  # a read-only root holds its data already, or the load says what is missing
+    except OSError:  # a read-only root: the load says what is missing
         yield
         return
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        except ValueError:
+            (root / ".fedddp.lock").unlink(missing_ok=True)
+            for folder in (*sorted(root.rglob("*"), reverse=True), *([root] if made else [])):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 def _tensors(dataset: Any) -> Examples:

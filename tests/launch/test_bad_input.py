@@ -22,6 +22,10 @@ CASES = {
         ["--data.name=mnist", "--data.root=nowhere", "--data.download=false"],
         ["data.root='nowhere'", "does not exist", "data.download=true"],
     ),
+    "missing data root, download allowed": (
+        ["--data.name=mnist", "--data.root=nowhere"],
+        ["data.root='nowhere'", "does not exist", "make the folder"],
+    ),
     "more clients than examples": (
         ["--data.partition.num_clients=10001"],
         ["data.partition.num_clients=10001", "at most 10000"],
