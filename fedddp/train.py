@@ -9,7 +9,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted and r
 from __future__ import annotations
 
 import logging
-import shutil
+import os
 import sys
 import time
 import traceback
@@ -110,9 +110,10 @@ def _train(prepared: Prepared) -> int:
 
 
 def _tensorboard_command(runs: Path) -> str:
-    """As it works in this shell: by its path, where the environment is not the activated one."""
-    beside = Path(sys.executable).with_name("tensorboard")
-    return f"{'tensorboard' if shutil.which('tensorboard') else beside} --logdir {runs}"
+    """As it works in the user's shell: by its path where the environment is not activated (make train)."""
+    activated = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
+    program = "tensorboard" if activated else os.path.relpath(Path(sys.executable).with_name("tensorboard"))
+    return f"{program} --logdir {runs}"
 
 
 def _summary(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
