@@ -33,15 +33,16 @@ def command(ranks: int, *args: str) -> list[str]:
 
 @pytest.fixture
 def start(tmp_path: Path):
-    """start(ranks, *args) starts torchrun in a process group of its own in tmp_path."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    """start(ranks, *args, **environment) starts torchrun in tmp_path; 0 ranks: plain Python."""
+    base = {**os.environ, "OMP_NUM_THREADS": "1"}
+    base.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", None)
     started: list[subprocess.Popen[str]] = []
 
-    def run(ranks: int, *args: str) -> subprocess.Popen[str]:
+    def run(ranks: int, *args: str, **environment: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command(ranks, *args) if ranks else [sys.executable, "-m", "fedddp.train", *args],
             cwd=tmp_path,
-            env=environment,
+            env=base | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -141,13 +142,16 @@ def test_one_rank_exits_75_when_interrupted(start, tmp_path):
     assert "go on with --run.resume=auto" in _finish(process, code=75)
 
 
-def test_kill_9_of_a_rank_and_a_restart_end_with_the_undisturbed_model(start, tmp_path):
+@pytest.mark.parametrize("store", ["the agent's", "rank 0's"])
+def test_kill_9_of_a_rank_and_a_restart_end_with_the_undisturbed_model(start, tmp_path, store):
+    """With the store of plain torchrun, which outlives an attempt, and with that of the scripts in launch/."""
+    environment = {} if store == "the agent's" else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     faulty = ["--algorithm.name=faulty:Faulty", "--algorithm.how=kill", "--algorithm.round=3", "--run.rounds=5"]
     marker = tmp_path / "killed"
     undisturbed = [*faulty[:1], "--algorithm.client=7", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
     _finish(start(2, *undisturbed, "--run.name=whole"))
     args = [*faulty[:1], "--algorithm.client=1", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
-    output = _finish(start(2, "--max-restarts=1", *args, "--run.name=killed"))
+    output = _finish(start(2, "--max-restarts=1", *args, "--run.name=killed", **environment))
     assert marker.exists(), output
     run = tmp_path / "runs" / "killed"
     assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
