@@ -210,8 +210,7 @@ class Comm:
     def enter(self, phase: str) -> None:
         """Note what this rank does now, so that others can say where it was if it does not come back."""
         interrupt.check()
-        if self._store is not None:
-            self._enter(phase)
+        self._enter(phase)
 
     def _enter(self, phase: str) -> None:
         self._phase = phase
@@ -221,8 +220,9 @@ class Comm:
             raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
 
     def _write_note(self) -> None:
-        assert self._store is not None
-        self._store.set(f"at/{self.rank}", f"{self._reached}|{interrupt.passed}|{self._phase}")
+        store = self._store  # `close` may take it away while the thread that tells of progress writes
+        if store is not None:
+            store.set(f"at/{self.rank}", f"{self._reached}|{interrupt.passed}|{self._phase}")
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
         """Compare what must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
@@ -321,22 +321,21 @@ class Comm:
 def _launchers_store(place: Place, timeout: float) -> dist.Store:
     """The store that torchrun's agent holds, or the one that rank 0 is to hold. Does not wait for the other ranks."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         return dist.TCPStore(
             address,
             port,
             place.world_size,
-            is_master=hosts,
+            is_master=place.rank == 0 and not held_by_agent,
             timeout=timedelta(seconds=timeout),
             wait_for_workers=False,
             multi_tenant=True,
         )
     except (RuntimeError, dist.DistError) as error:
-        whose = "rank 0, which holds it, never came" if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" else ""
-        raise CommError(
-            f"start: the store at {address}:{port} cannot be reached within {timeout:g} s; {whose}"
-        ) from error
+        holder = "the launcher" if held_by_agent else "rank 0"
+        told = f"the store at {address}:{port}, which {holder} holds, cannot be reached within {timeout:g} s"
+        raise CommError(f"start: {told}") from error
 
 
 def leave(code: int) -> None:

@@ -64,7 +64,8 @@ def resolve(config: Config, place: Place) -> Config:
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
     )
-    name = config.run.name or "-".join(str(to_dict(config)[s]["name"]) for s in ("algorithm", "data", "model"))
+    table = to_dict(config)
+    name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
     run = config.run.model_copy(update={"name": name, "threads": threads})
     data = config.data.model_copy(update={"partition": partition})
     return config.model_copy(update={"run": run, "data": data})

@@ -70,9 +70,9 @@ class Inbox:
         self._pipeline, self._cohort, self._server = pipeline, cohort, server
         self._slot = {k: i for i, k in enumerate(cohort.ids)}
         self._examples = pipeline.sizes[list(cohort.ids)]
-        self._length = sum(pipeline.layout.values())
+        length = sum(pipeline.layout.values())
         m, ranks = len(cohort.ids), pipeline.comm.world_size
-        pipeline.reduce.open(self._length, 1 + 3 * m + 2 * ranks, float(self._examples.clamp(min=1).sum()))
+        pipeline.reduce.open(length, 1 + 3 * m + 2 * ranks, float(self._examples.clamp(min=1).sum()))
         tail = pipeline.reduce.tail
         self._weight = tail[0]
         self._loss, self._accuracy, self._succeeded = tail[1 : 1 + 3 * m].view(3, m)
@@ -96,7 +96,7 @@ class Inbox:
         """
         rows = update.pack(self._pipeline.layout)
         largest = rows.detach().abs().amax(dim=1)  # NaN if a row holds one
-        limit = self._examples.new_tensor([max(1, int(self._pipeline.sizes[k])) for k in ids])
+        limit = self._pipeline.sizes[list(ids)].clamp(min=1)
         weight = update.weight
         usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()
         keep = [row for row, good in enumerate(usable) if good]
