@@ -2,7 +2,8 @@
 
 ``checkpoints/round-000012/`` holds safetensors files, ``state.json`` and a manifest with the SHA-256 of each. It is
 written under another name, flushed to disk and renamed, so that a folder of that name is whole; a file damaged later
-does not match its sum and the folder is skipped. Lost when a process is killed: the round under way, no finished one.
+does not match its sum and the folder is skipped. Lost when a process is killed: the round under way, and the one before
+it if that was still being written.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .background import Background
 from .clients import ClientStore
 from .comm import Comm
 from .evaluation import Score
@@ -39,7 +41,7 @@ CHANGEABLE = (
     "run.backend",
     "run.threads",
 )
-CHANGEABLE_SECTIONS = ("data.root", "data.download", "evaluate.", "checkpoint.", "telemetry.")
+CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
 """Keys that may differ on resume: they do not say what is learned from what."""
 
 
@@ -61,7 +63,8 @@ class Saved:
 
 
 class Checkpoints:
-    """Writes checkpoints of one run. The server state is rank 0's to write; a rank writes its own clients' state.
+    """Writes checkpoints of one run, in the background. The server state is rank 0's to write; a rank writes its own
+    clients' state.
 
     ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``done``: the round
     that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed.
@@ -80,37 +83,48 @@ class Checkpoints:
     ) -> None:
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
         self._every, self._keep, self._stateful = every, keep, stateful
-        self._current: tuple[ServerState, ClientStore, float | None] | None = None
-        self.written = self._done = done  # the newest round on disk; the one that was resumed
+        self._current: tuple[ServerState, dict[str, Tensor], float | None] | None = None
+        self._background = Background()
+        self._begun = self.written = self._done = done  # rounds: begun to write, on disk, resumed
         if comm.rank == 0:  # the others write after a round
             for leftover in (*self._folder.glob(".round-*"), *self._folder.glob("round-*")):
                 if leftover.name.startswith(".") or leftover.name > f"round-{done:06d}":
                     shutil.rmtree(leftover, ignore_errors=True)
 
     def after_round(self, server: ServerState, store: ClientStore, score: Score | None, *, last: bool) -> None:
-        """Remember the state of a finished round, and write it when due (the last round always is)."""
-        self._current = (server, store, score.accuracy if score else None)
+        """Remember the state of a finished round, and write it when due; the last is written on return."""
+        clients = store.state_dict() if self._stateful else {}
+        self._current = (server, clients, score.accuracy if score else None)
         if self._every and (last or server.round % self._every == 0):
-            self.flush()
+            self._begun = server.round
+            self._background.run(self._write, *self._current, 60.0)
+        if last:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was begun is on disk. Raises OSError if it cannot be written."""
+        self._background.wait()
 
     def flush(self, patience: float = 60.0) -> int:
         """Write the last finished round unless it is written; its number, 0 if there is none.
 
         ``patience``: seconds rank 0 waits for the other ranks' files.
         """
-        if self._current is None:
-            return self.written
-        server, store, accuracy = self._current
-        if self.written != server.round:
-            partial = self._folder / f".round-{server.round:06d}"
-            if self._stateful or self._comm.rank == 0:
-                partial.mkdir(parents=True, exist_ok=True)
-            if self._stateful:
-                _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", store.state_dict())
-            if self._comm.rank == 0:
-                self._finish(partial, server, accuracy, patience)
-            self.written = server.round
+        self.wait()
+        if self._current is not None and self._begun != self._current[0].round:
+            self._begun = self._current[0].round
+            self._write(*self._current, patience)
         return self.written
+
+    def _write(self, server: ServerState, clients: dict[str, Tensor], accuracy: float | None, patience: float) -> None:
+        partial = self._folder / f".round-{server.round:06d}"
+        if self._stateful or self._comm.rank == 0:
+            partial.mkdir(parents=True, exist_ok=True)
+        if self._stateful:
+            _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", clients)
+        if self._comm.rank == 0:
+            self._finish(partial, server, accuracy, patience)
+        self.written = server.round
 
     def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
         """What the clients that live here (``mine``) remembered after the resumed round comes back."""

@@ -11,20 +11,20 @@ import torch
 
 from .aggregation import ExactSum, FastSum, Pipeline
 from .checkpoint import Checkpoints, Saved
-from .clients import ClientStore, SequentialTrainer
+from .clients import ClientStore, Trainer, choose
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
+from .data import num_steps
 from .evaluation import Evaluator
 from .federation import Federation, initialise
+from .memory import keep_freed
 from .preparation import Prepared, cohort_size
 from .run_folder import RunFolder
-from .sampling import UniformSampler, home_rank
-from .telemetry import Files, Sink, Telemetry, progress, rewind
+from .sampling import Schedule, UniformSampler, home_rank
+from .telemetry import Files, InBackground, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
 log = logging.getLogger("fedddp")
-
-TRAINERS = {"auto": SequentialTrainer, "sequential": SequentialTrainer}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Experiment:
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
     """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands."""
     config, place = p.config, p.place
+    keep_freed()
     comm = comm or Comm.connect(place, p.device, backend=config.run.backend, timeout=config.run.timeout)
     comm.check_signature(p.signature)
     if comm.remark and comm.rank == 0:
@@ -46,6 +47,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     seed, algorithm, dtype = config.run.seed, config.algorithm, p.spec.dtype
     folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
+    stateful = bool(algorithm.init_client(start.w))
     store = ClientStore(lambda: algorithm.init_client(start.w))
     telemetry = _telemetry(p, folder, sinks)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
@@ -55,7 +57,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
         comm,
         every=config.checkpoint.every,
         keep=config.checkpoint.keep,
-        stateful=bool(algorithm.init_client(start.w)),
+        stateful=stateful,
         done=done,
     )
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
@@ -63,17 +65,9 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     federation = Federation(
         task=p.task,
         algorithm=algorithm,
-        trainer=TRAINERS[config.client.execution.name](
-            p.task,
-            p.data,
-            config.client.optimizer,
-            local_epochs=config.client.local_epochs,
-            batch_size=config.client.batch_size,
-            seed=seed,
-            device=p.device,
-            dtype=dtype,
-        ),
+        trainer=_trainer(p, comm),
         sampler=UniformSampler(p.data.num_clients, cohort_size(config), seed),
+        schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=Pipeline(
             algorithm.vectors(p.spec.dim),
             ExactSum(p.device) if config.aggregation.sum == "exact" else FastSum(dtype, p.device),
@@ -98,6 +92,33 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
         seed=seed,
     )
     return Experiment(federation, _restored(start, p.saved, comm, done), folder)
+
+
+def _trainer(p: Prepared, comm: Comm) -> Trainer:
+    client = p.config.client
+    trainer, why = choose(
+        p.task,
+        p.data,
+        client.optimizer,
+        p.test,
+        name=client.execution.name,
+        width=client.execution.width,
+        device=p.device,
+        dtype=p.spec.dtype,
+        local_epochs=client.local_epochs,
+        batch_size=client.batch_size,
+        seed=p.config.run.seed,
+    )
+    if comm.rank == 0:
+        log.info("clients train %s", why)
+    return trainer
+
+
+def _schedule(p: Prepared, *, bound: bool) -> Schedule:
+    client = p.config.client
+    work = num_steps(p.data.sizes, client.local_epochs, client.batch_size)
+    work *= client.batch_size if client.batch_size else p.data.sizes
+    return Schedule(work, p.place.rank, p.place.world_size, bound)
 
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
@@ -135,4 +156,5 @@ def _tensorboard(p: Prepared, folder: RunFolder, done: int) -> list[Sink]:
         return []
     from .telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-    return [TensorBoard(folder.path / "tensorboard", done, to_toml(p.config), flatten(to_dict(p.config)), p.counts)]
+    pages = TensorBoard(folder.path / "tensorboard", done, to_toml(p.config), flatten(to_dict(p.config)), p.counts)
+    return [InBackground(pages)]

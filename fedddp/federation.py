@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from .aggregation import Pipeline
 from .algorithms import Algorithm
 from .checkpoint import Checkpoints
-from .clients import ClientStore, SequentialTrainer
+from .clients import ClientStore, Trainer
 from .comm import Comm
 from .evaluation import Evaluator
 from .flat import FlatSpec
-from .sampling import UniformSampler, assign, blocks
+from .sampling import Schedule, UniformSampler
 from .tasks import Task
 from .telemetry import Stopwatch, Telemetry
 from .types import ServerState
@@ -23,8 +23,9 @@ class Federation:
 
     task: Task
     algorithm: Algorithm
-    trainer: SequentialTrainer
+    trainer: Trainer
     sampler: UniformSampler
+    schedule: Schedule
     pipeline: Pipeline
     store: ClientStore
     evaluator: Evaluator
@@ -53,7 +54,8 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         cohort = f.sampler.cohort(t)  # S_t: a random set of m clients
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
-        for ids in blocks(assign(cohort, f.comm.rank, f.comm.world_size), f.trainer.width):
+        mine = f.schedule.mine(cohort, f.evaluator.load)
+        for ids in inbox.blocks(mine, f.trainer.width):
             with inbox.tolerate(ids):
                 local = f.trainer.on(ids, t)
                 update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally

@@ -21,6 +21,11 @@ OptimizerState = dict[str, list[Tensor]]
 class Optimizer(Protocol):
     """``init`` makes the state for ``params``; ``step_`` changes ``params`` and ``state`` in place."""
 
+    @property
+    def plain_lr(self) -> float | None:
+        """The lr of ``w <- w - lr g`` if a step is that and no more: it can then be taken layer by layer."""
+        ...
+
     def init(self, params: list[Tensor]) -> OptimizerState: ...
 
     def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None: ...
@@ -41,6 +46,10 @@ class SGD:
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov=true looks ahead along a momentum: set momentum above 0")
+
+    @property
+    def plain_lr(self) -> float | None:
+        return None if self.momentum or self.weight_decay else self.lr
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return {"momentum": [torch.zeros_like(p) for p in params]} if self.momentum else {}

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .checkpoint import Saved, differences, newest
 from .choice import import_class
 from .comm import Place
 from .config import Config, UsageError, flatten, to_dict
-from .data import DATASETS, ClientData, Dataset, Examples, Partition
+from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
@@ -35,8 +34,8 @@ LOCAL = ("run.dir", "run.resume", "run.threads", "data.root")  # may differ betw
 class Prepared:
     """A run that was found possible: nothing has been sent or written yet.
 
-    Of the training examples only those of this rank's clients are kept. ``counts [N, C]`` (examples a client and
-    label), ``folder`` and ``saved`` (the checkpoint to go on from) are rank 0's.
+    Of the training examples those are kept that ``data.placement`` says. ``counts`` (who owns what, of the clients
+    that a picture shows), ``folder`` and ``saved`` (the checkpoint to go on from) are rank 0's.
     """
 
     config: Config
@@ -47,7 +46,7 @@ class Prepared:
     task: Task
     spec: FlatSpec
     signature: dict[str, str]
-    counts: NDArray[np.int64] | None
+    counts: Excerpt | None
     folder: RunFolder | None
     saved: Saved | None
 
@@ -61,14 +60,26 @@ def resolve(config: Config, place: Place) -> Config:
         raise UsageError(
             f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
         )
+    execution = config.client.execution
+    if config.aggregation.sum == "exact":  # a product's last bits depend on who shares it
+        if execution.width > 1:
+            raise UsageError(
+                f"client.execution.width={execution.width}: aggregation.sum=exact promises the same bits for any "
+                "number of ranks, which only clients trained one by one have; use width 1, or aggregation.sum=fast"
+            )
+        execution = execution.model_copy(update={"width": 1})
+    client = config.client.model_copy(update={"execution": execution})
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
     )
     table = to_dict(config)
     name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
     run = config.run.model_copy(update={"name": name, "threads": threads})
-    data = config.data.model_copy(update={"partition": partition})
-    return config.model_copy(update={"run": run, "data": data})
+    placement = config.data.placement
+    if placement == "auto":
+        placement = "shared" if population > place.world_size else "home"
+    data = config.data.model_copy(update={"partition": partition, "placement": placement})
+    return config.model_copy(update={"run": run, "data": data, "client": client})
 
 
 def prepare(config: Config, place: Place) -> Prepared:
@@ -84,20 +95,27 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
-    first = place.rank == 0
+    first, placement = place.rank == 0, config.data.placement
+    assert placement != "auto"  # resolved
     folder, saved = _run_folder(config, place) if first else (None, None)
     return Prepared(
         config=config,
         place=place,
         device=device,
         data=ClientData.of(
-            dataset, partition, rank=place.rank, world_size=place.world_size, device=device, dtype=spec.dtype
+            dataset,
+            partition,
+            rank=place.rank,
+            world_size=place.world_size,
+            placement=placement,
+            device=device,
+            dtype=spec.dtype,
         ),
         test=dataset.test,
         task=task,
         spec=spec,
         signature=_signature(config, spec, dataset, partition),
-        counts=partition.counts(dataset.train.y.numpy(), dataset.num_classes) if first else None,
+        counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
         folder=folder,
         saved=saved,
     )
@@ -207,7 +225,9 @@ def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec
 def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
     """What must be equal on every rank: the model's layout, who owns what, every key that says what is learned."""
     layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
-    owners = dataset.train.y.numpy().tobytes() + partition.order.tobytes() + partition.offsets.tobytes()
+    owners = hashlib.sha256()
+    for numbers in (dataset.train.y.numpy(), partition.order, partition.starts, partition.sizes):
+        owners.update(np.ascontiguousarray(numbers).data)  # in place: a million clients are megabytes
     keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}
-    sums = {"model parameters": layout, "data and partition": owners}
-    return {**keys, **{name: hashlib.sha256(content).hexdigest()[:16] for name, content in sums.items()}}
+    sums = {"model parameters": hashlib.sha256(layout), "data and partition": owners}
+    return {**keys, **{name: content.hexdigest()[:16] for name, content in sums.items()}}

@@ -17,10 +17,13 @@ from rich.table import Table
 
 from .comm import Place
 from .config import Config, UsageError, build, help_text, parse
+from .data import Partition
+from .data.partition import Ints
 from .preparation import load_data, resolve
 from .telemetry import figures, log_to_stderr
 
 ROWS_PRINTED = 40
+CLIENTS_AT_ONCE = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,25 +45,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _show(config: Config, out: Path) -> None:
     dataset, partition = load_data(config)
-    counts = partition.counts(dataset.train.y.numpy(), dataset.num_classes)
+    y, num_classes, num_clients = dataset.train.y.numpy(), dataset.num_classes, partition.num_clients
     table = Table(title=f"{config.data.name}: {config.data.partition}")
-    for column in ("client", *map(str, range(dataset.num_classes)), "examples"):
+    for column in ("client", *map(str, range(num_classes)), "examples"):
         table.add_column(column, justify="right")
-    for client, row in enumerate(counts[:ROWS_PRINTED]):
+    for client, row in enumerate(partition.counts(y, num_classes, np.arange(min(num_clients, ROWS_PRINTED)))):
         table.add_row(str(client), *(str(n) if n else "." for n in row), str(row.sum()))
-    if len(counts) > ROWS_PRINTED:
+    if num_clients > ROWS_PRINTED:
         table.add_row("...")
-    sizes, labels = partition.sizes, (counts > 0).sum(axis=1)
+    sizes, labels = partition.sizes, _labels_each(partition, y, num_classes)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
     print(
-        f"{len(counts)} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
+        f"{num_clients} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
         f"{labels.min()} to {labels.max()} labels each (mean {labels.mean():.1f})"
     )
     try:
-        figures.partition(counts).savefig(out, dpi=120)
+        figures.partition(partition.excerpt(y, num_classes)).savefig(out, dpi=120)
     except OSError as error:
         raise UsageError(f"--out={out}: cannot be written ({error.strerror})") from None
     print(f"drawn in {out}")
+
+
+def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:
+    """Different labels a client, [N]; some clients at a time, or a million would be gigabytes."""
+    some = np.array_split(np.arange(partition.num_clients), -(-partition.num_clients // CLIENTS_AT_ONCE))
+    return np.concatenate([(partition.counts(y, num_classes, ids) > 0).sum(axis=1) for ids in some])
 
 
 if __name__ == "__main__":

@@ -70,16 +70,16 @@ def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):
     }
     population = {"data": {"partition": {"num_clients": len(sizes)}}}
     config = resolve(build(quiet, population, sections), Place())
-    partition = Partition(np.arange(sum(sizes)), np.cumsum([0, *sizes]))
+    partition = Partition.dealt(np.arange(sum(sizes)), np.array(sizes))
     experiment = connect(share(config, Place(), dataset, partition, task), sinks)
     return experiment.federation, experiment.server
 
 
 @pytest.fixture
 def logged():
-    """The lines that fedddp logs, whatever a program in the same process did to the logger before."""
+    """The warnings that fedddp logs, whatever a program in the same process did to the logger before."""
     lines, logger = [], logging.getLogger("fedddp")
-    handler = logging.Handler()
+    handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
     logger.addHandler(handler)
     yield lines

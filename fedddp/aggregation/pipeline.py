@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, CommError
+from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, RoundReport, ServerState, Update
 from .reduce import Reduce
 
@@ -79,14 +80,27 @@ class Inbox:
         self._seconds, self._checksum = tail[1 + 3 * m :].view(2, ranks)
         self._began = time.perf_counter()
 
+    def blocks(self, ids: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
+        """``ids`` in blocks of at most ``width``; those of a block that failed come again, one by one."""
+        for block in blocks(ids, width):
+            self._again: tuple[int, ...] = ()
+            yield block
+            yield from ((k,) for k in self._again)
+
     @contextmanager
     def tolerate(self, ids: Sequence[int]) -> Iterator[None]:
-        """Turn an exception of a client's own work into weight 0, said once on the log."""
+        """Turn an exception of a client's own work into weight 0, said once on the log.
+
+        That of a block has its clients tried again alone: one that fails costs its own contribution only.
+        """
         try:
             yield
         except CommError:
             raise
         except Exception as error:
+            if len(ids) > 1:
+                self._again = tuple(ids)
+                return
             self._report_failure(ids, f"{type(error).__name__}: {error}", self._pipeline.first(error))
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
@@ -95,7 +109,7 @@ class Inbox:
         Which rows were taken: only those clients took part, and only their state may change.
         """
         rows = update.pack(self._pipeline.layout)
-        largest = rows.detach().abs().amax(dim=1)  # NaN if a row holds one
+        largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).detach()  # NaN if a row holds one; no copy of rows
         limit = self._pipeline.sizes[list(ids)].clamp(min=1)
         weight = update.weight
         usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()

@@ -1,6 +1,9 @@
 """Local training behind one interface, and what clients remember."""
 
-from .sequential import Correction, Local, SequentialTrainer
+from .choose import choose
+from .local import Correction, Local, Trainer
+from .sequential import SequentialTrainer
 from .store import ClientStore
+from .vectorized import VectorizedTrainer
 
-__all__ = ["ClientStore", "Correction", "Local", "SequentialTrainer"]
+__all__ = ["ClientStore", "Correction", "Local", "SequentialTrainer", "Trainer", "VectorizedTrainer", "choose"]

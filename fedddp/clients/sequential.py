@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,25 +14,7 @@ from ..optim import Optimizer
 from ..rng import global_seed
 from ..tasks import Task
 from ..types import LocalResult
-
-Correction = Callable[[Tensor, Tensor], Tensor]
-"""``correct(g [K, P], w [K, P]) -> g [K, P]``, applied to the gradient of every local step."""
-
-NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the call, 13 MB in float32
-
-
-@dataclass(frozen=True)
-class Local:
-    """K clients of one round, ready to train: what an algorithm's ``client_update`` works with."""
-
-    trainer: SequentialTrainer
-    ids: tuple[int, ...]
-    round: int
-    num_examples: Tensor  # [K]
-
-    def train(self, start: Tensor, correct: Correction | None = None) -> LocalResult:
-        """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once."""
-        return self.trainer.train(self, start, correct)
+from .local import NUMBERS_AT_ONCE, Correction, Local
 
 
 class SequentialTrainer:
@@ -62,7 +43,7 @@ class SequentialTrainer:
         self._flat = FlatModule(task.model(seed).to(dtype), device)
         self.spec = self._flat.spec
 
-    def on(self, ids: tuple[int, ...], round: int) -> Local:
+    def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
         return Local(self, ids, round, self.data.sizes[list(ids)])
 

@@ -52,11 +52,20 @@ class Data(Section):
     )
     download: bool = Field(default=True, description="download what root does not hold, where the network allows")
     args: dict[str, Any] = Field(default={}, description="further arguments of the dataset, by name")
+    placement: Literal["auto", "home", "shared"] = Field(
+        default="auto",
+        description="home = a rank holds its own clients' examples only; shared = every rank holds all and trains any "
+        "client (simulation); auto = home where each client is a rank, else shared",
+    )
     partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()
 
 
 class Execution(Section):
-    name: Literal["auto", "sequential"] = Field(default="auto", description="how a rank trains its clients")
+    name: Literal["auto", "sequential", "vectorized"] = Field(
+        default="auto",
+        description="sequential = one client after the other; vectorized = several at once; auto = by model and device",
+    )
+    width: int = Field(default=0, ge=0, description="clients trained at once on a rank, vectorized; 0 = by model size")
 
 
 class Client(Section):
@@ -93,7 +102,7 @@ class Aggregation(Section):
 class Evaluate(Section):
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = only after the last")
     where: Literal["rank0", "sharded"] = Field(
-        default="rank0", description="who evaluates: rank 0 on all cores, or all ranks"
+        default="sharded", description="who evaluates: all ranks, or rank 0 while the others go on"
     )
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="stop when reached (default: off)"

@@ -1,9 +1,9 @@
 """Datasets, how they are dealt out to clients, and the order in which a client goes through its own."""
 
-from .batches import Plan, plan
-from .clients import ClientData, Normalizer
+from .batches import Plan, num_steps, plan
+from .clients import ClientData, Normalizer, Placement
 from .datasets import DATASETS, Dataset, Examples
-from .partition import PARTITIONS, Partition, Partitioner
+from .partition import PARTITIONS, Excerpt, Partition, Partitioner
 
 __all__ = [
     "DATASETS",
@@ -11,9 +11,12 @@ __all__ = [
     "ClientData",
     "Dataset",
     "Examples",
+    "Excerpt",
     "Normalizer",
     "Partition",
     "Partitioner",
+    "Placement",
     "Plan",
+    "num_steps",
     "plan",
 ]

@@ -41,3 +41,9 @@ def plan(sizes: Sequence[int], ids: Sequence[int], round: int, *, epochs: int, b
             index[k, rows, :b] = flat.view(steps, b)
             mask[k, rows, :b] = (torch.arange(steps * b) < n).view(steps, b)
     return Plan(index, mask, torch.tensor([epochs * s for s in per_epoch]))
+
+
+def num_steps(sizes: Tensor, epochs: int, batch_size: int) -> Tensor:
+    """The steps of `plan` for clients of ``sizes`` [any shape], without making it: E ceil(n / B)."""
+    per_epoch = -(-sizes // batch_size) if batch_size else (sizes > 0).to(sizes.dtype)
+    return epochs * per_epoch

@@ -1,13 +1,19 @@
-"""The examples of the clients that live on one rank; nobody else's are kept."""
+"""The examples of the clients that one rank can train, and the look-up of their batches.
+
+Letters: N population, K clients looked up together, T steps, B examples of a batch, n examples of one client.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .datasets import Dataset, Examples
-from .partition import Partition
+from .partition import Ints, Partition
 
 
 class Normalizer:
@@ -28,8 +34,16 @@ class Normalizer:
         return x.to(self.dtype) if x.is_floating_point() else x
 
 
+Placement = Literal["home", "shared"]
+
+
 class ClientData:
-    """The clients ``rank, rank + R, rank + 2R, ...`` of a partition, their examples side by side on ``device``."""
+    """Who lives on this rank, and their examples, on ``device``.
+
+    ``home``: client k lives on rank k mod R, and a rank holds its own clients' examples and nobody else's.
+    ``shared``, for simulation: every client lives on every rank, which holds all the examples as the dataset does and
+    the partition beside them. A client then costs its start and its size, however many there are.
+    """
 
     def __init__(
         self,
@@ -39,15 +53,22 @@ class ClientData:
         *,
         rank: int = 0,
         world_size: int = 1,
+        placement: Placement = "home",
         device: torch.device | str = "cpu",
     ) -> None:
-        self.sizes = torch.from_numpy(partition.sizes.copy())  # [N], of everybody: public, the weights of the mean
-        self.normalize = normalize
-        self._rank, self._world_size = rank, world_size
-        own = np.arange(rank, partition.num_clients, world_size)
-        rows = torch.from_numpy(partition.of(own))
-        self._x, self._y = examples.x[rows].to(device), examples.y[rows].to(device)
-        self._offsets = np.concatenate([[0], np.cumsum(partition.sizes[own])])
+        self.sizes = torch.from_numpy(partition.sizes).long()  # [N], of everybody: public, the weights of the mean
+        self.normalize, self.placement = normalize, placement
+        self._rank, self._world_size, self._device = rank, world_size, torch.device(device)
+        if placement == "shared":
+            self._x, self._y = examples.x.to(device), examples.y.to(device)  # no copy where they are there already
+            self._order: Tensor | None = torch.from_numpy(partition.order).to(device)
+            self._starts = partition.starts  # [N], on the host: of a round's clients only
+            return
+        rows, self._starts = _own(partition, np.arange(rank, partition.num_clients, world_size))
+        x, y = examples.x[rows], examples.y[rows]
+        if not len(rows):  # one blank example that nobody owns: padding points at something
+            x, y = examples.x.new_zeros(1, *examples.x.shape[1:]), examples.y.new_zeros(1)
+        self._x, self._y, self._order = x.to(device), y.to(device), None  # None: they lie as their owners' ranges do
 
     @classmethod
     def of(
@@ -57,21 +78,68 @@ class ClientData:
         *,
         rank: int,
         world_size: int,
+        placement: Placement,
         device: torch.device,
         dtype: torch.dtype,
     ) -> ClientData:
-        """This rank's share of ``dataset``'s training examples."""
+        """What this rank needs of ``dataset``'s training examples."""
         normalize = Normalizer(dataset.mean, dataset.std, dtype, device)
-        return cls(dataset.train, partition, normalize, rank=rank, world_size=world_size, device=device)
+        return cls(
+            dataset.train,
+            partition,
+            normalize,
+            rank=rank,
+            world_size=world_size,
+            placement=placement,
+            device=device,
+        )
 
     @property
     def num_clients(self) -> int:
         return len(self.sizes)
 
+    def holds(self, client: int) -> bool:
+        """Whether this rank can train ``client``."""
+        return 0 <= client < self.num_clients and (
+            self.placement == "shared" or client % self._world_size == self._rank
+        )
+
     def examples(self, client: int) -> tuple[Tensor, Tensor]:
-        """Views of one client's raw inputs [n, ...] and labels [n]. Raises KeyError for a client of another rank."""
-        position, elsewhere = divmod(client - self._rank, self._world_size)
-        if elsewhere or not 0 <= client < self.num_clients:
-            raise KeyError(f"client {client} does not live on rank {self._rank} of {self._world_size}")
-        start, stop = self._offsets[position], self._offsets[position + 1]
-        return self._x[start:stop], self._y[start:stop]
+        """One client's raw inputs [n, ...] and labels [n]. Raises KeyError for a client that does not live here."""
+        (start,) = self._first([client]).tolist()
+        own = slice(start, start + int(self.sizes[client]))
+        rows = own if self._order is None else self._order[own]
+        return self._x[rows], self._y[rows]
+
+    def gather(self, ids: Sequence[int], index: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised inputs [T, K, B, ...] and labels [T, K, B] at ``index [T, K, B]`` of each client's own examples.
+
+        Padding is index 0, which is some example even where a client has none. Only ``index`` and K numbers travel to
+        the device. Raises KeyError naming the first client that does not live here.
+        """
+        rows = self._first(ids).to(self._device).view(-1, 1) + index.to(self._device)
+        if self._order is not None:
+            rows = self._order[rows]
+        return self.normalize(self._x[rows]), self._y[rows]
+
+    def _first(self, ids: Sequence[int]) -> Tensor:
+        """Where the ranges of ``ids`` begin, [K]; that of a client without examples may begin behind the last one."""
+        for client in ids:
+            if not self.holds(client):
+                raise KeyError(f"client {client} does not live on rank {self._rank} of {self._world_size}")
+        at = np.asarray(ids, dtype=np.int64) // (1 if self.placement == "shared" else self._world_size)
+        last = len(self._y if self._order is None else self._order) - 1
+        return torch.from_numpy(np.minimum(self._starts[at], last).astype(np.int64))
+
+
+def _own(partition: Partition, clients: Ints) -> tuple[Tensor, Ints]:
+    """The rows of the dataset that ``clients`` own, as in ``order`` but without gaps, and where each begins there.
+
+    What several own is held once: the ends of the ranges are counted like brackets, depth above 0 is owned.
+    """
+    starts, length = partition.starts[clients], len(partition.order)
+    opened = np.bincount(starts, minlength=length + 1)
+    closed = np.bincount(starts + partition.sizes[clients], minlength=length + 1)
+    owned = np.cumsum(opened - closed)[:length] > 0
+    before = np.concatenate([[0], np.cumsum(owned)])  # owned positions in front of each
+    return torch.from_numpy(partition.order[owned]).long(), before[starts]

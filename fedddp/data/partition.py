@@ -1,6 +1,7 @@
 """Partitions: which client owns which training examples. Deterministic in the seed, drawn alike on every rank.
 
-A partition is two arrays, not N lists: client k owns ``order[offsets[k] : offsets[k + 1]]``.
+A partition is three arrays, not N lists: client k owns ``order[starts[k] : starts[k] + sizes[k]]``. Ranges may overlap,
+so that a population can be larger than the data: a client costs two numbers, wherever its examples are.
 """
 
 from __future__ import annotations
@@ -15,40 +16,54 @@ from pydantic import Field
 
 from ..rng import numpy_generator
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """``order [n]`` (example indices, client after client) and ``offsets [N + 1]``."""
+    """``order [n]`` (example indices), ``starts [N]`` and ``sizes [N]``: where in it each client's range lies."""
 
     order: Ints
-    offsets: Ints
+    starts: Ints
+    sizes: Ints
+
+    @classmethod
+    def dealt(cls, order: Ints, sizes: Ints) -> Partition:
+        """Client after client, back to back: no example of ``order`` has two owners."""
+        return cls(_compact(order), _compact(np.cumsum(sizes) - sizes), _compact(sizes))
 
     @property
     def num_clients(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def sizes(self) -> Ints:
-        """Examples a client, [N]."""
-        return np.diff(self.offsets)
+        return len(self.starts)
 
     def indices(self, client: int) -> Ints:
         """The example indices of one client."""
-        return self.order[self.offsets[client] : self.offsets[client + 1]]
+        return self.order[self.starts[client] : self.starts[client] + self.sizes[client]]
 
     def of(self, clients: Ints) -> Ints:
         """The example indices of several clients, client after client, without a Python loop."""
-        sizes = self.sizes[clients]
-        starts = np.repeat(self.offsets[:-1][clients] - (np.cumsum(sizes) - sizes), sizes)
-        return self.order[starts + np.arange(len(starts))]
+        return self.order[_ranges(self.starts[clients], self.sizes[clients])]
 
-    def counts(self, labels: Ints, num_classes: int) -> Ints:
-        """Examples a client and label, [N, C]."""
-        client = np.repeat(np.arange(self.num_clients), self.sizes)
-        flat = np.bincount(client * num_classes + labels[self.order], minlength=self.num_clients * num_classes)
-        return flat.reshape(self.num_clients, num_classes)
+    def counts(self, labels: Ints, num_classes: int, clients: Ints | None = None) -> Ints:
+        """Examples a client and label, [k, C], of ``clients [k]`` or of everybody."""
+        clients = np.arange(self.num_clients) if clients is None else clients
+        row = np.repeat(np.arange(len(clients)), self.sizes[clients])
+        flat = np.bincount(row * num_classes + labels[self.of(clients)], minlength=len(clients) * num_classes)
+        return flat.reshape(len(clients), num_classes)
+
+    def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
+        """At most ``most`` clients, evenly spread over the population, the first and the last among them."""
+        clients = np.unique(np.linspace(0, self.num_clients - 1, min(self.num_clients, most)).astype(int))
+        return Excerpt(clients, self.counts(labels, num_classes, clients), self.num_clients)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Who owns what, as far as an eye can take it in: ``counts [k, C]`` of ``clients [k]`` out of ``num_clients``."""
+
+    clients: Ints
+    counts: Ints
+    num_clients: int
 
 
 @dataclass(frozen=True)
@@ -61,12 +76,15 @@ class Partitioner(ABC):
     def split(self, labels: Ints, seed: int) -> Partition: ...
 
 
-def _dealt(parts: list[Ints]) -> Partition:
-    return Partition(np.concatenate(parts), _offsets(np.array([len(p) for p in parts])))
+def _compact(numbers: Ints) -> Ints:
+    """The same in 4 bytes each where they fit: a million clients are 8 MB instead of 16."""
+    return numbers.astype(np.int32) if numbers.max(initial=0) <= np.iinfo(np.int32).max else numbers
 
 
-def _offsets(sizes: Ints) -> Ints:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+def _ranges(starts: Ints, sizes: Ints) -> Ints:
+    """``start, start + 1, ..., start + size - 1`` of one range after the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
 
 
 def _even(total: int, parts: int) -> Ints:
@@ -90,7 +108,7 @@ class IID(Partitioner):
     def split(self, labels: Ints, seed: int) -> Partition:
         _require(self.num_clients, len(labels))
         order = numpy_generator(seed, "partition").permutation(len(labels))
-        return Partition(order, _offsets(_even(len(labels), self.num_clients)))
+        return Partition.dealt(order, _even(len(labels), self.num_clients))
 
 
 @dataclass(frozen=True)
@@ -105,9 +123,10 @@ class Shards(Partitioner):
         shuffled = rng.permutation(len(labels))
         by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
         num_shards = self.num_clients * self.shards_per_client
-        shards = np.split(by_label, _offsets(_even(len(labels), num_shards))[1:-1])
-        dealt = rng.permutation(num_shards).reshape(self.num_clients, self.shards_per_client)
-        return _dealt([np.concatenate([shards[s] for s in mine]) for mine in dealt])
+        sizes = _even(len(labels), num_shards)
+        dealt = rng.permutation(num_shards)  # client k receives the k-th run of shards_per_client of them
+        order = by_label[_ranges((np.cumsum(sizes) - sizes)[dealt], sizes[dealt])]
+        return Partition.dealt(order, sizes[dealt].reshape(self.num_clients, -1).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -125,13 +144,16 @@ class Dirichlet(Partitioner):
         rng = numpy_generator(seed, "partition")
         pools = [rng.permutation(np.flatnonzero(labels == c)) for c in range(int(labels.max()) + 1)]
         left = np.array([len(pool) for pool in pools])
-        prior = left / left.sum()
-        parts = []
-        for size in _even(len(labels), self.num_clients):
-            taken = self._take(rng, size, self._mix(rng, prior), left)
-            parts.append(np.concatenate([pool[n - k : n] for pool, n, k in zip(pools, left, taken, strict=True)]))
-            left = left - taken
-        return _dealt([rng.permutation(part) for part in parts])
+        ends, prior = np.cumsum(left), left / left.sum()
+        sizes = _even(len(labels), self.num_clients)
+        taken = np.empty((self.num_clients, len(pools)), dtype=np.int64)  # [N, C]
+        for row, size in zip(taken, sizes.tolist(), strict=True):  # in turn: what is left depends on who came before
+            row[:] = self._take(rng, size, self._mix(rng, prior), left)
+            left -= row
+        order = np.concatenate(pools)[_ranges((ends - np.cumsum(taken, axis=0)).ravel(), taken.ravel())]
+        for part in np.split(order, np.cumsum(sizes)[:-1]):
+            rng.shuffle(part)  # a view
+        return Partition.dealt(order, sizes)
 
     def _mix(self, rng: np.random.Generator, prior: NDArray[np.float64]) -> NDArray[np.float64]:
         present = prior > 0
@@ -170,7 +192,33 @@ class Quantity(Partitioner):
         spare = len(labels) - self.num_clients * self.min_size
         sizes = self.min_size + np.floor(spare * share).astype(np.int64)
         sizes[np.argsort(-share)[: len(labels) - sizes.sum()]] += 1
-        return Partition(order, _offsets(sizes))
+        return Partition.dealt(order, sizes)
 
 
-PARTITIONS: dict[str, type] = {"iid": IID, "shards": Shards, "dirichlet": Dirichlet, "quantity": Quantity}
+@dataclass(frozen=True)
+class Overlapping(Partitioner):
+    """Equal sizes, and as many clients as one likes: stretches of one shuffled order that starts over at its end.
+
+    For measuring with populations larger than the data. Starts are evenly spaced, so that every example has as many
+    owners as every other (give or take one), and nobody shares while there is enough for all. Neighbours share most.
+    """
+
+    size: Annotated[int, Field(ge=1, description="examples a client owns")] = 60
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        n = len(labels)
+        if self.size > n:
+            raise ValueError(f"data.partition.size={self.size}: there are only {n} examples; ask for at most {n}")
+        order = numpy_generator(seed, "partition").permutation(n)
+        starts = np.arange(self.num_clients) * n // self.num_clients
+        sizes = np.full(self.num_clients, self.size)
+        return Partition(_compact(np.concatenate([order, order[: self.size - 1]])), _compact(starts), _compact(sizes))
+
+
+PARTITIONS: dict[str, type] = {
+    "iid": IID,
+    "shards": Shards,
+    "dirichlet": Dirichlet,
+    "quantity": Quantity,
+    "overlapping": Overlapping,
+}

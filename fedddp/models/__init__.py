@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from .cnn import CNN
+from .logistic import Logistic
 from .mlp import MLP
 
 
@@ -33,6 +34,6 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "mlp": MLP}
+MODELS: dict[str, type] = {"cnn": CNN, "logistic": Logistic, "mlp": MLP}
 
-__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "ModelFactory"]
+__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "Logistic", "ModelFactory"]

@@ -3,10 +3,11 @@
 from .files import Files, rewind
 from .progress import log_to_stderr, progress, summary_table
 from .stopwatch import Stopwatch
-from .telemetry import Metrics, RoundRecord, Sink, Telemetry
+from .telemetry import InBackground, Metrics, RoundRecord, Sink, Telemetry
 
 __all__ = [
     "Files",
+    "InBackground",
     "Metrics",
     "RoundRecord",
     "Sink",

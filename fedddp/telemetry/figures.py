@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from ..data import Excerpt
 from ..evaluation import Mistake, Score
 
-CLIENTS_SHOWN = 60
 
-
-def partition(counts: NDArray[np.int64]) -> Figure:
+def partition(owners: Excerpt) -> Figure:
     """Clients x labels: how many examples of each label each client owns, and how many in all."""
-    num_clients, num_classes = counts.shape
-    rows = np.unique(np.linspace(0, num_clients - 1, min(num_clients, CLIENTS_SHOWN)).astype(int))
-    shown = counts[rows]
+    rows, shown, num_clients = owners.clients, owners.counts, owners.num_clients
+    num_classes = shown.shape[1]
     figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
     labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
     image = labels.imshow(np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest")

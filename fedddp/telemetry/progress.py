@@ -87,11 +87,12 @@ class _Stderr(logging.Handler):
 
 
 def log_to_stderr(rank: int, world_size: int) -> None:
-    """Warnings of this rank as lines that name it."""
+    """Warnings and remarks of this rank as lines that name it."""
     handler = _Stderr()
     handler.setFormatter(
         logging.Formatter(f"fedddp[rank {rank}]: %(message)s" if world_size > 1 else "fedddp: %(message)s")
     )
     logger = logging.getLogger("fedddp")
     logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..background import Background
 from ..comm import Comm
 from ..evaluation import Score
 from ..types import Mean, RoundReport, ServerState
@@ -33,6 +34,20 @@ class Sink(Protocol):
     def round(self, record: RoundRecord) -> None: ...
 
     def close(self, summary: Metrics | None) -> None: ...
+
+
+class InBackground:
+    """A sink whose work is done beside the training: drawing takes tenths of a second."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self._background = sink, Background(backlog=100)
+
+    def round(self, record: RoundRecord) -> None:
+        self._background.run(self._sink.round, record)
+
+    def close(self, summary: Metrics | None) -> None:
+        self._background.wait()
+        self._sink.close(summary)
 
 
 class Telemetry:
@@ -64,6 +79,7 @@ class Telemetry:
             "seconds_train": clock.train,
             "seconds_aggregate": clock.aggregate,
             "seconds_evaluate": clock.evaluate,
+            "imbalance": max(report.seconds_train) * len(report.seconds_train) / (sum(report.seconds_train) or 1.0),
             "bytes_sent": comm.bytes_sent - self._bytes_told,
         }
         self._bytes_told, self._told_at = comm.bytes_sent, now

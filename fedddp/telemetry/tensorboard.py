@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from ..data import Excerpt
 from ..evaluation import Score
 from . import figures
 from .telemetry import Metrics, RoundRecord
@@ -25,16 +24,14 @@ class TensorBoard:
     attempt wrote of later rounds is hidden.
     """
 
-    def __init__(
-        self, folder: Path, done: int, config: str, hparams: Mapping[str, Any], partition_counts: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, folder: Path, done: int, config: str, hparams: Mapping[str, Any], owners: Excerpt) -> None:
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         self._hparams = {k: v for k, v in hparams.items() if isinstance(v, str | int | float | bool)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
         self._writer.add_text("config", "```toml\n" + config + "```", done)
-        self._writer.add_figure("partition", figures.partition(partition_counts), done)
+        self._writer.add_figure("partition", figures.partition(owners), done)
         self._writer.flush()
 
     def round(self, record: RoundRecord) -> None:
@@ -48,6 +45,7 @@ class TensorBoard:
             "round/participants": m["participants"],
             "round/failures": m["failures"],
             "round/examples": m["examples"],
+            "round/imbalance": m["imbalance"],
             "round/bytes_sent_per_rank": m["bytes_sent"],
             "seconds/round": m["seconds"],
             "seconds/train": m["seconds_train"],

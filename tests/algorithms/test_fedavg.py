@@ -49,7 +49,7 @@ class Failing:
     """A trainer whose clients fail where ``when(client, round)`` says."""
 
     def __init__(self, trainer, when):
-        self.trainer, self.when, self.spec, self.width = trainer, when, trainer.spec, trainer.width
+        self.trainer, self.when, self.data, self.width = trainer, when, trainer.data, trainer.width
 
     def on(self, ids, round):
         if self.when(ids[0], round):

@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from fedddp.data import plan
+from fedddp.data import num_steps, plan
 
 
 def visits(p, k):
@@ -66,3 +66,12 @@ def test_nobody_and_nothing_make_an_empty_plan(sizes):
         p = plan(sizes, list(range(len(sizes))), 0, epochs=2, batch_size=batch_size, seed=0)
         assert p.index.shape == (len(sizes), 0, 0)
         assert torch.equal(p.steps, torch.zeros(len(sizes), dtype=torch.long))
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("batch_size", [0, 1, 7, 100])
+def test_num_steps_are_those_of_the_plan(epochs, batch_size):
+    sizes = [0, 1, 6, 7, 8, 14, 600]
+    p = plan(sizes, list(range(7)), 0, epochs=epochs, batch_size=batch_size, seed=0)
+    for given in (torch.tensor(sizes), torch.tensor(sizes, dtype=torch.int32)):
+        assert num_steps(given, epochs, batch_size).tolist() == p.steps.tolist()

@@ -196,4 +196,5 @@ def test_what_came_after_the_resumed_round_is_removed(tmp_path):
     kept = checkpoints(tmp_path, done=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["round-000001", "round-000002"]
     kept.after_round(server(3), remembered(3), score(0.3), last=False)
+    kept.wait()
     assert newest(tmp_path).round == 3

@@ -29,7 +29,7 @@ class Stopped:
     """A trainer in whose ``call``-th client the process is asked to stop."""
 
     def __init__(self, trainer, call):
-        self.trainer, self.left, self.spec, self.width = trainer, call, trainer.spec, trainer.width
+        self.trainer, self.left, self.data, self.width = trainer, call, trainer.data, trainer.width
 
     def on(self, ids, round):
         self.left -= 1
@@ -54,15 +54,15 @@ def test_it_stops_when_the_target_is_reached(small):
 
 
 def test_an_interrupted_round_is_as_if_it_had_not_begun(small, tmp_path, monkeypatch):
-    """Stopped in the second client of round 3; resumed, the run ends with the bits of one that was not stopped."""
-    f, server, _ = small(run={"rounds": 4, "name": "whole"})
+    """Stopped in the second block of round 3; resumed, the run ends with the bits of one that was not stopped."""
+    f, server, _ = small(run={"rounds": 4, "name": "whole"}, client={"execution": {"width": 2}})
     whole = federate(f, server)
-    settings = {"run": {"rounds": 4, "name": "small", "resume": "auto"}}
+    settings = {"run": {"rounds": 4, "name": "small", "resume": "auto"}, "client": {"execution": {"width": 2}}}
     f, server, sink = small(**settings)
     with monkeypatch.context() as asked:
         asked.setattr(interrupt, "_reason", None)  # on leaving, nobody has asked
         with pytest.raises(Interrupted, match="SIGTERM"):
-            federate(replace(f, trainer=Stopped(f.trainer, 8)), server)
+            federate(replace(f, trainer=Stopped(f.trainer, 6)), server)
     assert len(sink.records) == 2
     assert f.checkpoints.flush() == 2
     assert newest(tmp_path / "small").round == 2

@@ -9,7 +9,7 @@ import fedddp
 
 ROOT = Path(fedddp.__file__).parent
 FLOORS = [
-    ["types", "flat", "rng", "interrupt", "choice"],
+    ["types", "flat", "rng", "interrupt", "choice", "memory", "background"],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients"],
     ["checkpoint", "telemetry", "evaluation", "run_folder"],

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fedddp.data.partition import IID, PARTITIONS, Dirichlet, Partition, Quantity, Shards
+from fedddp.data.partition import IID, PARTITIONS, Dirichlet, Overlapping, Partition, Quantity, Shards
 from fedddp.rng import numpy_generator
 
-CASES = [
+DISJOINT = [
     IID(num_clients=7),
     IID(num_clients=1),
     Shards(num_clients=7),
@@ -16,6 +16,7 @@ CASES = [
     Quantity(num_clients=7),
     Quantity(num_clients=7, alpha=0.05, min_size=3),
 ]
+CASES = [*DISJOINT, Overlapping(num_clients=7, size=20), Overlapping(num_clients=2000, size=9)]
 
 
 def labels(n=503, classes=10, seed=0):
@@ -32,15 +33,15 @@ def kinds(partition, y):
     return (partition.counts(y, int(y.max()) + 1) > 0).sum(axis=1)
 
 
-@pytest.mark.parametrize("partitioner", CASES, ids=repr)
+@pytest.mark.parametrize("partitioner", DISJOINT, ids=repr)
 @pytest.mark.parametrize("y", [labels(), skewed()], ids=["even", "skewed"])
 def test_every_example_belongs_to_exactly_one_client(partitioner, y):
     partition = partitioner.split(y, seed=3)
     assert partition.num_clients == partitioner.num_clients
     assert partition.sizes.min() >= 1
     assert np.array_equal(np.sort(partition.order), np.arange(len(y)))
-    assert partition.offsets[0] == 0
-    assert partition.offsets[-1] == len(y)
+    dealt = np.concatenate([partition.indices(k) for k in range(partition.num_clients)])
+    assert np.array_equal(dealt, partition.order)
 
 
 @pytest.mark.parametrize("partitioner", CASES, ids=repr)
@@ -48,7 +49,8 @@ def test_a_partition_is_a_function_of_its_seed(partitioner):
     y = labels()
     first, again, other = (partitioner.split(y, seed) for seed in (3, 3, 4))
     assert np.array_equal(first.order, again.order)
-    assert np.array_equal(first.offsets, again.offsets)
+    assert np.array_equal(first.starts, again.starts)
+    assert np.array_equal(first.sizes, again.sizes)
     assert not np.array_equal(first.order, other.order)
 
 
@@ -155,7 +157,8 @@ def test_impossible_requests_name_the_key_and_the_remedy(partitioner, most):
 
 
 def test_of_is_the_clients_indices_side_by_side():
-    partition = Partition(np.array([5, 3, 1, 0, 2, 4]), np.array([0, 2, 2, 5, 6]))
+    partition = Partition.dealt(np.array([5, 3, 1, 0, 2, 4]), np.array([2, 0, 3, 1]))
+    assert [partition.indices(k).tolist() for k in range(4)] == [[5, 3], [], [1, 0, 2], [4]]
     assert partition.of(np.array([3, 1, 0])).tolist() == [4, 5, 3]
     assert partition.of(np.array([], dtype=int)).tolist() == []
     for clients in ([0, 1, 2, 3], [2], [2, 0, 1]):
@@ -163,7 +166,60 @@ def test_of_is_the_clients_indices_side_by_side():
         assert np.array_equal(partition.of(np.array(clients)), joined)
 
 
+def test_ranges_may_overlap_and_lie_in_any_order():
+    partition = Partition(np.array([5, 3, 1, 0]), np.array([2, 0, 1]), np.array([2, 2, 3]))
+    assert partition.num_clients == 3
+    assert [partition.indices(k).tolist() for k in range(3)] == [[1, 0], [5, 3], [3, 1, 0]]
+    assert partition.of(np.array([2, 0])).tolist() == [3, 1, 0, 1, 0]
+    assert partition.counts(np.array([0, 1, 0, 1, 1, 0]), 2).tolist() == [[1, 1], [1, 1], [1, 2]]
+
+
 def test_counts_are_examples_a_client_and_label():
-    partition = Partition(np.array([5, 3, 1, 0, 2, 4]), np.array([0, 2, 2, 5, 6]))
+    partition = Partition.dealt(np.array([5, 3, 1, 0, 2, 4]), np.array([2, 0, 3, 1]))
     y = np.array([0, 1, 2, 0, 1, 2])
     assert partition.counts(y, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 0], [0, 1, 0, 0]]
+    assert partition.counts(y, 4, np.array([3, 0])).tolist() == [[0, 1, 0, 0], [1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(("num_clients", "most", "rows"), [(5, 60, 5), (60, 60, 60), (1000, 60, 60), (9, 3, 3)])
+def test_an_excerpt_is_a_few_clients_from_the_first_to_the_last(num_clients, most, rows):
+    y = labels(5000)
+    partition = Dirichlet(num_clients=num_clients).split(y, 0)
+    shown = partition.excerpt(y, 10, most)
+    assert shown.num_clients == num_clients
+    assert len(shown.clients) == len(set(shown.clients)) == rows
+    assert (shown.clients[0], shown.clients[-1]) == (0, num_clients - 1)
+    assert np.diff(shown.clients).max() - np.diff(shown.clients).min() <= 1
+    assert np.array_equal(shown.counts, partition.counts(y, 10)[shown.clients])
+
+
+# -- the arrays against the loops that they stand for -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_clients", "each"), [(7, 2), (33, 3), (250, 1)])
+def test_shards_are_dealt_as_a_loop_would(num_clients, each):
+    y, rng = labels(), numpy_generator(5, "partition")
+    shuffled = rng.permutation(len(y))
+    shards = np.array_split(shuffled[np.argsort(y[shuffled], kind="stable")], num_clients * each)
+    hands = rng.permutation(len(shards)).reshape(num_clients, each)
+    partition = Shards(num_clients=num_clients, shards_per_client=each).split(y, seed=5)
+    for client, hand in enumerate(hands):
+        assert partition.indices(client).tolist() == [i for shard in hand for i in shards[shard]]
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 0.1, 5.0])
+@pytest.mark.parametrize("y", [labels(), skewed()], ids=["even", "skewed"])
+def test_dirichlet_deals_as_a_loop_would(y, alpha):
+    """Client after client takes from the end of each label's pile, then shuffles what it has."""
+    rule, rng = Dirichlet(num_clients=40, alpha=alpha), numpy_generator(5, "partition")
+    piles = [rng.permutation(np.flatnonzero(y == c)).tolist() for c in range(int(y.max()) + 1)]
+    prior = np.array([len(pile) for pile in piles]) / len(y)
+    hands = []
+    for size in IID(num_clients=40).split(y, 0).sizes:
+        left = np.array([len(pile) for pile in piles])
+        taken = rule._take(rng, int(size), rule._mix(rng, prior), left)
+        hands.append([i for pile, k in zip(piles, taken, strict=True) for i in pile[len(pile) - k :]])
+        piles = [pile[: len(pile) - k] for pile, k in zip(piles, taken, strict=True)]
+    partition = rule.split(y, seed=5)
+    for client, hand in enumerate(hands):
+        assert np.array_equal(partition.indices(client), rng.permutation(hand))

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fedddp.types import Mean, RoundReport, ServerState
 
 METRICS = [
     *("round", "test_accuracy", "test_loss", "train_loss", "participants", "failures", "examples", "seconds"),
-    *("seconds_train", "seconds_aggregate", "seconds_evaluate", "bytes_sent"),
+    *("seconds_train", "seconds_aggregate", "seconds_evaluate", "imbalance", "bytes_sent"),
 ]
 SUMMARY = [
     *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "model_sha256", "num_parameters"),
@@ -75,6 +76,13 @@ def test_what_is_not_known_or_not_finite_is_null():
     assert [m["test_loss"] for m in telemetry.history] == [None, None, 0.7, 0.7]
     assert [m["train_loss"] is None for m in telemetry.history] == [False, False, True, True]
     json.dumps(telemetry.history, allow_nan=False)
+
+
+def test_imbalance_is_the_slowest_ranks_training_against_the_mean():
+    telemetry = Telemetry()
+    tell(telemetry, 1, report=replace(report(), seconds_train=(1.0, 3.0)))
+    tell(telemetry, 2, report=replace(report(), seconds_train=(0.0, 0.0)))
+    assert [m["imbalance"] for m in telemetry.history] == [1.5, 0.0]
 
 
 def test_bytes_are_those_of_the_round():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedddp.data import Excerpt
 from fedddp.evaluation import Mistake, Score
 from fedddp.telemetry import RoundRecord
 from fedddp.telemetry.tensorboard import TensorBoard
@@ -13,7 +14,14 @@ from fedddp.types import RoundReport
 CONFUSION = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
 SCALARS = {
     *("accuracy/test", "loss/test", "accuracy/train", "loss/train", "round/participants", "round/failures"),
-    *("round/examples", "round/bytes_sent_per_rank", "seconds/round", "seconds/train", "seconds/aggregate"),
+    *(
+        "round/examples",
+        "round/imbalance",
+        "round/bytes_sent_per_rank",
+        "seconds/round",
+        "seconds/train",
+        "seconds/aggregate",
+    ),
     *("seconds/evaluate", "class accuracy/0", "class accuracy/1"),
 }
 
@@ -22,7 +30,13 @@ def record(t, evaluated=True):
     metrics = {
         **{"round": t, "test_accuracy": t / 10 if evaluated else None, "test_loss": 0.7 if evaluated else None},
         **{"train_loss": 0.5, "participants": 2, "failures": 1, "examples": 40, "seconds": 1.0},
-        **{"seconds_train": 0.5, "seconds_aggregate": 0.25, "seconds_evaluate": 0.125, "bytes_sent": 80},
+        **{
+            "seconds_train": 0.5,
+            "seconds_aggregate": 0.25,
+            "seconds_evaluate": 0.125,
+            "imbalance": 1.0,
+            "bytes_sent": 80,
+        },
     }
     loss = torch.tensor([0.5, torch.nan, 1.0])
     report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,))
@@ -31,8 +45,8 @@ def record(t, evaluated=True):
 
 
 def board(folder, done=0):
-    counts = np.array([[3, 0], [1, 5]])
-    return TensorBoard(folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, counts)
+    owners = Excerpt(np.arange(2), np.array([[3, 0], [1, 5]]), 2)
+    return TensorBoard(folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, owners)
 
 
 def read(folder):

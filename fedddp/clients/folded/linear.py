@@ -1,0 +1,131 @@
+"""A linear layer of K clients: batched matrix products, or no weights at all while few examples have been seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer import FoldedLayer
+
+
+class FoldedLinear(FoldedLayer):
+    """y_k = x_k W_k^T + b_k for each client k; ``x [K B, ..., in]``.
+
+    Descending from a start that all clients share, W_k = W_0 - lr sum_s dy_s^T x_s after steps s = 1, 2, ... So
+
+        x W_k^T = x W_0^T - lr sum_s (x x_s^T) dy_s        dy W_k = dy W_0 - lr sum_s (dy dy_s^T) x_s
+
+    needs W_0, the inputs x_s and the output gradients dy_s of the steps so far, and no W_k until the end, where one
+    product of rank (examples seen) makes it. The products with W_0 are shared by all K clients. It is the same
+    arithmetic in another order, cheaper as long as the examples seen are fewer than in out / (in + out): on average
+    half of them are in the sums, so the factored form is then about half of the work. (The dual form of a linear
+    layer trained by gradient descent: Irie et al. 2022, "The dual form of neural networks revisited".)
+    """
+
+    def __init__(self, name: str, plain: nn.Linear) -> None:
+        super().__init__(name)
+        self.in_features, self.out_features = plain.in_features, plain.out_features
+        self._factors: _Factors | None = None
+
+    def begin(self, shared: dict[str, Tensor], steps: int, batch: int) -> None:
+        """Before the first of ``steps`` steps of ``batch`` rows a client, from weights that all clients share."""
+        seen, i, o = steps * batch, self.in_features, self.out_features
+        if seen * (i + o) <= i * o:
+            self._factors = _Factors(shared[f"{self.name}weight"], self.weight_views[0], seen, self.lr)
+
+    def finish(self) -> None:
+        """Make the weights of the factored form."""
+        if self._factors:
+            self._factors.multiply_out()
+            self._factors = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._used()
+        return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
+
+    def product(self, x: Tensor, y: Tensor) -> None:
+        """Write x_k W_k^T + b_k to ``y [K, B, out]``."""
+        weight, bias = self.weight_views
+        if self._factors:
+            self._factors.product(x, y)
+            if bias is not None:
+                y.add_(bias.unsqueeze(1))
+        elif bias is None:
+            torch.bmm(x, weight.mT, out=y)
+        else:
+            torch.baddbmm(bias.unsqueeze(1), x, weight.mT, out=y)
+
+    def pull(self, dy: Tensor) -> Tensor:
+        """dy_k W_k, [K, B, in]."""
+        return self._factors.pull(dy) if self._factors else torch.bmm(dy, self.weight_views[0])
+
+    def learn(self, x: Tensor, dy: Tensor) -> None:
+        """Take in the gradient dy_k^T x_k."""
+        if self._factors:
+            self._factors.append(x, dy)
+        elif self.grad_views:
+            self.grad_views[0].copy_(torch.bmm(dy.mT, x))
+        else:
+            self.weight_views[0].baddbmm_(dy.mT, x, alpha=-self.lr)
+        self.learn_bias(dy.sum(dim=1))
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, token: Tensor, layer: FoldedLinear) -> Tensor:
+        ctx.layer, ctx.shape = layer, x.shape
+        ctx.x = x.reshape(layer.num_clients, -1, layer.in_features)
+        y = x.new_empty(*x.shape[:-1], layer.out_features)  # not a view: an activation may work on it in place
+        layer.product(ctx.x, y.view(layer.num_clients, -1, layer.out_features))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        layer: FoldedLinear = ctx.layer
+        dy = grads[0].reshape(layer.num_clients, -1, layer.out_features)
+        dx = layer.pull(dy).view(ctx.shape) if ctx.needs_input_grad[0] else None  # before the weights change
+        layer.learn(ctx.x, dy)
+        return dx, None, None
+
+
+class _Factors:
+    """W_k = W_0 - lr dys_k^T xs_k, the rows of ``xs [K, S, in]`` and ``dys [K, S, out]`` filled step by step.
+
+    ``target [K, out, in]`` holds W_0 until `multiply_out`.
+    """
+
+    def __init__(self, start: Tensor, target: Tensor, seen: int, lr: float) -> None:
+        clients, out_features, in_features = target.shape
+        self._start, self._target, self._lr = start, target, lr
+        self._xs = start.new_empty(clients, seen, in_features)
+        self._dys = start.new_empty(clients, seen, out_features)
+        self._used = 0
+
+    def product(self, x: Tensor, y: Tensor) -> None:
+        clients, batch, _ = x.shape
+        torch.mm(x.reshape(clients * batch, -1), self._start.t(), out=y.view(clients * batch, -1))
+        if self._used:
+            xs, dys = self._xs[:clients, : self._used], self._dys[:clients, : self._used]
+            y.baddbmm_(torch.bmm(x, xs.mT), dys, alpha=-self._lr)
+
+    def pull(self, dy: Tensor) -> Tensor:
+        clients, batch, _ = dy.shape
+        dx = torch.mm(dy.reshape(clients * batch, -1), self._start).view(clients, batch, -1)
+        if self._used:
+            xs, dys = self._xs[:clients, : self._used], self._dys[:clients, : self._used]
+            dx.baddbmm_(torch.bmm(dy, dys.mT), xs, alpha=-self._lr)
+        return dx
+
+    def append(self, x: Tensor, dy: Tensor) -> None:
+        clients, batch, _ = x.shape
+        rows = slice(self._used, self._used + batch)
+        self._xs[:clients, rows], self._dys[:clients, rows] = x, dy
+        self._dys[clients:, rows] = 0  # clients that are done
+        self._xs[clients:, rows] = 0
+        self._used += batch
+
+    def multiply_out(self) -> None:
+        xs, dys = self._xs[:, : self._used], self._dys[:, : self._used]
+        self._target.baddbmm_(dys.mT, xs, alpha=-self._lr)

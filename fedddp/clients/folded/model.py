@@ -1,0 +1,123 @@
+"""A model of K clients at once: the user's own module with its linear and convolution layers exchanged."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...flat import FlatSpec
+from ...tasks import Task
+from .convolution import FoldedConv2d
+from .layer import FoldedLayer
+from .linear import FoldedLinear
+
+
+class FoldedModel:
+    """``module`` for K clients: it sees one batch of K B examples, client after client.
+
+    Whatever has no parameters (activations, pooling, reshaping, a forward of one's own) acts on each example alone and
+    need not know of clients. Raises ValueError for a model with parameters or buffers outside of plain `nn.Linear` and
+    `nn.Conv2d` layers, shared or frozen ones. That nothing else mixes examples cannot be seen: `choose` tries it out.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
+        self.spec = FlatSpec.of(module)
+        self._layers: list[FoldedLayer] = []
+        self._layout = layout
+        covered: set[str] = set()
+        self.module = self._exchange(module.to(device), "", covered)
+        left = [name for name in self.spec.names if name not in covered]
+        if left or self.spec.num_trainable < self.spec.dim:
+            raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not a weight of a plain linear or conv layer")
+        self.module.train()
+
+    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
+        """Train the rows of ``w [K, D]`` in place by ``lr``, or write their gradients to ``collect [K, P]``."""
+        self._w, self._collect, self._lr = w, collect, lr
+        self._narrow(len(w))
+
+    def load(self, w: Tensor) -> None:
+        """Be the model of one client, ``w [D]``, for ``module`` to be called on plain batches."""
+        self.attach(w.unsqueeze(0))
+
+    can_descend = True
+
+    def begin(self, start: Tensor, steps: int, batch: int) -> None:
+        """Before ``steps`` descending steps of ``batch`` rows a client, all from ``start [D]``."""
+        for layer in self._layers:
+            if isinstance(layer, FoldedLinear):
+                layer.begin(self.spec.views(start), steps, batch)
+
+    def finish(self) -> None:
+        """After the last step: everything that was learned is in ``w``."""
+        for layer in self._layers:
+            if isinstance(layer, FoldedLinear):
+                layer.finish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [K, B, ...] for ``x [K, B, ...]``, of the first K clients attached."""
+        if len(x) != self._clients:
+            self._narrow(len(x))
+        for layer in self._layers:
+            layer.arm()
+        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+    def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of K clients, learned from in the backward pass; outputs [K, B, C] and losses [K, B]."""
+        outputs = self.forward(x)
+        losses = task.loss(outputs.flatten(0, 1), y.flatten())
+        losses.backward(share.flatten())
+        return outputs.detach(), losses.detach().view_as(share)
+
+    def _narrow(self, clients: int) -> None:
+        self._clients = clients
+        views = self.spec.views(self._w[:clients])
+        grads = None if self._collect is None else self.spec.views(self._collect[:clients])
+        for layer in self._layers:
+            layer.attach(views, grads, self._lr)
+
+    def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
+        """``module`` with every plain layer below it replaced; notes the parameters that are covered."""
+        folded = _folded(module, path, self._layout)
+        if folded is not None:
+            self._layers.append(folded)
+            covered.update(path + name for name, _ in module.named_parameters())
+            return folded
+        for name, child in list(module.named_children()):
+            setattr(module, name, self._exchange(child, f"{path}{name}.", covered))
+        return _streamlined(module) if type(module) is nn.Sequential else module
+
+
+def _folded(module: nn.Module, path: str, layout: torch.memory_format) -> FoldedLayer | None:
+    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
+    if any(hooks):
+        return None
+    if type(module) is nn.Linear:
+        return FoldedLinear(path, module)
+    if type(module) is nn.Conv2d and FoldedConv2d.stands_for(module):
+        return FoldedConv2d(path, module, layout)
+    return None
+
+
+def _streamlined(chain: nn.Sequential) -> nn.Sequential:
+    """The same function with less memory traffic: ReLU after max-pooling, on a quarter of the numbers, and in place.
+
+    max(relu(a), relu(b)) = relu(max(a, b)), and the gradient takes the same way. A folded layer keeps no output, so
+    what follows it in a chain may overwrite it.
+    """
+    parts = list(chain)
+    for i, part in enumerate(parts[:-1]):
+        if type(part) is nn.ReLU and type(parts[i + 1]) is nn.MaxPool2d and not parts[i + 1].return_indices:
+            parts[i], parts[i + 1] = parts[i + 1], part
+    for before, part in pairwise(parts):
+        if type(part) is nn.ReLU and isinstance(before, FoldedLayer | nn.MaxPool2d):
+            part.inplace = True
+    return nn.Sequential(*parts)

@@ -1,0 +1,162 @@
+"""Local training of K clients together: their parameters are the rows of ``w [K, D]``, a step moves all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import interrupt
+from ..data import ClientData, Plan, plan
+from ..flat import FlatSpec
+from ..optim import Optimizer
+from ..tasks import Task
+from ..types import LocalResult
+from .local import NUMBERS_AT_ONCE, Correction, Local
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""``x [K, B, ...]``, ``y [K, B]``, ``share [K, B]`` of each example in its client's gradient."""
+
+
+class Oracle(Protocol):
+    """Gradients of K clients at once. Either it writes them to ``collect [K, P]``, or it descends along them itself."""
+
+    @property
+    def spec(self) -> FlatSpec: ...
+
+    @property
+    def can_descend(self) -> bool: ...
+
+    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
+        """Work on the rows of ``w [K, D]``."""
+        ...
+
+    def begin(self, start: Tensor, steps: int, batch: int) -> None:
+        """Before ``steps`` descending steps of ``batch`` rows a client, all from ``start [D]``."""
+        ...
+
+    def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of the first A clients: the gradient of ``sum_b share[k, b] loss[k, b]`` for each of them.
+
+        ``x [A, B, ...]``, ``y [A, B]``, ``share [A, B]``; outputs [A, B, C] and losses [A, B].
+        """
+        ...
+
+    def finish(self) -> None:
+        """After the last step: what was learned is in ``w``."""
+        ...
+
+
+class VectorizedTrainer:
+    """E epochs of minibatch steps on ``width`` clients at once.
+
+    Ragged clients: short batches are padded and the padding has no share in the gradient. A client that has done its
+    steps stays where it is, its momentum included. Blocks come longest client first (see `sampling.assign`), so the
+    clients still at work are the first rows, and only those are computed where nothing else needs the others.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        data: ClientData,
+        optimizer: Optimizer,
+        oracle: Oracle,
+        width: int,
+        *,
+        local_epochs: int = 1,
+        batch_size: int = 10,
+        seed: int = 0,
+    ) -> None:
+        self.data, self.width = data, width
+        self._task, self._optimizer, self._oracle = task, optimizer, oracle
+        self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
+
+    def on(self, ids: Sequence[int], round: int) -> Local:
+        """The clients ``ids`` (at most ``width``) in round ``round``."""
+        return Local(self, ids, round, self.data.sizes[list(ids)])
+
+    def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
+        """See `Local.train`."""
+        order = plan(
+            local.num_examples.tolist(),
+            local.ids,
+            local.round,
+            epochs=self._epochs,
+            batch_size=self._batch_size,
+            seed=self._seed,
+        )
+        w = start.expand(len(local.ids), -1).clone()
+        tally = _Tally(order, w.device)
+        lr = self._optimizer.plain_lr if correct is None and self._oracle.can_descend else None
+        if lr is None:
+            self._collect(w, order, self._batches(local.ids, order, w), tally, correct)
+        else:
+            self._descend(w, start, order, self._batches(local.ids, order, w), tally, lr)
+        return LocalResult(w, order.steps, *tally.means(local.num_examples * self._epochs))
+
+    def _descend(
+        self, w: Tensor, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float
+    ) -> None:
+        """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work."""
+        at_work = [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
+        self._oracle.attach(w, lr=lr)
+        if start.dim() == 1:
+            self._oracle.begin(start, order.index.shape[1], order.index.shape[2])
+        for (x, y, share), mask, rows in zip(batches, tally.mask, at_work, strict=True):
+            outputs, losses = self._oracle.step(self._task, x[:rows], y[:rows], share[:rows])
+            tally.add(self._task, outputs, losses, y[:rows], mask[:rows])
+        self._oracle.finish()
+
+    def _collect(
+        self, w: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, correct: Correction | None
+    ) -> None:
+        """The gradients of all clients, corrected, to the optimizer, which moves those that are still at work."""
+        trainable = w[:, : self._oracle.spec.num_trainable]
+        g = torch.zeros_like(trainable)
+        self._oracle.attach(w, collect=g)
+        rows = list(trainable)
+        with torch.no_grad():
+            state = self._optimizer.init(rows)
+        for t, ((x, y, share), mask) in enumerate(zip(batches, tally.mask, strict=True)):
+            outputs, losses = self._oracle.step(self._task, x, y, share)
+            tally.add(self._task, outputs, losses, y, mask)
+            with torch.no_grad():
+                gradients = correct(g, trainable) if correct else g
+                k = (order.steps > t).nonzero().flatten().tolist()
+                moments = {name: [vectors[i] for i in k] for name, vectors in state.items()}
+                self._optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
+
+    def _batches(self, ids: Sequence[int], order: Plan, like: Tensor) -> Iterator[Batch]:
+        """The block's batches step by step, made ready for several steps at once."""
+        index, mask = order.index.transpose(0, 1), order.mask.transpose(0, 1)  # [T, K, B]
+        share = (mask.to(like.dtype) / mask.sum(dim=2, keepdim=True).clamp(min=1)).to(like)
+        first, at_once = 0, 1
+        while first < len(index):
+            x, y = self.data.gather(ids, index[first : first + at_once])
+            for t in range(len(x)):
+                interrupt.check()
+                yield x[t], y[t], share[first + t]
+            first += at_once
+            at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel()))
+
+
+class _Tally:
+    """Loss and right answers of each client, summed over what it saw."""
+
+    def __init__(self, order: Plan, device: torch.device) -> None:
+        self.mask = order.mask.transpose(0, 1).to(device)  # [T, K, B]
+        self._loss = torch.zeros(len(order.steps), dtype=torch.float64, device=device)
+        self._right = torch.zeros_like(self._loss)
+
+    def add(self, task: Task, outputs: Tensor, losses: Tensor, y: Tensor, mask: Tensor) -> None:
+        """A step of the first clients: outputs [A, B, C], losses, y and mask [A, B]."""
+        right = task.correct(outputs.flatten(0, 1), y.flatten()).view_as(mask)
+        self._loss[: len(mask)] += (losses * mask).sum(dim=1)
+        self._right[: len(mask)] += (right & mask).sum(dim=1)
+
+    def means(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of each client, [K] float64."""
+        seen = seen.clamp(min=1)
+        return self._loss.cpu() / seen, self._right.cpu() / seen

@@ -1,0 +1,53 @@
+"""Gradients of K clients by `torch.func.vmap`: any model without statistics of batches, some memory slower."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from ..flat import FlatSpec
+from ..tasks import Task
+
+
+class VmappedModel:
+    """``module`` differentiated for K sets of weights at once. Raises ValueError for one that keeps buffers.
+
+    It differentiates with respect to the layers' views and puts the gradients side by side afterwards: through the
+    flat vector itself, every slice would write a gradient of full length.
+    """
+
+    can_descend = False
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.spec = FlatSpec.of(module)
+        self._module = module.to(device).train()
+        buffers = [name for name, _ in module.named_buffers()]
+        if buffers:
+            raise ValueError(f"{buffers[0]} is a buffer: batched clients would share it")
+        self._trainable = [name for name, p in module.named_parameters() if p.requires_grad]
+
+    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
+        """Write the gradients with respect to ``w [K, D]`` to ``collect [K, P]``."""
+        self._views, self._collect = self.spec.views(w), collect
+
+    def begin(self, start: Tensor, steps: int, batch: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Oracle.step`."""
+
+        def loss(
+            trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            outputs = functional_call(self._module, {**trained, **fixed}, (x,))
+            losses = task.loss(outputs, y)
+            return (losses * share).sum(), (outputs, losses)
+
+        views = {name: view[: len(x)] for name, view in self._views.items()}
+        trained = {name: views.pop(name) for name in self._trainable}
+        gradients, (outputs, losses) = vmap(grad(loss, has_aux=True))(trained, views, x, y, share)
+        assert self._collect is not None
+        torch.cat([gradients[name].flatten(1) for name in self._trainable], dim=1, out=self._collect[: len(x)])
+        return outputs, losses

@@ -1,0 +1,87 @@
+"""fedddp.preparation: where a population's examples lie, and what rank 0 knows of it."""
+
+import numpy as np
+import pytest
+
+from fedddp.checkpoint import differences
+from fedddp.comm import Place
+from fedddp.config import build, flatten, to_dict, to_toml
+from fedddp.data import Partition
+from fedddp.preparation import load_data, prepare, resolve, share
+
+
+def resolved(tmp_path, place, placement="auto", **partition):
+    table = {
+        "run": {"dir": str(tmp_path), "threads": 1, "device": "cpu"},
+        "data": {"name": "synthetic", "args": {"num_train": 200, "num_test": 1}, "placement": placement},
+        "model": {"name": "mlp", "hidden": 2},
+    }
+    table["data"]["partition"] = partition
+    return resolve(build(table), place)
+
+
+def prepared(tmp_path, place, placement="auto", **partition):
+    return prepare(resolved(tmp_path, place, placement, **partition), place)
+
+
+@pytest.mark.parametrize(
+    ("given", "num_clients", "ranks", "expected"),
+    [
+        ("auto", 0, 1, "home"),
+        ("auto", 0, 4, "home"),
+        ("auto", 3, 4, "home"),
+        ("auto", 4, 4, "home"),
+        ("auto", 5, 4, "shared"),
+        ("auto", 2, 1, "shared"),
+        ("home", 5, 4, "home"),
+        ("shared", 4, 4, "shared"),
+    ],
+)
+def test_examples_are_shared_where_a_rank_stands_for_several_clients(given, num_clients, ranks, expected):
+    data = {"placement": given, "partition": {"num_clients": num_clients}}
+    config = resolve(build({"data": data}), Place(world_size=ranks))
+    assert config.data.placement == expected
+    assert f'placement = "{expected}"' in to_toml(config)
+
+
+@pytest.mark.parametrize(("placement", "held"), [("home", 100), ("shared", 200)])
+def test_a_rank_holds_what_its_placement_says(tmp_path, placement, held):
+    p = prepared(tmp_path, Place(1, 2), placement, name="iid", num_clients=20)
+    assert p.data.placement == placement
+    assert [p.data.holds(k) for k in range(20)] == [k % 2 == 1 or placement == "shared" for k in range(20)]
+    assert len(p.data._x) == held
+
+
+def test_all_ranks_must_agree_on_the_placement(tmp_path):
+    one, other = (prepared(tmp_path, Place(1, 2), where, num_clients=2).signature for where in ("home", "shared"))
+    assert [key for key in one if one[key] != other[key]] == ["data.placement"]
+
+
+@pytest.mark.parametrize("change", [{"order": [0, 1, 3, 2]}, {"starts": [0, 1]}, {"sizes": [2, 1]}])
+def test_the_signature_tells_who_owns_what(tmp_path, change):
+    def signature(**arrays):
+        partition = Partition(**{name: np.array(numbers) for name, numbers in arrays.items()})
+        place, config = Place(1, 2), resolved(tmp_path, Place(1, 2), num_clients=2)
+        return share(config, place, load_data(config)[0], partition).signature["data and partition"]
+
+    arrays = {"order": [0, 1, 2, 3], "starts": [0, 2], "sizes": [2, 2]}
+    assert signature(**arrays) == signature(**arrays) != signature(**{**arrays, **change})
+
+
+def test_a_run_may_go_on_with_the_examples_placed_otherwise():
+    """Four clients on four ranks are at home; on two ranks the same command shares them."""
+    four, two = (
+        flatten(to_dict(resolve(build({"data": {"partition": {"num_clients": 4}}}), Place(world_size=ranks))))
+        for ranks in (4, 2)
+    )
+    assert four["data.placement"] != two["data.placement"]
+    assert differences(four, two) == []
+
+
+def test_rank_0_counts_the_clients_of_the_picture_and_nobody_else(tmp_path):
+    first, second = (prepared(tmp_path, Place(r, 2), name="overlapping", num_clients=10_000, size=7) for r in (0, 1))
+    assert second.counts is None
+    assert first.counts.num_clients == 10_000
+    assert first.counts.counts.shape == (60, 10)
+    assert (first.counts.counts.sum(axis=1) == 7).all()
+    assert np.array_equal(first.data.sizes.numpy(), np.full(10_000, 7))

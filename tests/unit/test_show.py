@@ -1,0 +1,50 @@
+"""fedddp.show and the picture of a partition."""
+
+import re
+
+import numpy as np
+import pytest
+
+from fedddp import show
+from fedddp.data import Excerpt, Partition
+from fedddp.telemetry import figures
+
+SMALL = ["--data.name=synthetic", "--data.args.num_train=300", "--data.args.num_test=1"]
+
+
+@pytest.mark.parametrize("at_once", [10_000, 7])
+def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_path, monkeypatch, capsys):
+    """100 clients of 5 examples: the line below the table is about all of them, the table about the first 40."""
+    counted, counts = [], Partition.counts
+
+    def noted(partition, labels, num_classes, clients):
+        counted.append(len(clients))
+        return counts(partition, labels, num_classes, clients)
+
+    monkeypatch.setattr(show, "CLIENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(Partition, "counts", noted)
+    out = tmp_path / "partition.png"
+    words = ["--data.partition.name=overlapping", "--data.partition.num_clients=100", "--data.partition.size=5"]
+    assert show.main([*SMALL, *words, f"--out={out}"]) == 0
+    text = capsys.readouterr().out
+    fewest, most, mean = re.search(r"(\d) to (\d) labels each \(mean (\d\.\d)\)", text).groups()
+    assert "100 clients: 5 to 5 examples (median 5)" in text
+    assert (int(fewest), int(most)) == (2, 5)
+    assert float(mean) == pytest.approx(10 * (1 - 0.9**5), abs=0.3)  # labels of 5 draws from 10
+    assert "39" in text
+    assert "..." in text
+    assert out.stat().st_size > 1000
+    whole = [6] * 5 + [7] * 10 if at_once == 7 else [100]
+    assert sorted(counted) == sorted([40, 60, *whole])  # the table, the picture, the line below
+
+
+def test_the_picture_names_the_clients_it_shows():
+    shown = Excerpt(np.array([0, 500_000, 999_999]), np.array([[3, 0], [1, 5], [0, 2]]), 1_000_000)
+    figure = figures.partition(shown)
+    labels, sizes, *_ = figure.axes
+    assert [tick.get_text() for tick in labels.get_yticklabels()] == ["0", "500000", "999999"]
+    assert labels.images[0].get_array().filled(0).tolist() == [[3, 0], [1, 5], [0, 2]]
+    assert [bar.get_width() for bar in sizes.patches] == [3, 6, 2]
+    assert figure.get_suptitle() == "who owns what: 1000000 clients, 3 of them shown"
+    everybody = figures.partition(Excerpt(np.arange(3), shown.counts, 3))
+    assert everybody.get_suptitle() == "who owns what: 3 clients"
