@@ -115,10 +115,12 @@ def _trainer(p: Prepared, comm: Comm) -> Trainer:
 
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:
-    client = p.config.client
-    work = num_steps(p.data.sizes, client.local_epochs, client.batch_size)
-    work *= client.batch_size if client.batch_size else p.data.sizes
-    return Schedule(work, p.place.rank, p.place.world_size, bound)
+    epochs, batch_size = p.config.client.local_epochs, p.config.client.batch_size
+
+    def work(sizes: torch.Tensor) -> torch.Tensor:
+        return num_steps(sizes, epochs, batch_size) * (batch_size or sizes)
+
+    return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound)
 
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,19 +30,20 @@ class UniformSampler:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which of a cohort's clients one rank trains, by work in padded examples, E ceil(n / B) B each.
+    """Which of a cohort's clients one rank trains. ``work`` tells the examples, padding included, that sizes [m] cost.
 
     ``bound``: clients stay on their home rank, because their data or their state are there and nowhere else.
     """
 
-    work: Tensor  # [N]
+    sizes: Tensor  # [N]
+    work: Callable[[Tensor], Tensor]
     rank: int
     world_size: int
     bound: bool
 
     def mine(self, cohort: Cohort, load: int = 0) -> tuple[int, ...]:
         """This rank's clients, most work first, if rank 0 has ``load`` examples' worth of other work."""
-        work = self.work[list(cohort.ids)]
+        work = self.work(self.sizes[list(cohort.ids)])
         if self.bound:
             return at_home(cohort, work, self.world_size)[self.rank]
         return assign(cohort, work, self.world_size, load=load)[self.rank]

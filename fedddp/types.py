@@ -41,12 +41,22 @@ class ServerState:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """K clients after local training: ``w [K, D]``, ``steps [K]``, mean training ``loss [K]`` and ``accuracy [K]``."""
+    """K clients after local training: how far they moved, ``delta [K, D]``, from ``start`` ([D] or [K, D]).
 
-    w: Tensor
+    ``steps [K]``, mean training ``loss [K]`` and ``accuracy [K]``. What leaves a client is mostly the difference, and
+    training can give it with fewer passes over memory than the end point.
+    """
+
+    start: Tensor
+    delta: Tensor
     steps: Tensor
     loss: Tensor
     accuracy: Tensor
+
+    @property
+    def w(self) -> Tensor:
+        """Where the clients ended, ``w_k = start + delta [K, D]``."""
+        return self.start + self.delta
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def rows(seed=0, dtype=torch.float32):
 
 def result(loss=0.5, accuracy=0.25):
     figures = [torch.tensor([v], dtype=torch.float64) for v in (loss, accuracy)]
-    return LocalResult(torch.zeros(1, D), torch.tensor([1]), *figures)
+    return LocalResult(torch.zeros(D), torch.zeros(1, D), torch.tensor([1]), *figures)
 
 
 def opened(reduce, *, ids=range(6), comm=None, stages=(), w=None, layout=None):

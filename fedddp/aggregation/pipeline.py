@@ -109,7 +109,9 @@ class Inbox:
         Which rows were taken: only those clients took part, and only their state may change.
         """
         rows = update.pack(self._pipeline.layout)
-        largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)).detach()  # NaN if a row holds one; no copy of rows
+        largest = torch.linalg.vector_norm(rows, dim=1)  # no entry is larger; NaN if one is
+        if not (largest <= self._pipeline.reduce.bound).all():
+            largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
         limit = self._pipeline.sizes[list(ids)].clamp(min=1)
         weight = update.weight
         usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()

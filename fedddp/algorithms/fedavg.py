@@ -22,7 +22,7 @@ class FedAvg:
 
     written as a server optimizer's step on the pseudo-gradient -sum_k (n_k / n) delta_k (Reddi et al. 2021); SGD with
     lr 1 is the line above. Buffers (BatchNorm statistics) are averaged whatever the server optimizer is.
-    Symbols: w_t = server.w, w_k = local.train(server.w).w, n_k = local.num_examples, delta_k = vectors["delta"].
+    Symbols: w_t = server.w, delta_k = w_k - w_t = local.train(server.w).delta, n_k = local.num_examples.
     """
 
     weighting: Annotated[
@@ -45,7 +45,7 @@ class FedAvg:
     ) -> tuple[Update, ClientState, LocalResult]:
         result = local.train(server.w)
         weight = local.num_examples if self.weighting == "examples" else torch.ones_like(local.num_examples)
-        return Update({"delta": result.w - server.w}, weight), client, result
+        return Update({"delta": result.delta}, weight), client, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         p, w, delta = server.num_trainable, server.w.clone(), mean.vectors["delta"]

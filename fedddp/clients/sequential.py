@@ -60,7 +60,8 @@ class SequentialTrainer:
             loss, correct_count = self._steps(x, y, order.index[0], order.mask[0].sum(dim=1).tolist(), correct)
         seen = max(1, len(y) * self._epochs)
         return LocalResult(
-            w=self._flat.w.clone().unsqueeze(0),
+            start=start,
+            delta=self._flat.w - start.view(1, -1),
             steps=order.steps,
             loss=torch.tensor([loss / seen], dtype=torch.float64),
             accuracy=torch.tensor([correct_count / seen], dtype=torch.float64),

@@ -21,7 +21,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Oracle(Protocol):
-    """Gradients of K clients at once. Either it writes them to ``collect [K, P]``, or it descends along them itself."""
+    """Gradients of K clients at once: written down for others (`collect`), or descended along at once (`begin`)."""
 
     @property
     def spec(self) -> FlatSpec: ...
@@ -29,12 +29,15 @@ class Oracle(Protocol):
     @property
     def can_descend(self) -> bool: ...
 
-    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
-        """Work on the rows of ``w [K, D]``."""
+    def collect(self, w: Tensor, g: Tensor) -> None:
+        """From now on, write the gradients at the rows of ``w [K, D]`` to ``g [K, P]``."""
         ...
 
-    def begin(self, start: Tensor, steps: int, batch: int) -> None:
-        """Before ``steps`` descending steps of ``batch`` rows a client, all from ``start [D]``."""
+    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
+        """From now on, move K clients by ``- lr`` times their gradients, from ``start`` ([1, D] or [K, D]).
+
+        ``rows [K, D]`` is theirs to work in; ``seen``: how many examples of a client will come.
+        """
         ...
 
     def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +48,7 @@ class Oracle(Protocol):
         ...
 
     def finish(self) -> None:
-        """After the last step: what was learned is in ``w``."""
+        """After the last step: ``rows`` becomes how far each client moved."""
         ...
 
 
@@ -87,35 +90,35 @@ class VectorizedTrainer:
             batch_size=self._batch_size,
             seed=self._seed,
         )
-        w = start.expand(len(local.ids), -1).clone()
-        tally = _Tally(order, w.device)
+        start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
+        tally = _Tally(order, start.device)
+        batches = self._batches(local.ids, order, start)
         lr = self._optimizer.plain_lr if correct is None and self._oracle.can_descend else None
         if lr is None:
-            self._collect(w, order, self._batches(local.ids, order, w), tally, correct)
+            delta = self._collect(start, order, batches, tally, correct)
         else:
-            self._descend(w, start, order, self._batches(local.ids, order, w), tally, lr)
-        return LocalResult(w, order.steps, *tally.means(local.num_examples * self._epochs))
+            delta = self._descend(start, order, batches, tally, lr)
+        return LocalResult(start, delta, order.steps, *tally.means(local.num_examples * self._epochs))
 
-    def _descend(
-        self, w: Tensor, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float
-    ) -> None:
-        """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work."""
+    def _descend(self, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float) -> Tensor:
+        """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work; delta [K, D]."""
         at_work = [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
-        self._oracle.attach(w, lr=lr)
-        if start.dim() == 1:
-            self._oracle.begin(start, order.index.shape[1], order.index.shape[2])
-        for (x, y, share), mask, rows in zip(batches, tally.mask, at_work, strict=True):
-            outputs, losses = self._oracle.step(self._task, x[:rows], y[:rows], share[:rows])
-            tally.add(self._task, outputs, losses, y[:rows], mask[:rows])
+        rows = start.new_empty(len(order.steps), start.shape[1])
+        self._oracle.begin(start, rows, lr, order.index.shape[1:].numel())
+        for (x, y, share), mask, k in zip(batches, tally.mask, at_work, strict=True):
+            outputs, losses = self._oracle.step(self._task, x[:k], y[:k], share[:k])
+            tally.add(self._task, outputs, losses, y[:k], mask[:k])
         self._oracle.finish()
+        return rows
 
     def _collect(
-        self, w: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, correct: Correction | None
-    ) -> None:
-        """The gradients of all clients, corrected, to the optimizer, which moves those that are still at work."""
+        self, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, correct: Correction | None
+    ) -> Tensor:
+        """The gradients of all clients, corrected, to the optimizer, which moves those still at work; delta [K, D]."""
+        w = start.expand(len(order.steps), -1).clone()
         trainable = w[:, : self._oracle.spec.num_trainable]
         g = torch.zeros_like(trainable)
-        self._oracle.attach(w, collect=g)
+        self._oracle.collect(w, g)
         rows = list(trainable)
         with torch.no_grad():
             state = self._optimizer.init(rows)
@@ -127,6 +130,7 @@ class VectorizedTrainer:
                 k = (order.steps > t).nonzero().flatten().tolist()
                 moments = {name: [vectors[i] for i in k] for name, vectors in state.items()}
                 self._optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
+        return w.sub_(start)
 
     def _batches(self, ids: Sequence[int], order: Plan, like: Tensor) -> Iterator[Batch]:
         """The block's batches step by step, made ready for several steps at once."""

@@ -27,13 +27,15 @@ class VmappedModel:
             raise ValueError(f"{buffers[0]} is a buffer: batched clients would share it")
         self._trainable = [name for name, p in module.named_parameters() if p.requires_grad]
 
-    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
-        """Write the gradients with respect to ``w [K, D]`` to ``collect [K, P]``."""
-        self._views, self._collect = self.spec.views(w), collect
+    def collect(self, w: Tensor, g: Tensor) -> None:
+        """See `Oracle.collect`."""
+        self._views, self._collected = self.spec.views(w), g
 
-    def begin(self, start: Tensor, steps: int, batch: int) -> None: ...
+    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
+        raise NotImplementedError("can_descend is false")
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        raise NotImplementedError("can_descend is false")
 
     def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """See `Oracle.step`."""
@@ -48,6 +50,5 @@ class VmappedModel:
         views = {name: view[: len(x)] for name, view in self._views.items()}
         trained = {name: views.pop(name) for name in self._trainable}
         gradients, (outputs, losses) = vmap(grad(loss, has_aux=True))(trained, views, x, y, share)
-        assert self._collect is not None
-        torch.cat([gradients[name].flatten(1) for name in self._trainable], dim=1, out=self._collect[: len(x)])
+        torch.cat([gradients[name].flatten(1) for name in self._trainable], dim=1, out=self._collected[: len(x)])
         return outputs, losses

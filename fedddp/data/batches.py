@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..rng import generator
+from ..rng import derive
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,24 @@ def plan(sizes: Sequence[int], ids: Sequence[int], round: int, *, epochs: int, b
 
     ``batch_size`` 0 takes a client's whole data as one batch. A client's order depends on (seed, round, client) only.
     """
-    batch_sizes = [batch_size or size for size in sizes]
-    width = max((min(b, n) for b, n in zip(batch_sizes, sizes, strict=True)), default=0)
-    per_epoch = [-(-n // b) if n else 0 for b, n in zip(batch_sizes, sizes, strict=True)]
-    horizon = epochs * max(per_epoch, default=0)
+    steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size)
+    width = max((min(batch_size or n, n) for n in sizes), default=0)
+    horizon = int(steps.max()) if len(sizes) else 0
     index = torch.zeros(len(sizes), horizon, width, dtype=torch.long)
     mask = torch.zeros(len(sizes), horizon, width, dtype=torch.bool)
-    for k, (client, n, steps) in enumerate(zip(ids, sizes, per_epoch, strict=True)):
-        stream = generator(seed, "batches", round, client)
-        b = min(batch_sizes[k], n)
-        for epoch in range(epochs):
-            flat = torch.zeros(steps * b, dtype=torch.long)
-            flat[:n] = torch.randperm(n, generator=stream)
-            rows = slice(epoch * steps, (epoch + 1) * steps)
-            index[k, rows, :b] = flat.view(steps, b)
-            mask[k, rows, :b] = (torch.arange(steps * b) < n).view(steps, b)
-    return Plan(index, mask, torch.tensor([epochs * s for s in per_epoch]))
+    stream = torch.Generator()
+    for n in set(sizes) - {0}:  # clients of one size together: most of the work is then done once
+        rows = [row for row, size in enumerate(sizes) if size == n]
+        b = min(batch_size or n, n)
+        per_epoch = -(-n // b)
+        order = torch.zeros(len(rows), epochs, per_epoch * b, dtype=torch.long)
+        for own, row in zip(order, rows, strict=True):
+            stream.manual_seed(derive(seed, "batches", round, ids[row]))
+            for one_pass in own:
+                torch.randperm(n, generator=stream, out=one_pass[:n])
+        index[rows, : epochs * per_epoch, :b] = order.view(len(rows), -1, b)
+        mask[rows, : epochs * per_epoch, :b] = (torch.arange(per_epoch * b) < n).view(per_epoch, b).repeat(epochs, 1)
+    return Plan(index, mask, steps)
 
 
 def num_steps(sizes: Tensor, epochs: int, batch_size: int) -> Tensor:

@@ -117,10 +117,13 @@ class ClientData:
         Padding is index 0, which is some example even where a client has none. Only ``index`` and K numbers travel to
         the device. Raises KeyError naming the first client that does not live here.
         """
-        rows = self._first(ids).to(self._device).view(-1, 1) + index.to(self._device)
+        rows = (self._first(ids).to(self._device).view(-1, 1) + index.to(self._device)).flatten()
         if self._order is not None:
-            rows = self._order[rows]
-        return self.normalize(self._x[rows]), self._y[rows]
+            rows = self._order.index_select(0, rows)
+        x, y = (
+            of.index_select(0, rows).unflatten(0, index.shape) for of in (self._x, self._y)
+        )  # 20 times as fast as [rows]
+        return self.normalize(x), y
 
     def _first(self, ids: Sequence[int]) -> Tensor:
         """Where the ranges of ``ids`` begin, [K]; that of a client without examples may begin behind the last one."""

@@ -8,7 +8,7 @@ from fedddp.comm import Comm, CommError, Place
 from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 SIZES = torch.tensor([2, 6])
-RESULT = LocalResult(torch.zeros(1, 3), torch.tensor([1]), torch.zeros(1), torch.zeros(1))
+RESULT = LocalResult(torch.zeros(3), torch.zeros(1, 3), torch.tensor([1]), torch.zeros(1), torch.zeros(1))
 ROWS = torch.tensor([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])
 
 

@@ -33,7 +33,7 @@ class FoldedConv2d(FoldedLayer):
         return plain.groups == 1 and plain.padding_mode == "zeros" and -1 not in _both_sides(plain)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._used()
+        self.use()
         return _Conv2d.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
     def patches(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -48,7 +48,7 @@ class FoldedConv2d(FoldedLayer):
 
     def product(self, patches: Tensor, out: tuple[int, int]) -> Tensor:
         """The outputs [K B, O, H', W'] from the patches."""
-        weight, bias = self.weight_views
+        weight, bias = self.weight, self.bias
         by_row = weight.permute(0, 3, 4, 2, 1).reshape(len(weight), patches.shape[-1], -1)  # [K, kh kw C, O]
         shape = patches.shape[0] * patches.shape[1] // (out[0] * out[1]), self.out_channels, *out
         y = torch.empty(shape, dtype=patches.dtype, device=patches.device, memory_format=torch.channels_last)
@@ -76,20 +76,11 @@ class FoldedConv2d(FoldedLayer):
             for (part, weight, _, groups), (d, *_) in zip(self._calls(x), self._calls(dy), strict=True)
         ]
         dx = self._unpacked([p[0] for p in parts]) if wanted[0] else None
-        weight = self.weight_views[0]
-        return dx, torch.cat([p[1] for p in parts]).view(weight.shape) if wanted[1] else None
-
-    def learn(self, weight_grad: Tensor, bias_grad: Tensor) -> None:
-        """Take in the gradients [K, O, C, kh, kw] and [K, O]."""
-        if self.grad_views:
-            self.grad_views[0].copy_(weight_grad)
-        else:
-            self.weight_views[0].sub_(weight_grad, alpha=self.lr)
-        self.learn_bias(bias_grad)
+        return dx, torch.cat([p[1] for p in parts]).view(self.weight.shape) if wanted[1] else None
 
     def _calls(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None, int]]:
         """The arguments of each convolution: on a GPU one of K groups, on a CPU K of one group, which is no slower."""
-        weight, bias = self.weight_views
+        weight, bias = self.weight, self.bias
         clients = len(weight)
         groups = clients if x.is_cuda else 1
         calls = clients // groups

@@ -23,38 +23,72 @@ class FoldedLayer(nn.Module):
         super().__init__()
         self.name = name
         self.token = torch.zeros((), requires_grad=True)  # ties a layer without differentiable input to the graph
-        self.weight_views: tuple[Tensor, Tensor | None]
-        self.grad_views: tuple[Tensor, Tensor | None] | None
+        self.weight: Tensor
+        self.bias: Tensor | None
+        self._weight_grad: Tensor | None = None
+        self._bias_grad: Tensor | None = None
         self.lr = 0.0
         self._armed = False
 
-    def attach(self, views: dict[str, Tensor], grads: dict[str, Tensor] | None, lr: float) -> None:
-        """Work on these weights [K, ...]: collect into ``grads`` if there are any, else descend by ``lr``."""
-        self.weight_views = views[f"{self.name}weight"], views.get(f"{self.name}bias")
-        self.grad_views = (grads[f"{self.name}weight"], grads.get(f"{self.name}bias")) if grads else None
-        self.lr = lr
+    def attach(self, views: dict[str, Tensor]) -> None:
+        """Work on these weights [K, ...]."""
+        self.weight, self.bias = views[f"{self.name}weight"], views.get(f"{self.name}bias")
+
+    def collect(self, grads: dict[str, Tensor]) -> None:
+        """Write the gradients there."""
+        self._weight_grad, self._bias_grad = grads[f"{self.name}weight"], grads.get(f"{self.name}bias")
+
+    def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
+        """Descend by ``lr`` from ``start`` ([1, ...] or [K, ...]); the views hold nothing yet."""
+        self.lr, self._weight_grad, self._bias_grad = lr, None, None
+        self.weight.copy_(start[f"{self.name}weight"])
+        self.bias_begins(start)
+
+    def finish(self, start: dict[str, Tensor]) -> None:
+        """The views become what was added to ``start``."""
+        self.weight.sub_(start[f"{self.name}weight"])
+        self.bias_ends(start)
+
+    def bias_begins(self, start: dict[str, Tensor]) -> None:
+        """The bias's part of `begin`."""
+        if self.bias is not None:
+            self.bias.copy_(start[f"{self.name}bias"])
+
+    def bias_ends(self, start: dict[str, Tensor]) -> None:
+        """The bias's part of `finish`."""
+        if self.bias is not None:
+            self.bias.sub_(start[f"{self.name}bias"])
 
     @property
     def num_clients(self) -> int:
-        return len(self.weight_views[0])
+        return len(self.weight)
 
     def arm(self) -> None:
         """A new step begins."""
         self._armed = True
 
-    def _used(self) -> None:
+    def use(self) -> None:
+        """Note that the layer is used in this step."""
         if torch.is_grad_enabled():
             if not self._armed:
                 raise RuntimeError(f"layer {self.name.rstrip('.')!r} is used more than once in a step")
             self._armed = False
 
-    def learn_bias(self, summed: Tensor) -> None:
-        """The bias's gradient, [K, out]."""
-        bias = self.weight_views[1]
-        if bias is None:
-            return
-        if self.grad_views:
-            assert self.grad_views[1] is not None
-            self.grad_views[1].copy_(summed)
+    def learn(self, weight_grad: Tensor, bias_grad: Tensor) -> None:
+        """Take in the gradients, [K, *shape] and [K, out]."""
+        if self._weight_grad is None:
+            self.weight.sub_(weight_grad, alpha=self.lr)
         else:
-            bias.sub_(summed, alpha=self.lr)
+            self._weight_grad.copy_(weight_grad)
+        self.learn_bias(bias_grad)
+
+    def learn_bias(self, bias_grad: Tensor) -> None:
+        """Take in the bias's gradient, [K, out]."""
+        if self._bias_grad is not None:
+            self._bias_grad.copy_(bias_grad)
+        elif self.bias is not None:
+            self.bias.sub_(bias_grad, alpha=self.lr)
+
+    @property
+    def collecting(self) -> bool:
+        return self._weight_grad is not None

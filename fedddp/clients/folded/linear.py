@@ -29,46 +29,53 @@ class FoldedLinear(FoldedLayer):
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self._factors: _Factors | None = None
 
-    def begin(self, shared: dict[str, Tensor], steps: int, batch: int) -> None:
-        """Before the first of ``steps`` steps of ``batch`` rows a client, from weights that all clients share."""
-        seen, i, o = steps * batch, self.in_features, self.out_features
-        if seen * (i + o) <= i * o:
-            self._factors = _Factors(shared[f"{self.name}weight"], self.weight_views[0], seen, self.lr)
+    def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
+        """Factored if the start is shared and few examples will be seen."""
+        i, o, shared = self.in_features, self.out_features, start[f"{self.name}weight"]
+        if len(shared) > 1 or seen * (i + o) > i * o:
+            super().begin(start, lr, seen)
+            return
+        self.lr = lr
+        self._factors = _Factors(shared[0], self.weight, seen, lr)
+        self.bias_begins(start)
 
-    def finish(self) -> None:
-        """Make the weights of the factored form."""
-        if self._factors:
-            self._factors.multiply_out()
-            self._factors = None
+    def finish(self, start: dict[str, Tensor]) -> None:
+        """The factored form is multiplied out: that is what was added."""
+        if self._factors is None:
+            super().finish(start)
+            return
+        self._factors.multiply_out()
+        self._factors = None
+        self.bias_ends(start)
 
     def forward(self, x: Tensor) -> Tensor:
-        self._used()
+        self.use()
         return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
     def product(self, x: Tensor, y: Tensor) -> None:
         """Write x_k W_k^T + b_k to ``y [K, B, out]``."""
-        weight, bias = self.weight_views
         if self._factors:
             self._factors.product(x, y)
-            if bias is not None:
-                y.add_(bias.unsqueeze(1))
-        elif bias is None:
-            torch.bmm(x, weight.mT, out=y)
+            if self.bias is not None:
+                y.add_(self.bias.unsqueeze(1))
+        elif self.bias is None:
+            torch.bmm(x, self.weight.mT, out=y)
         else:
-            torch.baddbmm(bias.unsqueeze(1), x, weight.mT, out=y)
+            torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT, out=y)
 
     def pull(self, dy: Tensor) -> Tensor:
         """dy_k W_k, [K, B, in]."""
-        return self._factors.pull(dy) if self._factors else torch.bmm(dy, self.weight_views[0])
+        return self._factors.pull(dy) if self._factors else torch.bmm(dy, self.weight)
 
-    def learn(self, x: Tensor, dy: Tensor) -> None:
+    def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """Take in the gradient dy_k^T x_k."""
+        if self.collecting:
+            self.learn(torch.bmm(dy.mT, x), dy.sum(dim=1))
+            return
         if self._factors:
             self._factors.append(x, dy)
-        elif self.grad_views:
-            self.grad_views[0].copy_(torch.bmm(dy.mT, x))
         else:
-            self.weight_views[0].baddbmm_(dy.mT, x, alpha=-self.lr)
+            self.weight.baddbmm_(dy.mT, x, alpha=-self.lr)
         self.learn_bias(dy.sum(dim=1))
 
 
@@ -86,15 +93,12 @@ class _Linear(torch.autograd.Function):
         layer: FoldedLinear = ctx.layer
         dy = grads[0].reshape(layer.num_clients, -1, layer.out_features)
         dx = layer.pull(dy).view(ctx.shape) if ctx.needs_input_grad[0] else None  # before the weights change
-        layer.learn(ctx.x, dy)
+        layer.learn_from(ctx.x, dy)
         return dx, None, None
 
 
 class _Factors:
-    """W_k = W_0 - lr dys_k^T xs_k, the rows of ``xs [K, S, in]`` and ``dys [K, S, out]`` filled step by step.
-
-    ``target [K, out, in]`` holds W_0 until `multiply_out`.
-    """
+    """What K clients add to W_0, - lr dys_k^T xs_k: rows of ``xs [K, S, in]`` and ``dys [K, S, out]``, step by step."""
 
     def __init__(self, start: Tensor, target: Tensor, seen: int, lr: float) -> None:
         clients, out_features, in_features = target.shape
@@ -127,5 +131,6 @@ class _Factors:
         self._used += batch
 
     def multiply_out(self) -> None:
+        """Write it to ``target [K, out, in]``."""
         xs, dys = self._xs[:, : self._used], self._dys[:, : self._used]
-        self._target.baddbmm_(dys.mT, xs, alpha=-self._lr)
+        self._target.baddbmm_(dys.mT, xs, beta=0, alpha=-self._lr)

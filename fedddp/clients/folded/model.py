@@ -39,28 +39,30 @@ class FoldedModel:
             raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not a weight of a plain linear or conv layer")
         self.module.train()
 
-    def attach(self, w: Tensor, *, collect: Tensor | None = None, lr: float = 0.0) -> None:
-        """Train the rows of ``w [K, D]`` in place by ``lr``, or write their gradients to ``collect [K, P]``."""
-        self._w, self._collect, self._lr = w, collect, lr
-        self._narrow(len(w))
+    can_descend = True
 
     def load(self, w: Tensor) -> None:
         """Be the model of one client, ``w [D]``, for ``module`` to be called on plain batches."""
-        self.attach(w.unsqueeze(0))
+        self._attach(w.unsqueeze(0))
 
-    can_descend = True
-
-    def begin(self, start: Tensor, steps: int, batch: int) -> None:
-        """Before ``steps`` descending steps of ``batch`` rows a client, all from ``start [D]``."""
+    def collect(self, w: Tensor, g: Tensor) -> None:
+        """See `Oracle.collect`."""
+        self._attach(w)
         for layer in self._layers:
-            if isinstance(layer, FoldedLinear):
-                layer.begin(self.spec.views(start), steps, batch)
+            layer.collect(self.spec.views(g))
+
+    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
+        """See `Oracle.begin`."""
+        self._attach(rows)
+        self._start = self.spec.views(start)
+        for layer in self._layers:
+            layer.begin(self._start, lr, seen)
 
     def finish(self) -> None:
-        """After the last step: everything that was learned is in ``w``."""
+        """See `Oracle.finish`."""
+        self._attach(self._w)
         for layer in self._layers:
-            if isinstance(layer, FoldedLinear):
-                layer.finish()
+            layer.finish(self._start)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [K, B, ...] for ``x [K, B, ...]``, of the first K clients attached."""
@@ -77,12 +79,15 @@ class FoldedModel:
         losses.backward(share.flatten())
         return outputs.detach(), losses.detach().view_as(share)
 
+    def _attach(self, w: Tensor) -> None:
+        self._w = w
+        self._narrow(len(w))
+
     def _narrow(self, clients: int) -> None:
-        self._clients = clients
-        views = self.spec.views(self._w[:clients])
-        grads = None if self._collect is None else self.spec.views(self._collect[:clients])
+        """The first ``clients`` rows only."""
+        self._clients, views = clients, self.spec.views(self._w[:clients])
         for layer in self._layers:
-            layer.attach(views, grads, self._lr)
+            layer.attach(views)
 
     def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
         """``module`` with every plain layer below it replaced; notes the parameters that are covered."""
