@@ -88,10 +88,7 @@ class FoldedConv2d(FoldedLayer):
         biases = bias.reshape(calls, -1).unbind() if bias is not None else [None] * calls
         packed = x.view(calls, groups, -1, *x.shape[1:]).transpose(1, 2)
         parts = packed.reshape(calls, packed.shape[1], groups * x.shape[1], *x.shape[2:])
-        return [
-            (part, w.contiguous(memory_format=torch.channels_last), b, groups)
-            for part, w, b in zip(parts, weights, biases, strict=True)
-        ]
+        return [(part.contiguous(), w, b, groups) for part, w, b in zip(parts, weights, biases, strict=True)]
 
     def _unpacked(self, outputs: list[Tensor]) -> Tensor:
         """[B, groups C, H, W] of each call, back to [K B, C, H, W]."""

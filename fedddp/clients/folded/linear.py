@@ -19,9 +19,9 @@ class FoldedLinear(FoldedLayer):
 
     needs W_0, the inputs x_s and the output gradients dy_s of the steps so far, and no W_k until the end, where one
     product of rank (examples seen) makes it. The products with W_0 are shared by all K clients. It is the same
-    arithmetic in another order, cheaper as long as the examples seen are fewer than in out / (in + out): on average
-    half of them are in the sums, so the factored form is then about half of the work. (The dual form of a linear
-    layer trained by gradient descent: Irie et al. 2022, "The dual form of neural networks revisited".)
+    arithmetic in another order, with fewer operations as long as the examples seen are fewer than twice
+    in out / (in + out): on average half of them are in the sums. (The dual form of a linear layer trained by gradient
+    descent: Irie et al. 2022, "The dual form of neural networks revisited".)
     """
 
     def __init__(self, name: str, plain: nn.Linear) -> None:
@@ -32,7 +32,7 @@ class FoldedLinear(FoldedLayer):
     def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
         """Factored if the start is shared and few examples will be seen."""
         i, o, shared = self.in_features, self.out_features, start[f"{self.name}weight"]
-        if len(shared) > 1 or seen * (i + o) > i * o:
+        if len(shared) > 1 or seen * (i + o) > 2 * i * o:
             super().begin(start, lr, seen)
             return
         self.lr = lr
@@ -50,6 +50,8 @@ class FoldedLinear(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.use()
+        if self._factors and x.dim() > 2:  # several rows an example: more than was reckoned with
+            self._factors = self._factors.given_up()
         return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
     def product(self, x: Tensor, y: Tensor) -> None:
@@ -106,6 +108,10 @@ class _Factors:
         self._xs = start.new_empty(clients, seen, in_features)
         self._dys = start.new_empty(clients, seen, out_features)
         self._used = 0
+
+    def given_up(self) -> None:
+        """Before the first step: have the weights in ``target`` after all."""
+        self._target.copy_(self._start)
 
     def product(self, x: Tensor, y: Tensor) -> None:
         clients, batch, _ = x.shape
