@@ -32,8 +32,8 @@ format: setup ## ruff, changing files
 tensorboard: setup ## TensorBoard over runs/
 	launch/tensorboard.sh $(ARGS)
 
-benchmark: setup ## what the machine can do at best, and how near fedddp comes
-	$(BIN)/python -m benchmarks.floor $(ARGS)
+benchmark: setup ## a round of 100 small clients against a bare PyTorch loop
+	$(BIN)/python -m benchmarks.run --workload w2 --against floor $(ARGS)
 
 clean: ## remove caches and build leftovers (runs/ and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .coverage

@@ -143,6 +143,6 @@ def scoring_model(build: Callable[[], nn.Module], device: torch.device, inputs: 
         folded.load(plain.w)
         with torch.no_grad():
             same = torch.allclose(folded.module(inputs), plain.module(inputs), rtol=1e-3, atol=1e-4)
-    except (ValueError, RuntimeError):
+    except Exception:  # of any kind: a forward of one's own may ask a layer for what only a plain one has
         return plain
     return folded if same else plain

@@ -29,13 +29,19 @@ class FoldedLinear(FoldedLayer):
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self._factors: _Factors | None = None
 
+    def collect(self, grads: dict[str, Tensor]) -> None:
+        """See `FoldedLayer.collect`."""
+        self._factors = None  # of training that an error ended
+        super().collect(grads)
+
     def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
         """Factored if the start is shared and few examples will be seen."""
         i, o, shared = self.in_features, self.out_features, start[f"{self.name}weight"]
+        self._factors = None
         if len(shared) > 1 or seen * (i + o) > 2 * i * o:
             super().begin(start, lr, seen)
             return
-        self.lr = lr
+        self.lr, self._weight_grad, self._bias_grad = lr, None, None
         self._factors = _Factors(shared[0], self.weight, seen, lr)
         self.bias_begins(start)
 
@@ -50,8 +56,8 @@ class FoldedLinear(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.use()
-        if self._factors and x.dim() > 2:  # several rows an example: more than was reckoned with
-            self._factors = self._factors.given_up()
+        if self._factors and (x.dim() > 2 or len(x) // self.num_clients > self._factors.room):
+            self._factors = self._factors.given_up()  # several rows an example: more than was reckoned with
         return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
     def product(self, x: Tensor, y: Tensor) -> None:
@@ -109,9 +115,15 @@ class _Factors:
         self._dys = start.new_empty(clients, seen, out_features)
         self._used = 0
 
+    @property
+    def room(self) -> int:
+        """Rows of a client that may still come."""
+        return self._xs.shape[1] - self._used
+
     def given_up(self) -> None:
-        """Before the first step: have the weights in ``target`` after all."""
-        self._target.copy_(self._start)
+        """Have the weights in ``target`` after all."""
+        xs, dys = self._xs[:, : self._used], self._dys[:, : self._used]
+        self._target.copy_(self._start).baddbmm_(dys.mT, xs, alpha=-self._lr)
 
     def product(self, x: Tensor, y: Tensor) -> None:
         clients, batch, _ = x.shape

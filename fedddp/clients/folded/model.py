@@ -35,8 +35,10 @@ class FoldedModel:
         covered: set[str] = set()
         self.module = self._exchange(module.to(device), "", covered)
         left = [name for name in self.spec.names if name not in covered]
+        left += sorted(covered.difference(self.spec.names))  # one parameter in two layers
+        left += [name for name, _ in self.module.named_parameters()]  # one layer in two places
         if left or self.spec.num_trainable < self.spec.dim:
-            raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not a weight of a plain linear or conv layer")
+            raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not of one plain linear or conv layer alone")
         self.module.train()
 
     can_descend = True
@@ -98,18 +100,25 @@ class FoldedModel:
             return folded
         for name, child in list(module.named_children()):
             setattr(module, name, self._exchange(child, f"{path}{name}.", covered))
-        return _streamlined(module) if type(module) is nn.Sequential else module
+        plain = type(module) is nn.Sequential and not any(_hooked(part) for part in module.modules())
+        return _streamlined(module) if plain else module
 
 
 def _folded(module: nn.Module, path: str, layout: torch.memory_format) -> FoldedLayer | None:
-    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks]
-    if any(hooks):
+    if _hooked(module):
         return None
     if type(module) is nn.Linear:
         return FoldedLinear(path, module)
     if type(module) is nn.Conv2d and FoldedConv2d.stands_for(module):
         return FoldedConv2d(path, module, layout)
     return None
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether something looks on, or interferes, when ``module`` is used."""
+    hooks: list[Any] = [module._forward_hooks, module._forward_pre_hooks]
+    hooks += [module._backward_hooks, module._backward_pre_hooks]
+    return any(hooks) or any(p._backward_hooks for p in module.parameters(recurse=False))
 
 
 def _streamlined(chain: nn.Sequential) -> nn.Sequential:

@@ -1,0 +1,140 @@
+"""fedddp as a contender: `python benchmarks/contenders/fedddp.py WORK [--section.key=value ...]`.
+
+One run, driven round by round, with what a run does by default but for checkpoints, TensorBoard and the progress bar.
+The overrides are those of `fedddp.train`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # the repository's root for this folder: this file is called like the package it measures
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+
+from benchmarks.contenders.protocol import Channel
+from fedddp import __version__
+from fedddp.comm import Comm, Place
+from fedddp.config import Config, build, parse
+from fedddp.data import Dataset, Examples, Partition
+from fedddp.evaluation import Evaluator
+from fedddp.experiment import Experiment, connect
+from fedddp.federation import Federation, federate
+from fedddp.preparation import Prepared, load_data, prepare, resolve, share
+from fedddp.types import ServerState
+
+
+def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Place) -> Config:
+    """The workload as a configuration, with overrides on top."""
+    table = {
+        "run": {
+            "seed": settings["seed"],
+            "rounds": settings["rounds"],
+            "threads": settings["threads"],
+            "device": settings["device"],
+            "timeout": 86400.0,  # rank 0 stands still while other contenders have their turn
+        },
+        "data": {"partition": {"num_clients": settings["num_clients"]}},
+        "cohort": {"size": settings["cohort"]},
+        "model": {"name": settings["model"]},
+        "client": {
+            "local_epochs": settings["epochs"],
+            "batch_size": settings["batch_size"],
+            "optimizer": {"lr": settings["lr"]},
+        },
+        "evaluate": {"every": int(settings["evaluate"])},
+        "checkpoint": {"every": 0},
+        "telemetry": {"tensorboard": False, "progress": "off"},
+    }
+    return resolve(build(table, *parse(words).layers), place)
+
+
+def load(config: Config, examples: int | None) -> tuple[Dataset, Partition]:
+    """The data and who owns what, of the first ``examples`` of the training set if a number is given."""
+    dataset, partition = load_data(config)
+    if examples is None:
+        return dataset, partition
+    train = Examples(dataset.train.x[:examples], dataset.train.y[:examples])
+    return replace(dataset, train=train), config.data.partition.split(train.y.numpy(), config.run.seed)
+
+
+def prepared(config: Config, place: Place, examples: int | None) -> Prepared:
+    return prepare(config, place) if examples is None else share(config, place, *load(config, examples))
+
+
+class NoEvaluation(Evaluator):
+    """Never due. `federate` evaluates after the last round it is asked for, and here it is asked for one at a time."""
+
+    def __init__(self) -> None:
+        self.load = 0
+
+    def due(self, round: int, rounds: int) -> bool:
+        return False
+
+    def reached(self, score: object) -> bool:
+        return False
+
+
+def experiment(p: Prepared, comm: Comm | None = None) -> Experiment:
+    """Connected ranks; without evaluation if ``evaluate.every`` is 0."""
+    connected = connect(p, comm=comm)
+    if p.config.evaluate.every:
+        return connected
+    return replace(connected, federation=replace(connected.federation, evaluator=NoEvaluation()))
+
+
+def advance(f: Federation, server: ServerState) -> tuple[ServerState, float]:
+    """One round that all ranks begin together, and its seconds."""
+    f.comm.barrier("begin together")
+    began = time.perf_counter()
+    server = federate(f.until(server.round + 1), server)
+    return server, time.perf_counter() - began
+
+
+def another(comm: Comm, channel: Channel) -> bool:
+    """Whether another round is asked for: rank 0 reads, and the others sleep until it knows."""
+    asked = torch.tensor([float(comm.rank == 0 and channel.next())])
+    return bool(comm.broadcast(asked, "next round"))
+
+
+def serve(settings: Mapping[str, Any], words: Sequence[str]) -> None:
+    """What each rank does."""
+    channel, place = Channel(), Place.from_env()
+    run = experiment(prepared(configuration(settings, words, place), place, settings.get("examples")))
+    f, server = run.federation, run.server
+    if place.rank == 0:
+        channel.ready(f"fedddp {__version__}, torch {torch.__version__}")
+    while another(f.comm, channel):
+        server, seconds = advance(f, server)
+        if place.rank == 0:
+            metrics = f.telemetry.history[-1]
+            channel.report(
+                train=metrics["seconds_train"],
+                evaluate=metrics["seconds_evaluate"] if metrics["test_accuracy"] is not None else 0.0,
+                total=seconds,
+                clients=metrics["participants"],
+                accuracy=metrics["test_accuracy"],
+            )
+    f.telemetry.close(None)
+    f.comm.close()
+
+
+def main() -> None:
+    work, *words = sys.argv[1:]
+    settings = json.loads((Path(work) / "workload.json").read_text())
+    if "RANK" not in os.environ:  # again as `ranks` processes, in this one's place
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={settings['ranks']}"]
+        os.execv(sys.executable, [sys.executable, *launch, __file__, *sys.argv[1:]])
+    serve(settings, [f"--run.dir={work}/runs", *words])
+
+
+if __name__ == "__main__":
+    main()
