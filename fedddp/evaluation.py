@@ -16,7 +16,7 @@ from .data import Examples, Normalizer
 from .flat import FlatModule
 from .tasks import Task
 
-BATCH = 100  # small enough that activations stay in cache and out of malloc's way
+BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
 
 
 @dataclass(frozen=True)

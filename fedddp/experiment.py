@@ -105,6 +105,7 @@ def _trainer(p: Prepared, comm: Comm) -> Trainer:
         width=client.execution.width,
         device=p.device,
         dtype=p.spec.dtype,
+        autocast=client.precision == "bfloat16",
         local_epochs=client.local_epochs,
         batch_size=client.batch_size,
         seed=p.config.run.seed,

@@ -91,7 +91,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     """The same with a dataset and a partition at hand, for a task of one's own if it is given."""
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
-    dtype = getattr(torch, config.client.precision)
+    dtype = torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))

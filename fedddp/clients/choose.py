@@ -13,6 +13,7 @@ from ..data import ClientData, Examples, Normalizer, Partition
 from ..optim import SGD, Optimizer
 from ..tasks import Task
 from .folded import FoldedModel
+from .graphed import WARM_UP, GraphedModel
 from .local import Trainer
 from .sequential import SequentialTrainer
 from .vectorized import Oracle, VectorizedTrainer
@@ -27,12 +28,15 @@ SMALL_MODEL = 1_000_000
 
 Build = Callable[[nn.Module, "torch.device | str"], Oracle]
 
+VMAP = "torch.func.vmap"
 ORACLES: dict[str, Build] = {
     "layers folded over clients": FoldedModel,
     "layers folded over clients, contiguous": partial(FoldedModel, layout=torch.contiguous_format),
-    "torch.func.vmap": VmappedModel,
+    VMAP: VmappedModel,
 }
 """The fastest first."""
+AUTOCAST: dict[str, Build] = {f"{VMAP} (folded layers do without autocast)": partial(VmappedModel, autocast=True)}
+"""The same in lower precision: a folded layer changes float32 weights in place, with operands of their precision."""
 
 
 def choose(
@@ -45,44 +49,79 @@ def choose(
     width: int,
     device: torch.device,
     dtype: torch.dtype,
+    autocast: bool = False,
     **how: Any,
 ) -> tuple[Trainer, str]:
     """The trainer for ``client.execution.name`` and ``width`` (0 = as many clients as the rule says), and why.
 
     ``auto``: folded layers where the model consists of them, never slower than sequential here; else `vmap`, on a GPU
     or for a small model; else sequential. Batching is taken only if two clients of unequal size, trained by it in
-    float64 on a few of ``examples``, end where sequential training takes them. ``how``: the trainers' keywords.
+    float64 on a few of ``examples``, end where sequential training takes them; on a GPU, replayed steps likewise.
+    ``how``: the trainers' keywords.
     """
-    small = SequentialTrainer(task, data, optimizer, device=device, dtype=dtype, **how)
+    small = SequentialTrainer(task, data, optimizer, device=device, dtype=dtype, autocast=autocast, **how)
     if name == "sequential":
         return small, "sequential: as configured"
     reasons = []
-    for told, build in ORACLES.items():
+    for told, build in (AUTOCAST if autocast else ORACLES).items():
         try:
-            _try_out(build, task, examples, how["seed"])
+            _try_out(build(task.model(how["seed"]).double(), device), task, examples, how["seed"], device)
         except Exception as error:
-            reasons.append(f"{told}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            reasons.append(f"{told}: {_first_line(error)}")
             continue
-        if name == "auto" and build is VmappedModel and device.type == "cpu" and small.spec.dim > SMALL_MODEL:
+        vmapped = told.startswith(VMAP)
+        if name == "auto" and vmapped and device.type == "cpu" and small.spec.dim > SMALL_MODEL:
             return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
         k = width or max(1, min(MOST_CLIENTS, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
         oracle = build(task.model(how["seed"]).to(dtype), device)
+        if isinstance(oracle, FoldedModel) and device.type == "cuda":
+            oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)
+            told = f"{told}, {found}"
         return VectorizedTrainer(task, data, optimizer, oracle, k, **how), f"vectorized: {k} clients at once, {told}"
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
 
 
-def _try_out(build: Build, task: Task, examples: Examples, seed: int) -> None:
+def _replayed(
+    oracle: FoldedModel, build: Build, task: Task, examples: Examples, seed: int, device: torch.device
+) -> tuple[Oracle, str]:
+    """``oracle`` with its steps replayed as a CUDA graph if that works on trial, else as it is; and what was found."""
+    try:
+        model = build(task.model(seed).double(), device)
+        assert isinstance(model, FoldedModel)
+        trial = GraphedModel(model)
+        _try_out(trial, task, examples, seed, device, epochs=WARM_UP + 2, rounds=2)
+        if not trial.replayed:
+            raise ValueError(trial.refused or "no step was recorded")
+    except Exception as error:
+        return oracle, f"steps not replayed as a CUDA graph ({_first_line(error)})"
+    return GraphedModel(oracle), "steps replayed as a CUDA graph"
+
+
+def _try_out(
+    oracle: Oracle,
+    task: Task,
+    examples: Examples,
+    seed: int,
+    device: torch.device,
+    epochs: int = 2,
+    rounds: int = 1,
+) -> None:
     """Raise ValueError if clients of 5 and 3 examples do not end where sequential training takes them."""
     few = Examples(examples.x[:8].cpu(), examples.y[:8].cpu())
     sizes = [min(5, len(few) - len(few) // 3), len(few) // 3]
     partition = Partition.dealt(torch.arange(sum(sizes)).numpy(), torch.tensor(sizes).numpy())
-    data = ClientData(few, partition, Normalizer((0.5,), (0.5,), torch.float64, torch.device("cpu")))
+    data = ClientData(few, partition, Normalizer((0.5,), (0.5,), torch.float64, device), device=device)
     optimizer = SGD(lr=0.1)
-    how: dict[str, Any] = {"local_epochs": 2, "batch_size": 3, "seed": seed}
-    sequential = SequentialTrainer(task, data, optimizer, dtype=torch.float64, **how)
-    oracle = build(task.model(seed).double(), "cpu")
-    start = task.initial_params(seed).double()
-    both = VectorizedTrainer(task, data, optimizer, oracle, 2, **how).on((0, 1), 0).train(start).w
-    one_by_one = torch.cat([sequential.on((k,), 0).train(start).w for k in (0, 1)])
-    if not torch.allclose(both, one_by_one, rtol=1e-9, atol=1e-11):
-        raise ValueError("clients trained together end elsewhere than one by one")
+    how: dict[str, Any] = {"local_epochs": epochs, "batch_size": 3, "seed": seed}
+    sequential = SequentialTrainer(task, data, optimizer, device=device, dtype=torch.float64, **how)
+    batched = VectorizedTrainer(task, data, optimizer, oracle, 2, **how)
+    start = task.initial_params(seed).to(device, torch.float64)
+    for round in range(rounds):
+        both = batched.on((0, 1), round).train(start).w
+        one_by_one = torch.cat([sequential.on((k,), round).train(start).w for k in (0, 1)])
+        if not torch.allclose(both, one_by_one, rtol=1e-9, atol=1e-11):
+            raise ValueError("clients trained together end elsewhere than one by one")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

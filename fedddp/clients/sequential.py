@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, plan
+from ..data import ClientData, plan, sent
 from ..flat import FlatModule
 from ..optim import Optimizer
 from ..rng import global_seed
 from ..tasks import Task
 from ..types import LocalResult
+from .arithmetic import arithmetic
 from .local import NUMBERS_AT_ONCE, Correction, Local
 
 
@@ -37,11 +38,13 @@ class SequentialTrainer:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        autocast: bool = False,
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
         self._flat = FlatModule(task.model(seed).to(dtype), device)
         self.spec = self._flat.spec
+        self._arithmetic = arithmetic(device, autocast)
 
     def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
@@ -57,7 +60,8 @@ class SequentialTrainer:
         self._flat.load(start.view(-1))
         self._flat.module.train()
         with global_seed(self._seed, "local", local.round, client):  # dropout
-            loss, correct_count = self._steps(x, y, order.index[0], order.mask[0].sum(dim=1).tolist(), correct)
+            sizes = order.mask[0].sum(dim=1).tolist()
+            loss, correct_count = self._steps(x, y, sent(order.index[0], x.device), sizes, correct)
         seen = max(1, len(y) * self._epochs)
         return LocalResult(
             start=start,
@@ -78,15 +82,16 @@ class SequentialTrainer:
             state = self._optimizer.init(targets)
         width = index.shape[1]
         chunk = max(1, NUMBERS_AT_ONCE // max(1, width * x[0].numel() if len(x) else 1))
-        total_loss, total_right = 0.0, 0
+        total_loss, total_right = [], []  # read at the end: a GPU would be waited for in between
         for first in range(0, len(sizes), chunk):
-            rows = index[first : first + chunk].reshape(-1).to(x.device)
+            rows = index[first : first + chunk].reshape(-1)
             inputs, labels = self.data.normalize(x[rows]), y[rows]
             outputs, losses, seen = [], [], []
             for step, size in enumerate(sizes[first : first + chunk]):
                 interrupt.check()
                 batch = slice(step * width, step * width + size)
-                output = module(inputs[batch])
+                with self._arithmetic:
+                    output = module(inputs[batch]).to(flat.w.dtype)
                 loss = task.loss(output, labels[batch])
                 grads = list(torch.autograd.grad(loss.mean(), flat.params, materialize_grads=True))
                 with torch.no_grad():
@@ -97,6 +102,6 @@ class SequentialTrainer:
                 outputs.append(output.detach())
                 losses.append(loss.detach())
                 seen.append(labels[batch])
-            total_loss += float(torch.cat(losses).sum())
-            total_right += int(task.correct(torch.cat(outputs), torch.cat(seen)).sum())
-        return total_loss, total_right
+            total_loss.append(torch.cat(losses).sum())
+            total_right.append(task.correct(torch.cat(outputs), torch.cat(seen)).sum())
+        return sum(map(float, total_loss)), sum(map(int, total_right))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, Plan, plan
+from ..data import ClientData, Plan, plan, sent
 from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..tasks import Task
@@ -92,7 +92,7 @@ class VectorizedTrainer:
         )
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         tally = _Tally(order, start.device)
-        batches = self._batches(local.ids, order, start)
+        batches = self._batches(local.ids, sent(order.index, start.device), tally.mask, start.dtype)
         lr = self._optimizer.plain_lr if correct is None and self._oracle.can_descend else None
         if lr is None:
             delta = self._collect(start, order, batches, tally, correct)
@@ -132,10 +132,10 @@ class VectorizedTrainer:
                 self._optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
         return w.sub_(start)
 
-    def _batches(self, ids: Sequence[int], order: Plan, like: Tensor) -> Iterator[Batch]:
+    def _batches(self, ids: Sequence[int], index: Tensor, mask: Tensor, dtype: torch.dtype) -> Iterator[Batch]:
         """The block's batches step by step, made ready for several steps at once."""
-        index, mask = order.index.transpose(0, 1), order.mask.transpose(0, 1)  # [T, K, B]
-        share = (mask.to(like.dtype) / mask.sum(dim=2, keepdim=True).clamp(min=1)).to(like)
+        index = index.transpose(0, 1)  # [T, K, B], as the mask is
+        share = mask.to(dtype) / mask.sum(dim=2, keepdim=True).clamp(min=1)
         first, at_once = 0, 1
         while first < len(index):
             x, y = self.data.gather(ids, index[first : first + at_once])
@@ -150,7 +150,7 @@ class _Tally:
     """Loss and right answers of each client, summed over what it saw."""
 
     def __init__(self, order: Plan, device: torch.device) -> None:
-        self.mask = order.mask.transpose(0, 1).to(device)  # [T, K, B]
+        self.mask = sent(order.mask, device).transpose(0, 1)  # [T, K, B]
         self._loss = torch.zeros(len(order.steps), dtype=torch.float64, device=device)
         self._right = torch.zeros_like(self._loss)
 

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 from ..flat import FlatSpec
 from ..tasks import Task
+from .arithmetic import arithmetic
 
 
 class VmappedModel:
@@ -19,9 +20,10 @@ class VmappedModel:
 
     can_descend = False
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", autocast: bool = False) -> None:
         self.spec = FlatSpec.of(module)
         self._module = module.to(device).train()
+        self._arithmetic = arithmetic(device, autocast)
         buffers = [name for name, _ in module.named_buffers()]
         if buffers:
             raise ValueError(f"{buffers[0]} is a buffer: batched clients would share it")
@@ -43,7 +45,8 @@ class VmappedModel:
         def loss(
             trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            outputs = functional_call(self._module, {**trained, **fixed}, (x,))
+            with self._arithmetic:
+                outputs = functional_call(self._module, {**trained, **fixed}, (x,)).to(share.dtype)
             losses = task.loss(outputs, y)
             return (losses * share).sum(), (outputs, losses)
 

@@ -71,7 +71,11 @@ class Execution(Section):
 class Client(Section):
     local_epochs: int = Field(default=1, ge=1, description="E, passes over a client's examples a round")
     batch_size: int = Field(default=10, ge=0, description="B; 0 = all of a client's examples")
-    precision: Literal["float32", "float64"] = Field(default="float32", description="arithmetic of model and data")
+    precision: Literal["float32", "float64", "bfloat16"] = Field(
+        default="float32",
+        description="arithmetic of local training; bfloat16 = by autocast, while parameters, sums and evaluation stay "
+        "float32 (for GPUs, and CPUs with bfloat16 instructions: others take 10 times as long)",
+    )
     optimizer: ClientOptimizer = SGD()
     execution: Execution = Execution()
 

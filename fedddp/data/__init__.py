@@ -1,7 +1,7 @@
 """Datasets, how they are dealt out to clients, and the order in which a client goes through its own."""
 
 from .batches import Plan, num_steps, plan
-from .clients import ClientData, Normalizer, Placement
+from .clients import ClientData, Normalizer, Placement, sent
 from .datasets import DATASETS, Dataset, Examples
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner
 
@@ -19,4 +19,5 @@ __all__ = [
     "Plan",
     "num_steps",
     "plan",
+    "sent",
 ]

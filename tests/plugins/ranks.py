@@ -1,4 +1,4 @@
-"""Running a function on several gloo ranks, in processes forked from a server that has torch loaded."""
+"""Running a function on several ranks, in processes forked from a server that has torch loaded."""
 
 from __future__ import annotations
 
@@ -29,16 +29,21 @@ def run(
     timeout: float = 30.0,
     limit: float = 60.0,
     lost: tuple[int, ...] = (),
+    device: str = "cpu",
+    backend: str = "gloo",
 ) -> list[Any]:
     """``body(comm, *args)`` in ``world_size`` processes; their results.
 
     Ranks meet through a file in ``folder``. The first failing rank's traceback is the failure message; ranks that hang
-    are killed after ``limit`` seconds. ``lost``: ranks that are expected not to report.
+    are killed after ``limit`` seconds. ``lost``: ranks that are expected not to report. ``device``: "cuda" is a GPU a
+    rank, as far as there are.
     """
     meeting = folder / f"store-{time.monotonic_ns()}"
     pipes = [_context.Pipe(duplex=False) for _ in range(world_size)]
     ranks = [
-        _context.Process(target=_rank, args=(body, rank, world_size, str(meeting), timeout, pipes[rank][1], args))
+        _context.Process(
+            target=_rank, args=(body, rank, world_size, str(meeting), timeout, pipes[rank][1], args, device, backend)
+        )
         for rank in range(world_size)
     ]
     for process in ranks:
@@ -67,13 +72,24 @@ def _collect(pipes: list[Any], ranks: list[Any], deadline: float, lost: tuple[in
 
 
 def _rank(
-    body: Callable[..., Any], rank: int, world_size: int, meeting: str, timeout: float, report: Connection, args: tuple
+    body: Callable[..., Any],
+    rank: int,
+    world_size: int,
+    meeting: str,
+    timeout: float,
+    report: Connection,
+    args: tuple,
+    device: str,
+    backend: str,
 ) -> None:
     torch.set_num_threads(1)
     try:
         place = Place(rank, world_size, rank, world_size)
         store = dist.FileStore(meeting, world_size)
-        comm = Comm.connect(place, torch.device("cpu"), backend="gloo", timeout=timeout, store=store)
+        where = torch.device(device, rank % torch.cuda.device_count()) if device == "cuda" else torch.device(device)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
+        comm = Comm.connect(place, where, backend=backend, timeout=timeout, store=store)
         report.send_bytes(pickle.dumps((False, body(comm, *args))))  # by value: tensors are not shared
     except BaseException:
         report.send_bytes(pickle.dumps((True, traceback.format_exc())))

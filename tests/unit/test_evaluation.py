@@ -1,13 +1,19 @@
 """fedddp.evaluation: scores against a direct computation."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from support import assemble
 from torch import nn
+from zoo import FOLDED, SIZES, Tied, Viewing, dataset, start_of, task_of
 
 from fedddp import evaluation
+from fedddp.clients.folded import FoldedModel
 from fedddp.comm import Comm
 from fedddp.data import Examples, Normalizer
-from fedddp.evaluation import Evaluator, Score
+from fedddp.evaluation import Evaluator, Score, scoring_model
+from fedddp.federation import federate
 from fedddp.flat import FlatModule, flatten
 from fedddp.tasks import Task
 
@@ -155,3 +161,84 @@ def test_flat_module_is_left_in_no_other_state_than_its_vector(evaluator):
     alone = scorer.score(w)
     scorer.score(FlatModule(model()).w)
     assert torch.equal(scorer.score(w).confusion, alone.confusion)
+
+
+class Asking(nn.Sequential):
+    """A forward of its own that looks at its layers."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 3, 8), nn.Flatten(), nn.Linear(3, 5))
+
+    def forward(self, x):
+        return super().forward(x) * self[0].in_channels
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        *((make, FoldedModel) for make in FOLDED.values()),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 5)), FlatModule),
+        (Viewing, FlatModule),
+        (Asking, FlatModule),
+        (Tied, FlatModule),
+        (lambda: Tied(same=True), FlatModule),
+    ],
+    ids=[*FOLDED, "batch norm", "a forward that views", "one that looks", "tied", "one layer by two names"],
+)
+def test_models_are_scored_with_folded_layers_where_that_is_the_same(make, kind):
+    """The score is the plain module's, also far from the weights with which the two were compared."""
+    task, x = task_of(make), dataset().train.x
+    scored = scoring_model(lambda: task.model(0), torch.device("cpu"), x[:2])
+    assert type(scored) is kind
+    assert not scored.module.training
+    for w in (start_of(make), torch.linspace(-1, 1, scored.spec.dim, dtype=torch.float64)):
+        w[scored.spec.num_trainable :] = 1  # a variance
+        plain = FlatModule(make().double())
+        plain.load(w)
+        scored.load(w)
+        with torch.no_grad():
+            torch.testing.assert_close(scored.module(x), plain.module.eval()(x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_folded_model_that_gives_something_else_is_not_used(monkeypatch):
+    monkeypatch.setattr("fedddp.clients.folded.linear.FoldedLinear.product", lambda layer, x, y: y.fill_(1))
+    task = task_of(FOLDED["mlp"], torch.float32)
+    scored = scoring_model(lambda: task.model(0), torch.device("cpu"), dataset().train.x[:2].float())
+    assert type(scored) is FlatModule
+
+
+@pytest.mark.parametrize(("where", "load"), [("rank0", 8 // 3), ("sharded", 0)])
+def test_what_rank_0_does_alone_counts_as_its_work(tmp_path, where, load):
+    """A third of a training step for each test example, from the next round on."""
+    f, server = assemble(
+        tmp_path,
+        dataset(),
+        SIZES,
+        task=task_of(FOLDED["logistic"], torch.float32),
+        evaluate={"every": 1, "where": where},
+        run={"rounds": 2},
+    )
+    asked, schedule = [], f.schedule
+    told = type("Noting", (), {"mine": lambda _, cohort, n: asked.append(n) or schedule.mine(cohort, n)})()
+    federate(replace(f, schedule=told), server)
+    assert asked == [0, load]
+
+
+def test_on_rank_0_nobody_waits_for_anybody(test_set, normalize):
+    """No collective but the target's; the other ranks have no score and no test set."""
+
+    class Alone(Comm):
+        def all_reduce(self, *_):
+            raise AssertionError("a collective")
+
+        broadcast = barrier = any = all_reduce
+
+    w = flatten(some_model())
+    for rank, known in ((0, True), (1, False)):
+        comm = Alone(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm.rank, comm.world_size = rank, 2
+        scorer = Evaluator(Task(model, 10), test_set, normalize, comm, where="rank0")
+        score = scorer.score(w)
+        assert not scorer.reached(score)
+        assert (score is not None) == known
+        assert scorer.load == 450 // 3

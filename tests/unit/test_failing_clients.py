@@ -4,10 +4,17 @@ import math
 
 import pytest
 import torch
-from support import REDUCES, D, aggregated, opened, rows, send
+from support import REDUCES, D, Recorder, aggregated, assemble, opened, rows, send
+from zoo import CLASSES, SHAPE, images
 
 from fedddp.comm import CommError
+from fedddp.data import Dataset, Examples
+from fedddp.federation import federate
 from fedddp.interrupt import Interrupted
+from fedddp.models import MLP
+from fedddp.tasks import Task
+
+CLIENTS = (11, 4, 10, 9, 1, 9)
 
 
 @pytest.mark.parametrize("name", REDUCES)
@@ -96,3 +103,48 @@ def test_clients_without_examples_make_no_mean():
     mean, report = inbox.mean()
     assert (mean.count, report.failed) == (0, ())
     assert mean.vectors["delta"].isfinite().all()
+
+
+def of_one_who_cannot(client):
+    """Digits 0 to 3 and a model that knows no others; one example of ``client`` is labelled 4."""
+    examples = images()
+    y = examples.y.clamp(max=CLASSES - 2)
+    y[sum(CLIENTS[: client + 1]) - 1] = CLASSES - 1
+    return Dataset(Examples(examples.x, y), Examples(examples.x[:4], y[:4]), CLASSES, mean=(0.0,), std=(1.0,))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("client", [1, 2, 5])
+def test_a_client_that_fails_in_a_block_costs_its_own_contribution_only(tmp_path, client, momentum, logged):
+    """One label is out of the model's range: the others of its block are trained one by one, and counted once."""
+    task = Task(lambda: MLP(hidden=40).build(SHAPE, CLASSES - 1).double(), CLASSES - 1)
+    settings = {"precision": "float64", "batch_size": 5, "optimizer": {"momentum": momentum}}
+    means, sink = {}, Recorder()
+    for name, width in (("sequential", 0), ("vectorized", 3)):
+        client_section = settings | {"execution": {"name": name, "width": width}}
+        f, server = assemble(
+            tmp_path,
+            of_one_who_cannot(client),
+            CLIENTS,
+            task=task,
+            client=client_section,
+            sinks=[sink],
+            run={"rounds": 2},
+        )
+        means[name] = federate(f, server).w
+    assert (means["vectorized"] - means["sequential"]).abs().max() < 1e-12
+    assert (means["vectorized"] - server.w).abs().max() > 1e-3
+    assert [record.report.failed for record in sink.records] == [(client,)] * 4
+    assert [record.metrics["participants"] for record in sink.records] == [5] * 4
+    told = f"client {client} failed and is left out: IndexError: Target 4 is out of bounds."
+    assert logged == [f"round {t}: {told}" for t in (1, 2, 1, 2)]
+
+
+def test_those_of_a_failed_block_come_again_behind_it():
+    inbox, offered = opened(REDUCES["fast"]()), []
+    for ids in inbox.blocks(range(5), 2):
+        offered.append(ids)
+        with inbox.tolerate(ids):
+            if 2 in ids:
+                raise ZeroDivisionError
+    assert offered == [(0,), (1, 2), (1,), (2,), (3, 4)]

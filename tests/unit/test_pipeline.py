@@ -59,7 +59,9 @@ def test_exact_is_exact_at_its_bound():
 @pytest.mark.parametrize("name", REDUCES)
 def test_several_clients_at_once_count_like_one_after_another(name):
     inbox = opened(REDUCES[name]())
-    many = LocalResult(torch.zeros(D), torch.zeros(6, D), torch.ones(6), torch.arange(6.0).double(), torch.arange(6.0).double() / 8)
+    many = LocalResult(
+        torch.zeros(D), torch.zeros(6, D), torch.ones(6), torch.arange(6.0).double(), torch.arange(6.0).double() / 8
+    )
     inbox.add(tuple(range(6)), Update({"delta": rows()}, SIZES), many)
     together, report = inbox.mean()
     apart, report_apart = aggregated(REDUCES[name](), rows())
