@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard benchmark clean
+.PHONY: help setup train test lint format tensorboard benchmark gpu clean
 
 help: ## this list
 	@echo "make TARGET [ARGS=...]"
@@ -34,6 +34,9 @@ tensorboard: setup ## TensorBoard over runs/
 
 benchmark: setup ## a round of 100 small clients against a bare PyTorch loop
 	$(BIN)/python -m benchmarks.run --workload w2 --against floor $(ARGS)
+
+gpu: setup ## the tests and measurements that need a GPU, a table at the end
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 clean: ## remove caches and build leftovers (runs/ and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .coverage
