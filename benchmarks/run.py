@@ -41,12 +41,27 @@ AGAINST = ("floor", "sequential", *PEERS)
 def main() -> int:
     """Run the program; the exit code."""
     parser = _parser()
-    args = parser.parse_args()
+    try:
+        return 0 if compare(parser.parse_args(), a_console()) else 1
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def a_console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 130, log_path=False)
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    """What the program would be told by these words."""
+    return _parser().parse_args(words)
+
+
+def compare(args: argparse.Namespace, console: Console) -> dict[str, Any] | None:
+    """Measure, print and keep; the record, or None if fedddp itself did not run. Raises UsageError."""
     workload = WORKLOADS[args.workload]
-    against = _against(parser, args, workload)
+    against = _against(args, workload)
     if args.keep_memory:
         os.environ.update(KEEP_MEMORY)
-    console = Console(width=None if sys.stdout.isatty() else 130, log_path=False)
     described = machine.describe((args.root, args.peers, args.out))
     repeats = args.rounds or workload.repeats
     settings = workload.settings(
@@ -55,10 +70,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="fedddp-") as folder:
         work = Path(folder)
         write_settings(work, settings)
-        try:
-            title = _dealt(workload, args, settings, against, work)
-        except UsageError as error:
-            parser.error(str(error))
+        title, each = _dealt(workload, args, settings, against, work)
         contenders = _contenders(workload, args, against, work)
         measure(contenders, repeats=repeats, starts=workload.starts, say=console.log)
     outcomes = {c.name: c.outcome for c in contenders}
@@ -68,9 +80,10 @@ def main() -> int:
     report.show(title, outcomes, workload.measures, console)
     console.print(f"[dim]{machine.in_words(described)}")
     if not contenders[0].outcome.rounds:
-        return 1
+        return None
     record = {
         "workload": settings,
+        "examples_each": each,
         "title": title,
         "machine": described,
         "contenders": {name: outcome.as_dict() for name, outcome in outcomes.items()},
@@ -79,16 +92,16 @@ def main() -> int:
     figure = report.picture(title, outcomes, workload.measures)
     kept = machine.keep(Path(args.out), workload.name, record, figure)
     console.print(f"kept in {kept} and {kept.with_suffix('.png').name}")
-    return 0
+    return record
 
 
-def _against(parser: argparse.ArgumentParser, args: argparse.Namespace, workload: Workload) -> list[str]:
+def _against(args: argparse.Namespace, workload: Workload) -> list[str]:
     against = [name for name in (args.against or "").split(",") if name]
     unknown = [name for name in against if name not in AGAINST]
     if unknown:
-        parser.error(f"--against={args.against}: {', '.join(unknown)} should be of {', '.join(AGAINST)}")
+        raise UsageError(f"--against={args.against}: {', '.join(unknown)} should be of {', '.join(AGAINST)}")
     if len(workload.variants) > 1 and (against or args.examples):
-        parser.error(f"--workload {workload.name} compares fedddp with itself: without --against and --examples")
+        raise UsageError(f"--workload {workload.name} compares fedddp with itself: without --against and --examples")
     return against
 
 
@@ -137,8 +150,10 @@ def _contenders(workload: Workload, args: argparse.Namespace, against: Sequence[
     return contenders
 
 
-def _dealt(workload: Workload, args: argparse.Namespace, settings: dict, against: Sequence[str], work: Path) -> str:
-    """Deal the data out for those who do not load it themselves. The measurement in a line."""
+def _dealt(
+    workload: Workload, args: argparse.Namespace, settings: dict, against: Sequence[str], work: Path
+) -> tuple[str, tuple[int, int]]:
+    """Deal the data out for those who do not load it themselves. The measurement in a line; the clients' sizes."""
     variant = next(iter(workload.variants.values()))
     words = [*_data(args), *(f"--{override}" for override in args.set), *variant]
     config = configuration(settings, words, Place(world_size=args.ranks))
@@ -151,13 +166,14 @@ def _dealt(workload: Workload, args: argparse.Namespace, settings: dict, against
         " and ".join(name for name in workload.variants) if len(workload.variants) > 1 else settings["num_clients"]
     )
     images = f"{len(dataset.train):,} images of {config.data.name}"
-    return (
+    title = (
         f"{workload.name}: {workload.model}, {population} clients of {each} examples, {cohort_size(config)} a round, "
         f"E={config.client.local_epochs}, B={config.client.batch_size}, lr {workload.lr}; {images}"
         f"{' (clients are smaller than the workload says)' if partition.sizes.sum() < MNIST else ''}; "
         f"{args.ranks} rank(s) of {args.threads} thread(s), {args.device}"
         f"{', ' + ' '.join(args.set) if args.set else ''}{', all with malloc kept' if args.keep_memory else ''}"
     )
+    return title, (low, high)
 
 
 def _data(args: argparse.Namespace) -> list[str]:

@@ -1,23 +1,27 @@
 """pfl-research (https://github.com/apple/pfl-research) as a contender: `python benchmarks/contenders/pfl.py WORK`.
 
-pfl as fast as it gets on CPU: torchrun ranks that share the cohort, one all-reduce a round, evaluation spread over the
-ranks, clients' batches cut once and kept (pfl does not shuffle), no metrics of clients. Its iteration 0 warms up and is
-undone: there pfl evaluates on every client's data before and after training, whatever the frequency is.
+pfl as fast as it gets: torchrun ranks that share the cohort, one all-reduce a round, evaluation spread over the ranks,
+clients' batches cut once and kept where they are needed (pfl does not shuffle), no metrics of clients. Its iteration 0
+warms up and is undone: there pfl evaluates on every client's data before and after training, whatever the frequency is.
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 sys.path.append(sys.path.pop(0))  # this folder last: this file is called like the package that it measures
-os.environ["PFL_PYTORCH_DEVICE"] = "cpu"  # or pfl looks for a device once for each tensor of each batch
+os.environ["PFL_PYTORCH_DEVICE"] = (  # or pfl looks for a device once for each tensor of each batch
+    json.loads(Path(sys.argv[1], "workload.json").read_text())["device"]
+).replace("cuda", f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
 
 import numpy as np
 import pfl
@@ -38,6 +42,8 @@ from pfl.model.pytorch import PyTorchModel
 from protocol import Channel, Workload
 from torch import distributed, nn
 
+DEVICE = os.environ["PFL_PYTORCH_DEVICE"]
+
 
 class Network(nn.Sequential):
     """A model with the two methods that pfl asks for."""
@@ -55,8 +61,8 @@ class Rounds(TrainingProcessCallback):
 
     def __init__(self, workload: Workload, channel: Channel) -> None:
         self.workload, self.channel = workload, channel
-        self.waiting: Any = distributed.new_group(timeout=timedelta(days=1))
-        test = PyTorchTensorDataset(workload.test())
+        self.waiting: Any = distributed.new_group(timeout=timedelta(days=1), backend="gloo")
+        test = PyTorchTensorDataset(placed(workload.test()))
         self.evaluation = CentralEvaluationCallback(test, NNEvalHyperParams(workload.eval_batch_size))
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
@@ -76,11 +82,11 @@ class Rounds(TrainingProcessCallback):
         return not self.another(), Metrics()
 
     def evaluate_and_report(self, aggregate_metrics: Metrics, model: PyTorchModel, iteration: int) -> None:
-        trained, accuracy = time.perf_counter(), None
+        trained, accuracy = now(), None
         if self.workload.evaluate:
             _, metrics = self.evaluation.after_central_iteration(aggregate_metrics, model, central_iteration=iteration)
             accuracy = get_overall_value(metrics[StringMetricName("Central val | accuracy")])
-        ended = time.perf_counter()
+        ended = now()
         if distributed.get_rank() == 0:
             self.channel.report(
                 train=trained - self.began,
@@ -98,6 +104,17 @@ class Rounds(TrainingProcessCallback):
         return bool(asked)
 
 
+def placed(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(t.to(DEVICE) for t in tensors)
+
+
+def now() -> float:
+    """The time when all that was asked of the device is done."""
+    if DEVICE != "cpu":
+        torch.cuda.synchronize(DEVICE)
+    return time.perf_counter()
+
+
 def cohorts(workload: Workload) -> Iterator[int]:
     """Clients, drawn alike on every rank: each `cohort` of them in a row are distinct."""
     rng = np.random.default_rng(workload.seed)
@@ -107,7 +124,7 @@ def cohorts(workload: Workload) -> Iterator[int]:
 
 def federated(workload: Workload) -> FederatedDataset:
     """The clients. pfl balances unequal ones over the ranks in a process of its own; equal ones need none."""
-    users = [PyTorchTensorDataset(tensors, user_id=str(k)) for k, tensors in enumerate(workload.clients())]
+    users = [PyTorchTensorDataset(placed(tensors), user_id=str(k)) for k, tensors in enumerate(workload.clients())]
     sizes = {k: len(user) for k, user in enumerate(users)}
     balance = sizes if len(set(sizes.values())) > 1 else None
     return FederatedDataset(users.__getitem__, cohorts(workload).__next__, balance)

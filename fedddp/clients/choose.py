@@ -74,7 +74,7 @@ def choose(
             return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
         k = width or max(1, min(MOST_CLIENTS, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
         oracle = build(task.model(how["seed"]).to(dtype), device)
-        if isinstance(oracle, FoldedModel) and device.type == "cuda":
+        if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)
             told = f"{told}, {found}"
         return VectorizedTrainer(task, data, optimizer, oracle, k, **how), f"vectorized: {k} clients at once, {told}"

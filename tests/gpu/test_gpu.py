@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from distributed_support import configured as small
+from distributed_support import train
 
+from fedddp.checkpoint import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.experiment import connect
@@ -15,48 +18,81 @@ pytestmark = [
 ]
 
 
-def configured(tmp_path, device, model):
-    return build(
-        {
-            "run": {"device": device, "rounds": 2, "dir": str(tmp_path), "threads": 1},
-            "data": {"partition": {"num_clients": 20}},
-            "cohort": {"size": 4},
-            "model": {"name": model},
-            "client": {"precision": "float64", "batch_size": 50},
-            "telemetry": {"tensorboard": False, "progress": "off"},
-        }
-    )
+def experiment(tmp_path, device, model="mlp", rounds=2, **client):
+    table = {
+        "run": {"device": device, "rounds": rounds, "dir": str(tmp_path), "threads": 1},
+        "data": {"partition": {"num_clients": 20}},
+        "cohort": {"size": 4},
+        "model": {"name": model},
+        "client": {"precision": "float64", "batch_size": 50, **client},
+        "checkpoint": {"every": 0},
+        "telemetry": {"tensorboard": False, "progress": "off"},
+    }
+    return connect(prepare(resolve(build(table), Place()), Place()))
 
 
+@pytest.mark.parametrize("execution", ["sequential", "auto"])
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_gpu_and_cpu_train_the_same_model(tmp_path, model):
-    results = {}
+def test_gpu_and_cpu_train_and_score_the_same_model(tmp_path, model, execution):
+    results, scores = {}, {}
     for device in ("cpu", "cuda"):
-        place = Place()
-        experiment = connect(prepare(resolve(configured(tmp_path, device, model), place), place))
-        server = federate(experiment.federation, experiment.server)
+        e = experiment(tmp_path, device, model, execution={"name": execution})
+        server = federate(e.federation, e.server)
         assert server.w.device.type == device
-        results[device] = server.w.cpu()
+        results[device], scores[device] = server.w.cpu(), e.federation.evaluator.score(server.w)
     torch.testing.assert_close(results["cpu"], results["cuda"], rtol=0, atol=1e-9)  # float64, order of sums differs
+    assert torch.equal(scores["cpu"].confusion, scores["cuda"].confusion)
+    assert scores["cpu"].loss == pytest.approx(scores["cuda"].loss, rel=1e-9)
 
 
-def sum_on_a_shared_gpu(rank, meeting, results):
-    store = torch.distributed.FileStore(meeting, 2)
-    device = torch.device("cuda", 0)
-    comm = Comm.connect(Place(rank, 2, rank, 2), device, timeout=60, store=store)
-    total = comm.all_reduce(torch.full((1000,), rank + 1.0, device=device), "sum")
-    results[rank] = (comm.backend, comm.remark, total.device.type, float(total.sum()))
+@pytest.mark.parametrize("execution", ["sequential", "vectorized"])
+def test_a_run_in_bfloat16_learns(tmp_path, execution):
+    e = experiment(tmp_path, "cuda", rounds=5, precision="bfloat16", batch_size=10, execution={"name": execution})
+    server = federate(e.federation, e.server)
+    assert server.w.dtype == torch.float32
+    assert e.federation.evaluator.score(server.w).accuracy > 0.8
 
 
-def test_ranks_that_share_a_gpu_meet_through_gloo(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.Manager().dict()
-    ranks = [context.Process(target=sum_on_a_shared_gpu, args=(r, str(tmp_path / "meet"), results)) for r in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    for rank in range(2):
-        backend, remark, where, total = results[rank]
-        assert (backend, where, total) == ("gloo", "cuda", 3000.0)
-        assert "share" in remark
+@pytest.mark.parametrize("execution", ["sequential", "auto"])
+def test_later_rounds_need_no_more_memory_than_the_first(tmp_path, execution):
+    e = experiment(tmp_path, "cuda", "cnn", precision="float32", execution={"name": execution})
+    server, peaks = e.server, []
+    for rounds in (2, 4, 8):
+        torch.cuda.reset_peak_memory_stats()
+        server = federate(e.federation.until(rounds), server)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert max(peaks) <= peaks[0]
+
+
+def train_on_the_first(comm, table):
+    """Ranks that share a GPU, however many there are."""
+    place = Place(comm.rank, comm.world_size, 0, comm.world_size)
+    e = connect(prepare(resolve(build(table), place), place), comm=comm)
+    server = federate(e.federation, e.server)
+    return comm.backend, comm.remark, server.w.device.type, vector_sha256(server.w), server.w.cpu()
+
+
+def test_ranks_that_share_a_gpu_train_through_gloo(tmp_path, run_ranks):
+    table = small(
+        tmp_path, run={"device": "cuda"}, client={"precision": "float64"}, data={"partition": {"num_clients": 4}}
+    )
+    ranks = run_ranks(train_on_the_first, 2, table, device="cuda:0", backend="auto", timeout=60, limit=200)
+    assert [r[0] for r in ranks] == ["gloo"] * 2
+    assert [r[2] for r in ranks] == ["cuda"] * 2
+    assert all("share" in r[1] for r in ranks)
+    assert ranks[0][3] == ranks[1][3]
+    alone = train_on_the_first(Comm.alone("cuda:0"), table)
+    torch.testing.assert_close(ranks[0][4], alone[4], rtol=0, atol=1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a GPU for each of two ranks")
+def test_ranks_with_a_gpu_each_train_through_nccl(tmp_path, run_ranks):
+    ranks = torch.cuda.device_count()
+    table = small(tmp_path, run={"device": "cuda"}, data={"partition": {"num_clients": 2 * ranks}})
+    results = run_ranks(named, ranks, table, device="cuda", backend="auto", timeout=60, limit=200)
+    assert {backend for backend, _ in results} == {"nccl"}
+    assert len({sha for _, sha in results}) == 1
+
+
+def named(comm, table):
+    return comm.backend, train(comm, table)["sha256"]
