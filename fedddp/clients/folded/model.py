@@ -100,8 +100,9 @@ class FoldedModel:
             return folded
         for name, child in list(module.named_children()):
             setattr(module, name, self._exchange(child, f"{path}{name}.", covered))
-        plain = type(module) is nn.Sequential and not any(_hooked(part) for part in module.modules())
-        return _streamlined(module) if plain else module
+        if type(module) is nn.Sequential and not any(_hooked(part) for part in module.modules()):
+            return _streamlined(module)
+        return module
 
 
 def _folded(module: nn.Module, path: str, layout: torch.memory_format) -> FoldedLayer | None:
