@@ -73,22 +73,24 @@ class FoldedConv2d(FoldedLayer):
             torch.ops.aten.convolution_backward(
                 d, part, weight, None, self.stride, self.padding, self.dilation, False, [0, 0], groups, [*wanted, False]
             )
-            for (part, weight, _, groups), (d, *_) in zip(self._calls(x), self._calls(dy), strict=True)
+            for (part, weight, _, groups), d in zip(self._calls(x), self._packed(dy), strict=True)
         ]
         dx = self._unpacked([p[0] for p in parts]) if wanted[0] else None
         return dx, torch.cat([p[1] for p in parts]).view(self.weight.shape) if wanted[1] else None
 
     def _calls(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None, int]]:
         """The arguments of each convolution: on a GPU one of K groups, on a CPU K of one group, which is no slower."""
-        weight, bias = self.weight, self.bias
-        clients = len(weight)
-        groups = clients if x.is_cuda else 1
-        calls = clients // groups
+        parts, weight = self._packed(x), self.weight
+        calls, groups = len(parts), len(weight) // len(parts)
         weights = weight.reshape(calls, groups * weight.shape[1], *weight.shape[2:])
-        biases = bias.reshape(calls, -1).unbind() if bias is not None else [None] * calls
-        packed = x.view(calls, groups, -1, *x.shape[1:]).transpose(1, 2)
-        parts = packed.reshape(calls, packed.shape[1], groups * x.shape[1], *x.shape[2:])
-        return [(part.contiguous(), w, b, groups) for part, w, b in zip(parts, weights, biases, strict=True)]
+        biases = self.bias.reshape(calls, -1).unbind() if self.bias is not None else [None] * calls
+        return [(part, w, b, groups) for part, w, b in zip(parts, weights, biases, strict=True)]
+
+    def _packed(self, x: Tensor) -> list[Tensor]:
+        """[B, groups C, H, W] for each call from [K B, C, H, W]."""
+        groups = self.num_clients if x.is_cuda else 1
+        packed = x.view(self.num_clients // groups, groups, -1, *x.shape[1:]).transpose(1, 2)
+        return [part.contiguous() for part in packed.flatten(2, 3)]
 
     def _unpacked(self, outputs: list[Tensor]) -> Tensor:
         """[B, groups C, H, W] of each call, back to [K B, C, H, W]."""

@@ -41,23 +41,23 @@ class FoldedLayer(nn.Module):
     def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
         """Descend by ``lr`` from ``start`` ([1, ...] or [K, ...]); the views hold nothing yet."""
         self.lr, self._weight_grad, self._bias_grad = lr, None, None
-        self.weight.copy_(start[f"{self.name}weight"])
-        self.bias_begins(start)
-
-    def finish(self, start: dict[str, Tensor]) -> None:
-        """The views become what was added to ``start``."""
-        self.weight.sub_(start[f"{self.name}weight"])
-        self.bias_ends(start)
-
-    def bias_begins(self, start: dict[str, Tensor]) -> None:
-        """The bias's part of `begin`."""
+        self.weight_begins(start[f"{self.name}weight"], seen)
         if self.bias is not None:
             self.bias.copy_(start[f"{self.name}bias"])
 
-    def bias_ends(self, start: dict[str, Tensor]) -> None:
-        """The bias's part of `finish`."""
+    def finish(self, start: dict[str, Tensor]) -> None:
+        """The views become what was added to ``start``."""
+        self.weight_ends(start[f"{self.name}weight"])
         if self.bias is not None:
             self.bias.sub_(start[f"{self.name}bias"])
+
+    def weight_begins(self, start: Tensor, seen: int) -> None:
+        """The weight's part of `begin`; ``seen`` examples of a client will come."""
+        self.weight.copy_(start)
+
+    def weight_ends(self, start: Tensor) -> None:
+        """The weight's part of `finish`."""
+        self.weight.sub_(start)
 
     @property
     def num_clients(self) -> int:

@@ -34,30 +34,28 @@ class FoldedLinear(FoldedLayer):
         self._factors = None  # of training that an error ended
         super().collect(grads)
 
-    def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
+    def weight_begins(self, start: Tensor, seen: int) -> None:
         """Factored if the start is shared and few examples will be seen."""
-        i, o, shared = self.in_features, self.out_features, start[f"{self.name}weight"]
+        i, o = self.in_features, self.out_features
         self._factors = None
-        if len(shared) > 1 or seen * (i + o) > 2 * i * o:
-            super().begin(start, lr, seen)
-            return
-        self.lr, self._weight_grad, self._bias_grad = lr, None, None
-        self._factors = _Factors(shared[0], self.weight, seen, lr)
-        self.bias_begins(start)
+        if len(start) > 1 or seen * (i + o) > 2 * i * o:
+            super().weight_begins(start, seen)
+        else:
+            self._factors = _Factors(start[0], self.weight, seen, self.lr)
 
-    def finish(self, start: dict[str, Tensor]) -> None:
+    def weight_ends(self, start: Tensor) -> None:
         """The factored form is multiplied out: that is what was added."""
         if self._factors is None:
-            super().finish(start)
-            return
-        self._factors.multiply_out()
-        self._factors = None
-        self.bias_ends(start)
+            super().weight_ends(start)
+        else:
+            self._factors.multiply_out()
+            self._factors = None
 
     def forward(self, x: Tensor) -> Tensor:
         self.use()
         if self._factors and (x.dim() > 2 or len(x) // self.num_clients > self._factors.room):
-            self._factors = self._factors.given_up()  # several rows an example: more than was reckoned with
+            self._factors.give_up()  # several rows an example: more than was reckoned with
+            self._factors = None
         return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
     def product(self, x: Tensor, y: Tensor) -> None:
@@ -120,7 +118,7 @@ class _Factors:
         """Rows of a client that may still come."""
         return self._xs.shape[1] - self._used
 
-    def given_up(self) -> None:
+    def give_up(self) -> None:
         """Have the weights in ``target`` after all."""
         xs, dys = self._xs[:, : self._used], self._dys[:, : self._used]
         self._target.copy_(self._start).baddbmm_(dys.mT, xs, alpha=-self._lr)
