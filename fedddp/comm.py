@@ -1,22 +1,25 @@
 """Everything that passes between ranks. The only file that calls torch.distributed.
 
 A collective never blocks in C++: it is started asynchronously and polled, so that a signal is noticed while waiting
-and a rank that does not come is named. For that each rank notes in the store which phase it is in and which collective
-it has reached. `Comm.alone()` is the same interface for one process without a process group.
+and a rank that does not come is named (`fedddp.notes`). What is sent is on the ledger, and a guard can refuse it
+before. `Comm.alone()` is the same interface for one process without a process group.
+
+Comm holds a process group of its own, so that the survivors of a lost rank can form another one; with gloo there is no
+default group that torch.distributed's own functions could send through.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
 import math
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,48 +27,15 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from . import interrupt
+from .guard import AROUND, OBJECTS, Guard, Refused, refuse_around, restore
+from .ledger import Ledger
+from .notes import CommError, LostRank, Notes
+from .place import Place
 
-__all__ = ["Comm", "CommError", "Place", "leave", "record"]
+__all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "leave", "record"]
 
-
-class CommError(RuntimeError):
-    """A collective that cannot complete, or ranks that do not fit together; says which rank and where it was."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among the ranks, as torchrun's environment says; alone without one."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-    attempt: int = 0
-    launch: str = ""
-    """What one start by torchrun has in common with its restarts and with no other start; empty without torchrun."""
-
-    @property
-    def may_be_a_restart(self) -> bool:
-        """Whether a launch can have run before this process: agents of several machines count restarts apart."""
-        return self.attempt > 0 or self.local_world_size < self.world_size
-
-    @classmethod
-    def from_env(cls) -> Place:
-        env = os.environ
-        rank, world_size = int(env.get("RANK", 0)), int(env.get("WORLD_SIZE", 1))
-        return cls(
-            rank=rank,
-            world_size=world_size,
-            local_rank=int(env.get("LOCAL_RANK", rank)),
-            local_world_size=int(env.get("LOCAL_WORLD_SIZE", world_size)),
-            attempt=int(env.get("TORCHELASTIC_RESTART_COUNT", 0)),
-            launch=_launch(env),
-        )
-
-
-def _launch(env: Mapping[str, str]) -> str:
-    run_id = env.get("TORCHELASTIC_RUN_ID", "")
-    return f"{run_id}/{socket.gethostname()}/{os.getppid()}" if run_id == "none" else run_id
+MODULES = (dist, dist.distributed_c10d)
+FOREVER = timedelta(days=1)  # gloo's own timeout; `_poll` keeps the time, since it can name the missing rank
 
 
 class Comm:
@@ -74,13 +44,22 @@ class Comm:
     def __init__(self, place: Place, device: torch.device, *, store: dist.Store | None, timeout: float) -> None:
         self.place = place
         self.rank, self.world_size = place.rank, place.world_size
+        self.members = tuple(range(place.world_size))
+        """The ranks still in the group, ascending; `rank` and `world_size` stay what they were."""
         self.device = device
+        self.ledger = Ledger()
+        self.watch: Callable[[str, Tensor], None] | None = None
+        """Called with the purpose and the tensor as it is handed to the transport, before each collective."""
         self.bytes_sent = 0
         self.remark: str | None = None
         self.backend = "none"
-        self._store, self._timeout = store, timeout
-        self._reached, self._phase = 0, "start"
         self.synced_at = time.perf_counter()  # when the last collective completed, on all ranks at about the same time
+        self._store, self._timeout = store, timeout
+        self._notes = Notes(store, place.rank, place.world_size, timeout, self._tell) if store else None
+        self._guard: Guard | None = None
+        self._group: Any = None
+        self._connections: set[tuple[int, str]] = set()
+        self._lost = ""  # why the group is of no more use
         self._buffer: Tensor | None = None
 
     @classmethod
@@ -110,34 +89,99 @@ class Comm:
         prefixed = dist.PrefixStore(f"fedddp/{place.launch}/{attempt}", store or _launchers_store(place, timeout))
         prefixed.set_timeout(timedelta(seconds=timeout))
         comm = cls(place, device, store=prefixed, timeout=timeout)
-        comm._enter("start")
-        comm._await_all()
+        assert comm._notes is not None
+        comm._notes.enter("start")
+        comm._notes.await_all()
         comm.backend = comm._choose_backend(backend)
         try:
-            dist.init_process_group(
-                comm.backend,
-                store=prefixed,
-                rank=place.rank,
-                world_size=place.world_size,
-                timeout=timedelta(days=1),  # `_poll` keeps the time: it names the missing rank
-                device_id=device if comm.backend == "nccl" else None,
-            )
-        except (RuntimeError, dist.DistError) as error:
-            raise CommError(f"the process group did not form within {timeout:g} s: {comm._diagnosis()}") from error
-        threading.Thread(target=comm._tell_of_progress, daemon=True).start()
+            comm._group = comm._nccl() if comm.backend == "nccl" else comm._gloo(timeout)
+        except RuntimeError as error:
+            told = comm._notes.diagnosis()
+            raise CommError(f"the process group did not form within {timeout:g} s: {told}") from error
+        refuse_around(MODULES, OBJECTS)
+        comm._notes.tell_of_progress()
         return comm
+
+    def _gloo(self, timeout: float) -> Any:
+        """A group of the members, with a prefix of its own in the store: it would dial older addresses otherwise."""
+        assert self._store is not None
+        assert self._notes is not None
+        store = dist.PrefixStore(f"group/{self._notes.epoch}", self._store)
+        place = self.members.index(self.rank)
+        before = _sockets()
+        group = dist.ProcessGroupGloo(store, place, len(self.members), timedelta(seconds=timeout))
+        self._connections = _sockets() - before
+        group._set_default_timeout(FOREVER)
+        return group
+
+    def _nccl(self) -> Any:
+        assert self._store is not None
+        dist.init_process_group(
+            "nccl",
+            store=self._store,
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout=FOREVER,
+            device_id=self.device,
+        )
+        return dist.distributed_c10d._get_default_group()
+
+    # -- what may be sent, and what was -----------------------------------------------------------------------
+
+    @property
+    def guard(self) -> Guard | None:
+        """What may be sent. While there is one, torch.distributed's own functions refuse too, for all callers that
+        look them up in its modules: a check against mistakes, not against a rank that means harm."""
+        return self._guard
+
+    @guard.setter
+    def guard(self, guard: Guard | None) -> None:
+        self._guard = guard
+        if guard is None:
+            restore(AROUND)
+        else:
+            refuse_around(MODULES, OBJECTS + AROUND)
+
+    def _tell(self, key: str, value: str, purpose: str) -> None:
+        """A write to the store: guarded, and on the ledger."""
+        size = len(key.encode()) + len(value.encode())
+        if self._guard:
+            self._guard.check("store", "bytes", (), size, purpose)
+        self.ledger.add("store", "bytes", (), size, purpose)
 
     # -- collectives ------------------------------------------------------------------------------------------
 
     def all_reduce(self, x: Tensor, purpose: str) -> Tensor:
-        """Sum ``x`` over the ranks, in place. A ring sends 2 (R-1)/R of the tensor from each rank."""
-        share = 2 * (self.world_size - 1) / self.world_size
-        return self._run(x, purpose, lambda t: dist.all_reduce(t, async_op=True), share)
+        """Sum ``x`` over the members, in place. A ring sends 2 (R-1)/R of the tensor from each rank."""
+        share = 2 * (len(self.members) - 1) / len(self.members)
+        return self._run("all_reduce", x, purpose, lambda t: self._group.allreduce([t]), share)
 
     def broadcast(self, x: Tensor, purpose: str) -> Tensor:
-        """Copy rank 0's ``x`` to every rank, in place."""
-        children = sum(1 for i in range(32) if 2**i > self.rank and self.rank + 2**i < self.world_size)
-        return self._run(x, purpose, lambda t: dist.broadcast(t, src=0, async_op=True), children)
+        """Copy rank 0's ``x`` to every member, in place."""
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        place, size = self.members.index(self.rank), len(self.members)
+        children = sum(1 for i in range(32) if 2**i > place and place + 2**i < size)
+        return self._run("broadcast", x, purpose, lambda t: self._group.broadcast([t], options), children)
+
+    def gather_bytes(self, mine: bytes, size: int, purpose: str) -> list[bytes]:
+        """Every member's message, by rank; empty for ranks that are gone. At most ``size`` bytes each.
+
+        One sum of uint8 slots [members, 4 + size], where a rank writes its length and message and the others zero.
+        Nothing keeps a rank from writing into another's slot: what matters must be signed.
+        """
+        if len(mine) > size:
+            raise ValueError(f"{purpose}: a message of {len(mine)} bytes in a slot of {size}")
+        slots = torch.zeros(len(self.members), 4 + size, dtype=torch.uint8)
+        row = len(mine).to_bytes(4, "little") + mine
+        slots[self.members.index(self.rank), : len(row)] = torch.frombuffer(bytearray(row), dtype=torch.uint8)
+        messages = [b""] * self.world_size
+        for rank, row in zip(self.members, self.all_reduce(slots, purpose).numpy(), strict=True):
+            length = int.from_bytes(row[:4].tobytes(), "little")
+            if length > size:
+                raise CommError(f"{purpose}: rank {rank}'s message says {length} bytes in a slot of {size}")
+            messages[rank] = row[4 : 4 + length].tobytes()
+        return messages
 
     def barrier(self, purpose: str) -> None:
         """Wait until every rank is here, without using a core."""
@@ -154,39 +198,57 @@ class Comm:
         """Whether ``flag`` is true on some rank; every rank waits for the answer."""
         return bool(self.all_reduce(torch.tensor([float(flag)]), purpose).item())
 
-    def _run(self, x: Tensor, purpose: str, start: Callable[[Tensor], dist.Work | None], share: float) -> Tensor:
+    def _run(self, op: str, x: Tensor, purpose: str, start: Callable[[Tensor], dist.Work], share: float) -> Tensor:
         interrupt.check()
-        if self.world_size == 1:
+        size, dtype, shape = x.numel() * x.element_size(), str(x.dtype).removeprefix("torch."), tuple(x.shape)
+        if self._guard:
+            self._guard.check(op, dtype, shape, size, purpose)
+        if len(self.members) == 1:
             return x
-        self._reached += 1
-        self._enter(purpose)
+        if self._lost:
+            raise LostRank(f"{purpose}: {self._lost}")
+        assert self._notes is not None
+        self._notes.reached += 1
+        self._notes.enter(purpose)
         through = self._staged(x)
+        if self.watch:
+            self.watch(purpose, through)
+        sent = math.ceil(share * size)
+        self.ledger.add(op, dtype, shape, sent, purpose)
         try:
-            work = start(through)
-            assert work is not None
-            self._poll(work, purpose)
+            self._poll(start(through), purpose)
         except RuntimeError as error:
-            if isinstance(error, CommError):
-                raise
-            diagnosis = self._diagnosis()
-            interrupt.check()  # a rank that was asked to stop may leave before this one has heard of it
-            raise CommError(f"{purpose}: {diagnosis} ({str(error).splitlines()[0]})") from error
+            told = str(error) if isinstance(error, CommError) else self._cause(purpose, error)
+            self._lost = "a rank was lost, and the others have not regrouped"
+            self._forget()
+            raise LostRank(told) from error
         if through is not x:
             x.copy_(through)
-        self.bytes_sent += math.ceil(share * x.numel() * x.element_size())
+        self.bytes_sent += sent
         return x
+
+    def _cause(self, purpose: str, error: RuntimeError) -> str:
+        assert self._notes is not None
+        diagnosis = self._notes.diagnosis()
+        interrupt.check()  # a rank that was asked to stop may leave before this one has heard of it
+        return f"{purpose}: {diagnosis} ({str(error).splitlines()[0]})"
 
     def _poll(self, work: dist.Work, purpose: str) -> None:
         """Wait without blocking. A rank that still makes progress is waited for, one that stands still is not."""
+        assert self._notes is not None
         began, pause, before = time.monotonic(), 2e-5, ""
-        look = began + self._timeout / 2
+        look, ask = began + self._timeout / 2, began + 0.2
         while not work.is_completed():
             interrupt.check()
+            if time.monotonic() > ask:
+                if self._notes.someone_asks():
+                    raise LostRank(f"{purpose}: another rank asks to go on without those that are missing")
+                ask = time.monotonic() + 0.2
             if time.monotonic() > look:
-                notes = self._notes_of_the_missing()
+                notes = self._notes.of_the_missing()
                 if notes == before:
-                    told = f"waited {time.monotonic() - began:.0f} s; {self._diagnosis()}"
-                    raise CommError(f"{purpose}: {told} (run.timeout sets how long a rank may stand still)")
+                    told = f"waited {time.monotonic() - began:.0f} s; {self._notes.diagnosis()}"
+                    raise LostRank(f"{purpose}: {told} (run.timeout sets how long a rank may stand still)")
                 look, before = time.monotonic() + self._timeout / 2, notes
             time.sleep(pause)
             pause = min(1.3 * pause, 2e-3)
@@ -210,95 +272,61 @@ class Comm:
     def enter(self, phase: str) -> None:
         """Note what this rank does now, so that others can say where it was if it does not come back."""
         interrupt.check()
-        self._enter(phase)
-
-    def _enter(self, phase: str) -> None:
-        self._phase = phase
-        try:
-            self._write_note()
-        except (RuntimeError, dist.DistError) as error:
-            raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
-
-    def _write_note(self) -> None:
-        store = self._store  # `close` may take it away while the thread that tells of progress writes
-        if store is not None:
-            store.set(f"at/{self.rank}", f"{self._reached}|{interrupt.passed}|{self._phase}")
+        if self._notes:
+            self._notes.enter(phase)
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
         """Compare what must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
 
         Raises CommError naming this rank and the entries that differ.
         """
-        if self._store is None:
-            return
-        if self.rank == 0:
-            self._store.set("signature", json.dumps(dict(signature)))
-        theirs = json.loads(self._store.get("signature"))
-        differ = [key for key in sorted({*theirs, *signature}) if theirs.get(key) != signature.get(key)]
-        if differ:
-            told = "; ".join(f"{k} is {signature.get(k)} here, {theirs.get(k)} on rank 0" for k in differ[:4])
-            raise CommError(f"rank {self.rank} does not match rank 0: {told}")
+        if self._notes:
+            self._notes.check_signature(signature)
 
-    def _diagnosis(self) -> str:
-        """Who is missing, from the notes in the store."""
-        time.sleep(0.2)  # let the others' last notes arrive
-        missing = []
-        for other in range(self.world_size):
+    def regroup(self, grace: float = 6.0) -> tuple[int, ...]:
+        """After `LostRank`: go on with who is left; the new members, the same on every one of them.
+
+        Every survivor must call it; who waits in a collective of the old group meanwhile gets `LostRank` soon. A member
+        that neither calls it nor passes a safe point for ``grace`` seconds (at most run.timeout) is gone for good, even
+        if it comes back. A collective that failed here may have completed on another member: ask before relying on it.
+        Tensors of failed collectives are lost. Raises CommError if rank 0 is gone or this rank was given up, and with
+        NCCL, whose kernels still wait for the lost rank.
+        """
+        if self.backend == "nccl":
+            raise CommError(
+                "regroup: NCCL cannot go on without a rank; use run.backend=gloo, or restart from a checkpoint"
+            )
+        if self._notes is None:
+            return self.members
+        for _ in range(self.world_size):
+            self._forget()
+            self.members = self._notes.agree(grace)
             try:
-                reached, phase, _ = self._note(other)
-            except (RuntimeError, dist.DistError):
-                return "the store is gone, and with it the launcher or the rank that held it (rank 0)"
-            if reached < self._reached:
-                missing.append(
-                    f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
-                )
-        return "; ".join(missing) or "every rank came, one left while its message was on the way"
+                self._group = self._gloo(min(self._timeout, 10.0)) if len(self.members) > 1 else None
+            except RuntimeError:  # one more was lost on the way: ask again
+                continue
+            self._lost = ""
+            return self.members
+        raise CommError("regroup: the members did not come together")
 
-    def _notes_of_the_missing(self) -> str:
-        notes = {other: self._note(other) for other in range(self.world_size)}
-        return repr({other: note for other, note in notes.items() if note[0] < self._reached})
+    def _forget(self) -> None:
+        """Cut the group's connections: what is under way ends here and elsewhere, also for a rank that comes back late.
 
-    def _note(self, other: int) -> tuple[int, str, str]:
-        """The collective that a rank has reached, its phase, and a count that grows while it works; (-1, "", "")."""
-        assert self._store is not None
-        key = f"at/{other}"
-        if not self._store.check([key]):
-            return -1, "", ""
-        reached, count, phase = self._store.get(key).decode().split("|", 2)
-        return int(reached), phase, count
-
-    def _tell_of_progress(self) -> None:
-        """While this rank works between collectives, renew its note as long as it passes safe points."""
-        told = -1
-        while self._store is not None:
-            time.sleep(min(5.0, self._timeout / 6))
-            if interrupt.passed != told:
-                told = interrupt.passed
-                try:
-                    self._write_note()
-                except (RuntimeError, dist.DistError):
-                    return
-
-    def _await_all(self) -> None:
-        """Wait for every rank's first note: forming the process group itself cannot be interrupted."""
-        assert self._store is not None
-        keys, deadline = [f"at/{rank}" for rank in range(self.world_size)], time.monotonic() + self._timeout
-        while not self._store.check(keys):
-            interrupt.check()
-            if time.monotonic() > deadline:
-                raise CommError(
-                    f"start: waited {self._timeout:g} s; {self._diagnosis()} (run.timeout sets how long to wait)"
-                )
-            time.sleep(0.05)
+        The group itself is kept for ever, since its destructor waits for what it could not end.
+        """
+        self._buffer = None
+        if self.backend == "gloo" and self._group is not None:
+            _cut(self._connections)
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
+            self._group, self._connections = None, set()
 
     def _choose_backend(self, backend: str) -> str:
         """nccl where every rank has a GPU of its own (compared by UUID), else gloo."""
-        assert self._store is not None
+        assert self._notes is not None
         if backend == "gloo" or self.device.type != "cuda":
             return "gloo"
         uuid = str(torch.cuda.get_device_properties(self.device).uuid)
-        self._store.set(f"gpu/{self.rank}", f"{socket.gethostname()}/{uuid}")
-        gpus = [self._store.get(f"gpu/{r}") for r in range(self.world_size)]
+        gpus = self._notes.gather("gpu", f"{socket.gethostname()}/{uuid}")
         if len(set(gpus)) == self.world_size and dist.is_nccl_available():
             return "nccl"
         if backend == "nccl":
@@ -314,8 +342,11 @@ class Comm:
         """Leave together, at the end of a run that went well."""
         if self.world_size > 1:
             self.barrier("close")
-            self._store = None
-            dist.destroy_process_group()
+            if self._notes:
+                self._notes.close()
+            self._group = self._store = None
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def _launchers_store(place: Place, timeout: float) -> dist.Store:
@@ -332,7 +363,7 @@ def _launchers_store(place: Place, timeout: float) -> dist.Store:
             wait_for_workers=False,
             multi_tenant=True,
         )
-    except (RuntimeError, dist.DistError) as error:
+    except RuntimeError as error:
         holder = "the launcher" if held_by_agent else "rank 0"
         told = f"the store at {address}:{port}, which {holder} holds, cannot be reached within {timeout:g} s"
         raise CommError(f"start: {told}") from error
@@ -343,3 +374,20 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _sockets() -> set[tuple[int, str]]:
+    """This process's open sockets: file descriptor and inode; none where there is no /proc."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
+        with suppress(OSError):
+            found.add((int(fd), os.readlink(f"/proc/self/fd/{fd}")))
+    return {(fd, link) for fd, link in found if link.startswith("socket:")}
+
+
+def _cut(connections: set[tuple[int, str]]) -> None:
+    """Shut down those that are still what they were and have a peer: gloo offers no way to end its own."""
+    for fd, _ in connections & _sockets():
+        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
+            connection.getpeername()  # not the socket that listens
+            connection.shutdown(socket.SHUT_RDWR)

@@ -6,8 +6,10 @@ D length of the flat model vector, P its trainable part (P <= D), d the length o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -74,16 +76,50 @@ class Update:
 
 @dataclass(frozen=True)
 class Mean:
-    """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients."""
+    """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients.
+
+    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part.
+    """
 
     vectors: Mapping[str, Tensor]
     weight: float
-    count: int
+    count: int | None
+
+
+class RoundBurnt(RuntimeError):
+    """A round that brings nothing, on every rank alike, because its protocol could not be completed safely."""
+
+
+class Report(Protocol):
+    """What a round tells about itself, equal on every rank; None where that is not told.
+
+    ``train_loss`` and ``train_accuracy``: means over examples; ``trained_on``: examples of clients that succeeded.
+    """
+
+    @property
+    def train_loss(self) -> float | None: ...
+
+    @property
+    def train_accuracy(self) -> float | None: ...
+
+    @property
+    def failures(self) -> int | None: ...
+
+    @property
+    def trained_on(self) -> int | None: ...
+
+    @property
+    def seconds_train(self) -> tuple[float, ...]: ...
+
+    @property
+    def per_client(self) -> dict[str, Tensor]:
+        """What is known of single clients, for histograms."""
+        ...
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What a round tells about itself, equal on every rank. Client-wise lists follow the cohort's order.
+    """A report in which every client is told apart, in the cohort's order.
 
     ``loss`` and ``accuracy`` are NaN for a client that failed; ``seconds_train`` holds one figure a rank.
     """
@@ -93,3 +129,46 @@ class RoundReport:
     examples: Tensor  # [m] examples a client owns
     failed: tuple[int, ...]
     seconds_train: tuple[float, ...]
+
+    @property
+    def train_loss(self) -> float | None:
+        return self._mean(self.loss)
+
+    @property
+    def train_accuracy(self) -> float | None:
+        return self._mean(self.accuracy)
+
+    @property
+    def failures(self) -> int:
+        return len(self.failed)
+
+    @property
+    def trained_on(self) -> int:
+        return int(self.examples[~self.loss.isnan()].sum())
+
+    @property
+    def per_client(self) -> dict[str, Tensor]:
+        finite = self.loss[self.loss.isfinite()]
+        return {"train_loss": finite, "examples": self.examples} if len(finite) else {}
+
+    def _mean(self, values: Tensor) -> float | None:
+        """Over the clients that succeeded, weighted by examples; None if that is not finite."""
+        good = ~values.isnan()
+        weight = self.examples[good].double()
+        return _finite(float((values[good] * weight).sum() / weight.sum())) if weight.sum() > 0 else None
+
+
+@dataclass(frozen=True)
+class SummedReport:
+    """A report of sums, where no client may be told apart; None for what a privacy protocol does not release."""
+
+    seconds_train: tuple[float, ...]
+    failures: int | None = None
+    trained_on: int | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    per_client: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from fedddp import interrupt
-from fedddp.comm import Comm, CommError
+from fedddp.comm import Comm, CommError, Refused
+from fedddp.guard import Guard
 from fedddp.interrupt import Interrupted
+from fedddp.ledger import Entry
 
 
 def collectives(comm):
@@ -33,7 +35,10 @@ def test_collectives(run_ranks, world_size):
 def test_alone_is_the_same_interface_and_sends_nothing():
     comm = Comm.alone()
     assert collectives(comm) == ([1.0, 10.0], [7.0] * 3, "from rank 0: ü", True, False)
+    assert comm.gather_bytes(b"mine", 4, "slots") == [b"mine"]
+    assert comm.regroup() == comm.members == (0,)
     assert comm.bytes_sent == 0
+    assert comm.ledger.take() == ()
 
 
 def bytes_of_a_megabyte(comm):
@@ -44,6 +49,104 @@ def bytes_of_a_megabyte(comm):
 @pytest.mark.parametrize(("world_size", "expected"), [(2, 1_000_000), (4, 1_500_000)])
 def test_bytes_follow_the_ring(run_ranks, world_size, expected):
     assert run_ranks(bytes_of_a_megabyte, world_size) == [expected] * world_size
+
+
+def ledger_of(comm):
+    comm.ledger.take()
+    comm.all_reduce(torch.zeros(3, 100), "sum")
+    comm.all_reduce(torch.zeros(3, 100), "sum")
+    comm.broadcast(torch.zeros(7, dtype=torch.int64), "copy")
+    collectives = [entry for entry in comm.ledger.take() if entry.op != "store"]
+    comm.enter("phase")
+    return collectives, [entry for entry in comm.ledger.take() if entry.op == "store"], comm.bytes_sent
+
+
+def test_the_ledger_holds_what_was_sent(run_ranks):
+    for rank, (collectives, stored, sent) in enumerate(run_ranks(ledger_of, 3)):
+        copies = (2, 0, 0)[rank]  # rank 0 sends to 1 and 2
+        assert collectives == [
+            Entry("all_reduce", "float32", (3, 100), 2 * 1600, "sum", 2),
+            Entry("broadcast", "int64", (7,), 56 * copies, "copy", 1),
+        ]
+        assert sent == 3200 + 56 * copies
+        assert {entry.purpose for entry in stored} == {"progress"}
+        assert all(entry.bytes >= len("at/0" + "3|0|phase") * entry.count for entry in stored)
+
+
+def messages(comm):
+    mine = bytes(range(comm.rank, comm.rank + 3)) if comm.rank else b""
+    everyone = comm.gather_bytes(mine, 3, "slots")
+    with pytest.raises(ValueError, match="4 bytes in a slot of 3"):
+        comm.gather_bytes(bytes(4), 3, "slots")
+    seen = []
+    comm.watch = lambda purpose, x: seen.append((purpose, x.clone()))
+    comm.all_reduce(torch.full((2,), float(comm.rank)), "sum")
+    comm.watch = None
+    comm.all_reduce(torch.zeros(2), "sum")
+    return everyone, [(purpose, x.tolist()) for purpose, x in seen]
+
+
+def test_messages_are_gathered_and_a_watcher_sees_what_leaves(run_ranks):
+    for rank, (everyone, seen) in enumerate(run_ranks(messages, 3)):
+        assert everyone == [b"", b"\1\2\3", b"\2\3\4"]
+        assert seen == [("sum", [float(rank)] * 2)]
+
+
+def two_write_one_slot(comm):
+    """A rank that writes a length into another's slot spoils it; nobody reads beyond the slot."""
+    comm.watch = lambda _, slots: slots[0].fill_(200) if comm.rank == 1 else None
+    with pytest.raises(CommError, match=r"slots: rank 0's message says \d+ bytes in a slot of 3"):
+        comm.gather_bytes(b"abc", 3, "slots")
+
+
+def test_a_spoilt_slot_is_refused(run_ranks):
+    run_ranks(two_write_one_slot, 2)
+
+
+def refused(comm, path):
+    """Rank 1 would send what is not in the protocol, by Comm or around it."""
+    comm.guard = Guard.of(secure=True)
+    comm.ledger.take()
+    update = torch.ones(1000)
+    if path == "objects":
+        comm.guard = None  # object collectives are refused without one
+    send = {
+        "comm": lambda: comm.all_reduce(update, "aggregate"),
+        "around": lambda: torch.distributed.all_reduce(update),
+        "objects": lambda: torch.distributed.all_gather_object([None, None], update),
+    }[path]
+    if comm.rank == 1:
+        with pytest.raises(Refused) as caught:
+            send()
+        return str(caught.value), [e for e in comm.ledger.take() if e.op != "store"], comm.bytes_sent
+    with pytest.raises(CommError, match="rank 1 is missing"):  # nothing came
+        comm.all_reduce(torch.ones(1000, dtype=torch.int64), "aggregate")
+    return None
+
+
+@pytest.mark.parametrize("path", ["comm", "around", "objects"])
+def test_what_is_not_in_the_protocol_is_refused_before_it_is_sent(run_ranks, path):
+    told, ledger, sent = run_ranks(refused, 2, path, timeout=2.0)[1]
+    assert (ledger, sent) == ([], 0)
+    assert (
+        told
+        == {
+            "comm": "privacy.guard refuses all_reduce of float32 [1000] (4000 bytes) for 'aggregate'; "
+            "allowed: all_reduce of int64",
+            "around": "torch.distributed.all_reduce is refused: privacy.guard is on; "
+            "ranks talk through fedddp.comm.Comm only",
+            "objects": "torch.distributed.all_gather_object is refused: it unpickles what a peer sends; "
+            "ranks talk through fedddp.comm.Comm only",
+        }[path]
+    )
+
+
+def no_default_group(comm):
+    return torch.distributed.is_initialized()
+
+
+def test_with_gloo_there_is_nothing_to_send_through_but_comm(run_ranks):
+    assert run_ranks(no_default_group, 2) == [False, False]
 
 
 def missing(comm, how):
