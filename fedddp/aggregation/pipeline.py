@@ -1,17 +1,18 @@
 """From the clients' updates to the server's mean: stages around one reduce, one collective a round.
 
-The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight and one slot a
-client for its loss, accuracy and success, one a rank for its training time and the checksum of the model it started
-from. A slot is written by one rank and zero elsewhere, so the sum is a gather.
+The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight, one slot a rank
+for the checksum of the model it started from, and what the round tells about itself (`Tally`). A slot is written by one
+rank and zero elsewhere, so the sum is a gather.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite, nan
+from dataclasses import replace
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from ..comm import Comm, CommError
 from ..sampling import blocks
-from ..types import Cohort, LocalResult, Mean, RoundReport, ServerState, Update
+from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, SummedReport, Update
 from .reduce import Reduce
+from .tally import ClientTally, Tally
 
 log = logging.getLogger("fedddp")
 
@@ -43,9 +45,22 @@ class Pipeline:
     """What every round's aggregation has in common: the layout of an update, the stages, the reduce."""
 
     def __init__(
-        self, layout: Mapping[str, int], reduce: Reduce, sizes: Tensor, comm: Comm, stages: Sequence[Stage] = ()
+        self,
+        layout: Mapping[str, int],
+        reduce: Reduce,
+        sizes: Tensor,
+        comm: Comm,
+        stages: Sequence[Stage] = (),
+        *,
+        tally: type[Tally] = ClientTally,
+        denominator: float | None = None,
+        perturb: Callable[[ServerState], None] | None = None,
     ) -> None:
-        """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain."""
+        """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain.
+
+        ``denominator``: what the sum is divided by, instead of the summed weight (which is then not sent).
+        ``perturb``: called before the sum leaves this rank, to add its share of the noise.
+        """
         domain = "real"
         for stage in stages:
             if stage.takes != domain:
@@ -53,6 +68,7 @@ class Pipeline:
             domain = stage.gives
         self._shown = False
         self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+        self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
 
     def first(self, error: Exception) -> Exception | None:
         """``error`` if it is the first: a mistake in an algorithm fails every client alike, one traceback is enough."""
@@ -69,15 +85,13 @@ class Inbox:
 
     def __init__(self, pipeline: Pipeline, cohort: Cohort, server: ServerState) -> None:
         self._pipeline, self._cohort, self._server = pipeline, cohort, server
-        self._slot = {k: i for i, k in enumerate(cohort.ids)}
-        self._examples = pipeline.sizes[list(cohort.ids)]
-        length = sum(pipeline.layout.values())
-        m, ranks = len(cohort.ids), pipeline.comm.world_size
-        pipeline.reduce.open(length, 1 + 3 * m + 2 * ranks, float(self._examples.clamp(min=1).sum()))
+        examples, ranks = pipeline.sizes[list(cohort.ids)], pipeline.comm.world_size
+        self._tally = pipeline.tally(cohort, examples, ranks)
+        total_weight = float(examples.clamp(min=1).sum())
+        pipeline.reduce.open(sum(pipeline.layout.values()), 1 + ranks + self._tally.size, total_weight)
         tail = pipeline.reduce.tail
-        self._weight = tail[0]
-        self._loss, self._accuracy, self._succeeded = tail[1 : 1 + 3 * m].view(3, m)
-        self._seconds, self._checksum = tail[1 + 3 * m :].view(2, ranks)
+        self._weight, self._checksum = tail[0], tail[1 : 1 + ranks]
+        self._tally.bind(tail[1 + ranks :])
         self._began = time.perf_counter()
 
     def blocks(self, ids: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
@@ -124,43 +138,39 @@ class Inbox:
         for stage in self._pipeline.stages:
             rows = stage.encode(rows, self._cohort)
         self._pipeline.reduce.add(rows, weight)
-        self._weight += weight.sum()
-        slots = [self._slot[ids[row]] for row in keep]
-        self._loss[slots] = result.loss[keep].to(self._loss)
-        self._accuracy[slots] = result.accuracy[keep].to(self._accuracy)
-        self._succeeded[slots] = 1  # last: what a stage or the sum refused is a failure
+        if self._pipeline.denominator is None:
+            self._weight += weight.sum()
+        kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
+        self._tally.add([ids[row] for row in keep], kept)  # last: what a stage or the sum refused is a failure
         return keep
 
-    def mean(self) -> tuple[Mean, RoundReport]:
+    def mean(self) -> tuple[Mean, Report]:
         """The weighted mean over all ranks' clients, by the round's one all_reduce.
 
         Raises CommError if the ranks did not start the round from the same model.
         """
         pipeline, comm = self._pipeline, self._pipeline.comm
-        self._seconds[comm.rank] = time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._began
+        self._tally.close(seconds, comm.rank)
         self._checksum[comm.rank] = checksum(self._server.w)
-        total, _ = pipeline.reduce.total(comm)
+        pipeline.perturb(self._server)
+        try:
+            total, _ = pipeline.reduce.total(comm, self._cohort.round)
+        except RoundBurnt as reason:
+            log.warning("round %d is burnt and changes nothing: %s", self._cohort.round + 1, reason)
+            return Mean({}, 0.0, 0), SummedReport((seconds,), failures=len(self._cohort.ids), trained_on=0)
         self._compare(self._checksum)
         for stage in reversed(pipeline.stages):
             total = stage.decode(total, self._cohort)
-        succeeded = self._succeeded > 0
-        failed = ~succeeded.cpu()
-        weight = float(self._weight)
+        weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
         parts = mean.split(list(pipeline.layout.values()))
-        report = RoundReport(
-            loss=self._loss.double().cpu().masked_fill(failed, nan),
-            accuracy=self._accuracy.double().cpu().masked_fill(failed, nan),
-            examples=self._examples,
-            failed=tuple(k for k, bad in zip(self._cohort.ids, failed.tolist(), strict=True) if bad),
-            seconds_train=tuple(self._seconds.tolist()),
-        )
-        count = int(succeeded.sum()) if weight else 0
-        return Mean(dict(zip(pipeline.layout, parts, strict=True)), weight, count), report
+        count, report = self._tally.report()
+        return Mean(dict(zip(pipeline.layout, parts, strict=True)), weight, count if weight else 0), report
 
     def _compare(self, checksums: Tensor) -> None:
         seen = checksums.tolist()
-        odd = [r for r, value in enumerate(seen) if value != seen[0]]
+        odd = [r for r in self._pipeline.comm.members if seen[r] != seen[0]]
         if odd:
             raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
 

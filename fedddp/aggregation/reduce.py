@@ -25,8 +25,8 @@ class Reduce(Protocol):
         """The slots, to be written before `total`; a slot that one rank writes arrives unchanged."""
         ...
 
-    def total(self, comm: Comm) -> tuple[Tensor, Tensor]:
-        """The sums over all ranks, ``[length]`` and ``[tail]``, by one all_reduce."""
+    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
+        """The sums over all ranks in ``round`` (0-based), ``[length]`` and ``[tail]``, by one all_reduce."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class FastSum:
     def add(self, rows: Tensor, weight: Tensor) -> None:
         self._buffer[: self._length].addmv_(rows.t(), weight.to(rows))
 
-    def total(self, comm: Comm) -> tuple[Tensor, Tensor]:
+    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
         comm.all_reduce(self._buffer, "aggregate")
         return self._buffer[: self._length], self.tail
 

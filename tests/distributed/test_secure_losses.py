@@ -1,0 +1,145 @@
+"""Secure aggregation over real ranks of which one is killed at a step of the protocol: a right sum or a burnt round."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from distributed_support import configured, experiment_of
+
+from fedddp.comm import LostRank
+from fedddp.evaluation import Evaluator
+from fedddp.federation import federate
+from fedddp.secure import Identity, RoundBurnt, SecureExchange
+
+STEPS = ("secure keys", "secure shares", "aggregate", "secure commit", "secure reveal")
+GRACE = 1.25
+ROUNDS = 3
+LENGTH = 1000
+
+
+def vector(rank, round, dtype, length=LENGTH):
+    """Another power of two a rank, so that the sum says who is in it; close to the ring's end, so that it wraps."""
+    share = torch.full((length,), torch.iinfo(dtype).max // 2, dtype=dtype)
+    share[0] = 2**rank
+    share[-1] = -(7**rank) * (round + 1)
+    return share
+
+
+def of_ranks(ranks, round, dtype, length=LENGTH):
+    return torch.stack([vector(rank, round, dtype, length) for rank in ranks]).sum(0, dtype=dtype)
+
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def strike(comm, step, how):
+    """Die at a step: before anything is handed to the transport, a moment after, or when it is complete here."""
+    if how == "after":
+        original = comm.all_reduce
+
+        def then_die(x, purpose):
+            result = original(x, purpose)
+            return kill() if purpose == step else result
+
+        comm.all_reduce = then_die
+    else:
+        how_soon = kill if how == "before" else threading.Timer(0.01, kill).start
+        comm.watch = lambda purpose, _: how_soon() if purpose == step else None
+
+
+def rounds(comm, victim, step, how, dtype, length=LENGTH):
+    """Who was in the sum of each round, or why it was burnt."""
+    regroup = comm.regroup
+    comm.regroup = lambda: regroup(GRACE)
+    exchange, told = SecureExchange(comm, Identity.new(), None, b"configuration"), []
+    for round in range(ROUNDS):
+        if round == 1 and comm.rank == victim:
+            strike(comm, step, how)
+        try:
+            total = exchange.sum_(vector(comm.rank, round, dtype, length), round)
+            members = [rank for rank in range(comm.world_size) if int(total[0]) >> rank & 1]
+            assert torch.equal(total, of_ranks(members, round, dtype, length))
+            told.append(members)
+        except RoundBurnt as reason:
+            told.append(str(reason))
+        except RuntimeError as reason:
+            told.append(f"{type(reason).__name__}: {reason}")
+    while True:  # the others may need this rank's help to end
+        try:
+            comm.barrier("end")
+            return told
+        except LostRank:
+            comm.regroup()
+            exchange.settle()
+
+
+def survivors_agree(results, victim):
+    told = [result for rank, result in enumerate(results) if rank != victim]
+    for one in told:
+        assert one[:2] == told[0][:2]
+        assert isinstance(one[2], str) == isinstance(told[0][2], str)
+    return told[0]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_of_four_is_killed(run_ranks, step):
+    results = run_ranks(rounds, 4, 2, step, "before", torch.int64, timeout=3.0, lost=(2,))
+    summed = [0, 1, 2, 3] if step in STEPS[3:] else [0, 1, 3]
+    assert survivors_agree(results, 2) == [[0, 1, 2, 3], summed, [0, 1, 3]]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_one_of_three_is_killed(run_ranks, step):
+    """The sum of three that is complete is finished; of two there is none."""
+    results = run_ranks(rounds, 3, 2, step, "before", torch.int32, timeout=3.0, lost=(2,))
+    told = survivors_agree(results, 2)
+    assert told[0] == [0, 1, 2]
+    assert told[1] == [0, 1, 2] if step in STEPS[3:] else "3 are needed" in told[1]
+    assert "3 are needed" in told[2]
+
+
+@pytest.mark.parametrize("how", ["during", "after"])
+def test_one_of_four_is_killed_while_the_vectors_are_summed(run_ranks, how):
+    results = run_ranks(rounds, 4, 1, "aggregate", how, torch.int64, 2_000_000, timeout=3.0, lost=(1,))
+    told = survivors_agree(results, 1)
+    assert told[1] in ([0, 1, 2, 3], [0, 2, 3])
+    assert told[2] == [0, 2, 3]
+
+
+def train_and_lose(comm, table):
+    """Rank 3 dies in the second round's local training; the others finish the run and count what they tested."""
+    experiment = experiment_of(comm, table)
+    trainer, counted = experiment.federation.trainer, []
+    if comm.rank == 3:
+        train = trainer.train
+        trainer.train = lambda local, *rest: (
+            os.kill(os.getpid(), signal.SIGKILL) if local.round else train(local, *rest)
+        )
+    summed = Evaluator._summed
+
+    def noted(self, score):
+        total = summed(self, score)
+        counted.append(int(total.confusion.sum()))
+        return total
+
+    Evaluator._summed = noted
+    federate(experiment.federation, experiment.server)
+    history = experiment.federation.telemetry.history
+    return counted, [(m["participants"], m["failures"]) for m in history], comm.members
+
+
+def test_a_run_goes_on_without_a_lost_rank_and_tests_on_all_test_examples(run_ranks, tmp_path):
+    table = configured(
+        tmp_path,
+        run={"rounds": 4},
+        privacy={"secure_aggregation": {"enabled": True}},
+        data__partition={"num_clients": 4},
+    )
+    results = run_ranks(train_and_lose, 4, table, lost=(3,), timeout=20.0, limit=120.0)
+    for counted, taken, members in results[:3]:
+        assert members == (0, 1, 2)
+        assert counted == [100] * 4
+        assert taken == [(4, 0), (3, 1), (3, 1), (3, 1)]

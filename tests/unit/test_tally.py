@@ -1,0 +1,65 @@
+"""What a round tells besides its mean: by client, in sums, counted, or nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedddp.aggregation import ClientTally, CountTally, SilentTally, SumTally
+from fedddp.types import Cohort, LocalResult
+
+COHORT = Cohort(0, (2, 5, 9), 10)
+EXAMPLES = torch.tensor([10, 20, 30])
+
+
+def result(loss, accuracy):
+    k = len(loss)
+    return LocalResult(torch.zeros(1), torch.zeros(k, 1), torch.ones(k), torch.tensor(loss), torch.tensor(accuracy))
+
+
+def told(kind):
+    """Two ranks' tallies, summed: rank 0 trained clients 9 and 2, rank 1 client 5, which failed."""
+    parts = []
+    for rank in range(2):
+        tally = kind(COHORT, EXAMPLES, 2)
+        slots = torch.zeros(tally.size, dtype=torch.float64)
+        tally.bind(slots)
+        if rank == 0:
+            tally.add([9, 2], result([0.5, 1.5], [0.75, 0.25]))
+        tally.close(3.0 + rank, rank)
+        parts.append((tally, slots))
+    total = parts[0][1] + parts[1][1]
+    parts[0][1].copy_(total)
+    return parts[0][0].report(), total
+
+
+def test_by_client():
+    (count, report), _ = told(ClientTally)
+    assert (count, report.failures, report.failed, report.trained_on) == (2, 1, (5,), 40)
+    assert report.loss.tolist()[::2] == [1.5, 0.5]
+    assert report.train_loss == pytest.approx((10 * 1.5 + 30 * 0.5) / 40)
+    assert report.seconds_train == (3.0, 4.0)
+    assert set(report.per_client) == {"train_loss", "examples"}
+
+
+def test_in_sums_the_means_are_the_same_and_no_client_can_be_told_apart():
+    (count, report), slots = told(SumTally)
+    assert (count, report.failures, report.trained_on) == (2, 1, 40)
+    assert report.train_loss == pytest.approx((10 * 1.5 + 30 * 0.5) / 40)
+    assert report.train_accuracy == pytest.approx((10 * 0.25 + 30 * 0.75) / 40)
+    assert report.per_client == {}
+    assert slots.tolist() == [2, 40, 10 * 1.5 + 30 * 0.5, 10 * 0.25 + 30 * 0.75, 3, 4]
+
+
+def test_counted_nothing_computed_from_examples_is_told():
+    (count, report), slots = told(CountTally)
+    assert (count, report.failures, report.trained_on) == (2, 1, 40)
+    assert (report.train_loss, report.train_accuracy) == (None, None)
+    assert slots.tolist() == [2, 40, 3, 4]
+
+
+def test_silent_nothing_leaves_the_rank():
+    (count, report), slots = told(SilentTally)
+    assert len(slots) == 0
+    assert (count, report.failures, report.trained_on, report.train_loss) == (None, None, None, None)
+    assert report.seconds_train == (3.0,)
