@@ -26,8 +26,9 @@ class FedAvg:
     """
 
     weighting: Annotated[
-        Literal["examples", "uniform"], Field(description="a client's weight in the mean: its examples, or 1")
-    ] = "examples"
+        Literal["auto", "examples", "uniform"],
+        Field(description="a client's weight in the mean: its examples, or 1; auto = examples, 1 for client privacy"),
+    ] = "auto"
     server_optimizer: ServerOptimizer = SGD(lr=1.0)
 
     def vectors(self, dim: int) -> dict[str, int]:
@@ -44,7 +45,7 @@ class FedAvg:
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
         result = local.train(server.w)
-        weight = local.num_examples if self.weighting == "examples" else torch.ones_like(local.num_examples)
+        weight = torch.ones_like(local.num_examples) if self.weighting == "uniform" else local.num_examples
         return Update({"delta": result.delta}, weight), client, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:

@@ -2,8 +2,21 @@
 
 from .choose import choose
 from .local import Correction, Local, Trainer
+from .private import PrivateTrainer, choose_private, private_steps, sampling_rate
 from .sequential import SequentialTrainer
 from .store import ClientStore
 from .vectorized import VectorizedTrainer
 
-__all__ = ["ClientStore", "Correction", "Local", "SequentialTrainer", "Trainer", "VectorizedTrainer", "choose"]
+__all__ = [
+    "ClientStore",
+    "Correction",
+    "Local",
+    "PrivateTrainer",
+    "SequentialTrainer",
+    "Trainer",
+    "VectorizedTrainer",
+    "choose",
+    "choose_private",
+    "private_steps",
+    "sampling_rate",
+]

@@ -16,7 +16,7 @@ from .folded import FoldedModel
 from .graphed import WARM_UP, GraphedModel
 from .local import Trainer
 from .sequential import SequentialTrainer
-from .vectorized import Oracle, VectorizedTrainer
+from .vectorized import Descending, Oracle, VectorizedTrainer
 from .vmapped import VmappedModel
 
 PARAMETERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
@@ -65,12 +65,17 @@ def choose(
     reasons = []
     for told, build in (AUTOCAST if autocast else ORACLES).items():
         try:
-            _try_out(build(task.model(how["seed"]).double(), device), task, examples, how["seed"], device)
+            trial = build(task.model(how["seed"]).double(), device)
+            _try_out(trial, task, examples, how["seed"], device)
         except Exception as error:
             reasons.append(f"{told}: {_first_line(error)}")
             continue
-        vmapped = told.startswith(VMAP)
-        if name == "auto" and vmapped and device.type == "cpu" and small.spec.dim > SMALL_MODEL:
+        if (
+            name == "auto"
+            and not isinstance(trial, Descending)
+            and device.type == "cpu"
+            and small.spec.dim > SMALL_MODEL
+        ):
             return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
         k = width or max(1, min(MOST_CLIENTS, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
         oracle = build(task.model(how["seed"]).to(dtype), device)

@@ -32,8 +32,6 @@ class GraphedModel:
     step to step. What a step returns is overwritten by the next one.
     """
 
-    can_descend = True
-
     def __init__(self, model: FoldedModel) -> None:
         self.spec, self.replayed = model.spec, 0
         self.refused: str | None = None
@@ -48,7 +46,7 @@ class GraphedModel:
         self._model.collect(w, g)
 
     def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
-        """See `Oracle.begin`."""
+        """See `Descending.begin`."""
         if self._weights is None or len(self._weights) < len(rows):
             self._recorded.clear()  # they work on the buffer that goes
             self._weights = torch.empty_like(rows)
@@ -56,7 +54,7 @@ class GraphedModel:
         self._model.begin(start, self._weights[: len(rows)], lr, sys.maxsize)  # seen: too many for factors
 
     def finish(self) -> None:
-        """See `Oracle.finish`."""
+        """See `Descending.finish`."""
         assert self._weights is not None
         self._model.finish()
         self._rows.copy_(self._weights[: self._clients])

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, plan, sent
+from ..data import ClientData, sent
 from ..flat import FlatModule
 from ..optim import Optimizer
 from ..rng import global_seed
 from ..tasks import Task
 from ..types import LocalResult
 from .arithmetic import arithmetic
-from .local import NUMBERS_AT_ONCE, Correction, Local
+from .local import NUMBERS_AT_ONCE, Correction, Local, Trainer
 
 
-class SequentialTrainer:
+class SequentialTrainer(Trainer):
     """K = 1: E epochs of minibatch steps on one client at a time.
 
     The gradient of a plain step is never gathered: the optimizer works on the layers' views. Only where an algorithm
@@ -33,30 +33,21 @@ class SequentialTrainer:
         data: ClientData,
         optimizer: Optimizer,
         *,
-        local_epochs: int = 1,
-        batch_size: int = 10,
-        seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         autocast: bool = False,
+        **how: Any,
     ) -> None:
-        self._task, self.data, self._optimizer = task, data, optimizer
-        self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
-        self._flat = FlatModule(task.model(seed).to(dtype), device)
+        super().__init__(task, data, optimizer, **how)
+        self._flat = FlatModule(task.model(self._seed).to(dtype), device)
         self.spec = self._flat.spec
         self._arithmetic = arithmetic(device, autocast)
-
-    def on(self, ids: Sequence[int], round: int) -> Local:
-        """The clients ``ids`` (at most ``width``) in round ``round``."""
-        return Local(self, ids, round, self.data.sizes[list(ids)])
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
         """See `Local.train`."""
         (client,) = local.ids
         x, y = self.data.examples(client)
-        order = plan(
-            [len(y)], local.ids, local.round, epochs=self._epochs, batch_size=self._batch_size, seed=self._seed
-        )
+        order = self.plan(local)
         self._flat.load(start.view(-1))
         self._flat.module.train()
         with global_seed(self._seed, "local", local.round, client):  # dropout

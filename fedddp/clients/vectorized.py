@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, Plan, plan, sent
+from ..data import ClientData, Plan, sent
 from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..tasks import Task
 from ..types import LocalResult
-from .local import NUMBERS_AT_ONCE, Correction, Local
+from .local import NUMBERS_AT_ONCE, Correction, Local, Trainer
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """``x [K, B, ...]``, ``y [K, B]``, ``share [K, B]`` of each example in its client's gradient."""
 
 
 class Oracle(Protocol):
-    """Gradients of K clients at once: written down for others (`collect`), or descended along at once (`begin`)."""
+    """Gradients of K clients at once, written down for others."""
 
     @property
     def spec(self) -> FlatSpec: ...
 
-    @property
-    def can_descend(self) -> bool: ...
-
     def collect(self, w: Tensor, g: Tensor) -> None:
         """From now on, write the gradients at the rows of ``w [K, D]`` to ``g [K, P]``."""
-        ...
-
-    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
-        """From now on, move K clients by ``- lr`` times their gradients, from ``start`` ([1, D] or [K, D]).
-
-        ``rows [K, D]`` is theirs to work in; ``seen``: how many examples of a client will come.
-        """
         ...
 
     def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,12 +37,24 @@ class Oracle(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class Descending(Oracle, Protocol):
+    """An oracle that can also descend along the gradients at once."""
+
+    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
+        """From now on, move K clients by ``- lr`` times their gradients, from ``start`` ([1, D] or [K, D]).
+
+        ``rows [K, D]`` is theirs to work in; ``seen``: how many examples of a client will come.
+        """
+        ...
+
     def finish(self) -> None:
         """After the last step: ``rows`` becomes how far each client moved."""
         ...
 
 
-class VectorizedTrainer:
+class VectorizedTrainer(Trainer):
     """E epochs of minibatch steps on ``width`` clients at once.
 
     Ragged clients: short batches are padded and the padding has no share in the gradient. A client that has done its
@@ -67,48 +69,35 @@ class VectorizedTrainer:
         optimizer: Optimizer,
         oracle: Oracle,
         width: int,
-        *,
-        local_epochs: int = 1,
-        batch_size: int = 10,
-        seed: int = 0,
+        **how: Any,
     ) -> None:
-        self.data, self.width = data, width
-        self._task, self._optimizer, self._oracle = task, optimizer, oracle
-        self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
-
-    def on(self, ids: Sequence[int], round: int) -> Local:
-        """The clients ``ids`` (at most ``width``) in round ``round``."""
-        return Local(self, ids, round, self.data.sizes[list(ids)])
+        super().__init__(task, data, optimizer, **how)
+        self._oracle, self.width = oracle, width
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
         """See `Local.train`."""
-        order = plan(
-            local.num_examples.tolist(),
-            local.ids,
-            local.round,
-            epochs=self._epochs,
-            batch_size=self._batch_size,
-            seed=self._seed,
-        )
+        order = self.plan(local)
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         tally = _Tally(order, start.device)
         batches = self._batches(local.ids, sent(order.index, start.device), tally.mask, start.dtype)
-        lr = self._optimizer.plain_lr if correct is None and self._oracle.can_descend else None
-        if lr is None:
-            delta = self._collect(start, order, batches, tally, correct)
+        lr = self._optimizer.plain_lr
+        if correct is None and lr is not None and isinstance(self._oracle, Descending):
+            delta = self._descend(self._oracle, start, order, batches, tally, lr)
         else:
-            delta = self._descend(start, order, batches, tally, lr)
+            delta = self._collect(start, order, batches, tally, correct)
         return LocalResult(start, delta, order.steps, *tally.means(local.num_examples * self._epochs))
 
-    def _descend(self, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float) -> Tensor:
+    def _descend(
+        self, oracle: Descending, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float
+    ) -> Tensor:
         """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work; delta [K, D]."""
         at_work = [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
         rows = start.new_empty(len(order.steps), start.shape[1])
-        self._oracle.begin(start, rows, lr, order.index.shape[1:].numel())
+        oracle.begin(start, rows, lr, order.index.shape[1:].numel())
         for (x, y, share), mask, k in zip(batches, tally.mask, at_work, strict=True):
-            outputs, losses = self._oracle.step(self._task, x[:k], y[:k], share[:k])
+            outputs, losses = oracle.step(self._task, x[:k], y[:k], share[:k])
             tally.add(self._task, outputs, losses, y[:k], mask[:k])
-        self._oracle.finish()
+        oracle.finish()
         return rows
 
     def _collect(

@@ -18,8 +18,6 @@ class VmappedModel:
     flat vector itself, every slice would write a gradient of full length.
     """
 
-    can_descend = False
-
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu", autocast: bool = False) -> None:
         self.spec = FlatSpec.of(module)
         self._module = module.to(device).train()
@@ -32,12 +30,6 @@ class VmappedModel:
     def collect(self, w: Tensor, g: Tensor) -> None:
         """See `Oracle.collect`."""
         self._views, self._collected = self.spec.views(w), g
-
-    def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
-        raise NotImplementedError("can_descend is false")
-
-    def finish(self) -> None:
-        raise NotImplementedError("can_descend is false")
 
     def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """See `Oracle.step`."""

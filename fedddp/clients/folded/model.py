@@ -41,8 +41,6 @@ class FoldedModel:
             raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not of one plain linear or conv layer alone")
         self.module.train()
 
-    can_descend = True
-
     def load(self, w: Tensor) -> None:
         """Be the model of one client, ``w [D]``, for ``module`` to be called on plain batches."""
         self._attach(w.unsqueeze(0))
@@ -54,14 +52,14 @@ class FoldedModel:
             layer.collect(self.spec.views(g))
 
     def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
-        """See `Oracle.begin`."""
+        """See `Descending.begin`."""
         self._attach(rows)
         self._start = self.spec.views(start)
         for layer in self._layers:
             layer.begin(self._start, lr, seen)
 
     def finish(self) -> None:
-        """See `Oracle.finish`."""
+        """See `Descending.finish`."""
         self._attach(self._w)
         for layer in self._layers:
             layer.finish(self._start)

@@ -1,0 +1,123 @@
+"""Which private trainer for this model on this device, and how many clients at once: tried out before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...data import ClientData, Examples
+from ...optim import Optimizer
+from ...tasks import Task
+from .ghost import GhostExamples
+from .oracle import ClippedSums, VmappedExamples, refuse_mixing
+from .trainer import PrivateTrainer, Randomness
+
+PARAMETERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
+EXAMPLES_AT_ONCE = {"cpu": 256, "cuda": 8192}
+"""K B: with more, a batch of several clients saves nothing over one client's."""
+
+Build = Callable[[nn.Module, "torch.device | str"], ClippedSums]
+GHOST = "clipped without per-example gradients"
+VMAP = "per-example gradients by torch.func.vmap"
+ORACLES: dict[str, Build] = {
+    GHOST: GhostExamples,
+    f"{GHOST}, contiguous": partial(GhostExamples, layout=torch.contiguous_format),
+}
+"""The fastest first; whatever they refuse, `VmappedExamples` takes."""
+
+
+def choose_private(
+    task: Task,
+    data: ClientData,
+    optimizer: Optimizer,
+    examples: Examples,
+    randomness: Randomness,
+    *,
+    clip: float,
+    noise_multiplier: float,
+    name: str,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    autocast: bool = False,
+    **how: Any,
+) -> tuple[PrivateTrainer, str]:
+    """The DP-SGD trainer for ``client.execution.name`` and ``width`` (0 = by model and batch size), and why.
+
+    Layers whose clipped sums need no per-example gradients where the model consists of them and, in float64 on a few
+    of ``examples``, they give what `torch.func` gives; else `torch.func`. Raises ValueError, in one line, for a model
+    in which an example has no gradient of its own.
+    """
+    module = task.model(how["seed"]).to(device, torch.float64)
+    refuse_mixing(module)
+    x = examples.x[:6].to(device, torch.float64).div(255 if examples.x.dtype == torch.uint8 else 1).sub_(0.3)
+    few = Examples(x, examples.y[:6].to(device))
+    _refuse_mixing_seen(module, few.x)
+    build: Build = partial(VmappedExamples, autocast=autocast)
+    told, reason = VMAP, ""
+    for faster, candidate in {} if autocast else ORACLES.items():
+        try:
+            _try_out(candidate, task, few, how["seed"], device)
+        except Exception as error:
+            reason = f" (not {GHOST}: {_first_line(error)})"
+            continue
+        build, told, reason = candidate, faster, ""
+        break
+    if told == VMAP:
+        try:
+            _sums(VmappedExamples(task.model(how["seed"]).double(), device), task, few, how["seed"])
+        except Exception as error:
+            raise ValueError(f"per-example gradients of this model fail: {_first_line(error)}") from error
+    oracle = build(task.model(how["seed"]).to(dtype), device)
+    if name == "sequential":
+        width = 1
+    k = width or min(
+        max(1, PARAMETERS_AT_ONCE[device.type] // oracle.spec.dim),
+        max(1, EXAMPLES_AT_ONCE[device.type] // (how["batch_size"] or int(data.sizes.max()) or 1)),
+    )
+    trainer = PrivateTrainer(
+        task, data, optimizer, oracle, k, randomness, clip=clip, noise_multiplier=noise_multiplier, **how
+    )
+    return trainer, f"by DP-SGD: {k} client{'s' if k > 1 else ''} at once, {told}{reason}"
+
+
+def _refuse_mixing_seen(module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError if an example's outputs depend on the batch it is in, or on chance."""
+    with torch.no_grad():
+        together, alone = module.train()(x), torch.cat([module(row) for row in x.split(1)])
+    if not torch.allclose(together, alone, rtol=1e-9, atol=1e-11):
+        raise ValueError(
+            "an example's outputs depend on the others in its batch, or on random numbers (dropout): there is no "
+            "gradient of it alone to clip"
+        )
+
+
+def _try_out(build: Build, task: Task, few: Examples, seed: int, device: torch.device) -> None:
+    """Raise ValueError if ``build`` gives other sums, or norms, than `torch.func`."""
+    expected = _sums(VmappedExamples(task.model(seed).double(), device), task, few, seed)
+    for got, value in zip(_sums(build(task.model(seed).double(), device), task, few, seed), expected, strict=True):
+        if not torch.allclose(got, value, rtol=1e-9, atol=1e-11):
+            raise ValueError("other sums of clipped gradients than torch.func's")
+
+
+def _sums(oracle: ClippedSums, task: Task, few: Examples, seed: int) -> tuple[Tensor, Tensor]:
+    """The sums [2, P] and norms of two clients with other weights and batches of 3 and 1, about half of it clipped."""
+    half = len(few) // 2
+    w = task.initial_params(seed).to(few.x)
+    w = torch.stack([w, 0.9 * w])
+    g = torch.full_like(w[:, : oracle.spec.num_trainable], torch.nan)
+    oracle.collect(w, g)
+    x, y = (part[: 2 * half].unflatten(0, (2, half)) for part in (few.x, few.y))
+    mask = torch.ones(2, half, dtype=torch.bool, device=g.device)
+    mask[1, 1:] = False
+    norms = oracle.step(task, x, y, mask, 1.0)
+    norms = oracle.step(task, x, y, mask, float(norms.mean()))
+    return g, norms * mask
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

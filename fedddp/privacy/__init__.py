@@ -1,0 +1,26 @@
+"""Differential privacy: secret randomness, noise, what was spent and what may still be."""
+
+from .accounting import compose, epsilon
+from .budget import Budget, ClientBudget, ExampleBudget, NoBudget
+from .calibration import calibrate, calibrate_worst
+from .discrete_gaussian import discrete_gaussian
+from .guarantee import Guarantee
+from .poisson import PoissonSampler
+from .randomness import Randomness
+from .spend_file import SpendFile
+
+__all__ = [
+    "Budget",
+    "ClientBudget",
+    "ExampleBudget",
+    "Guarantee",
+    "NoBudget",
+    "PoissonSampler",
+    "Randomness",
+    "SpendFile",
+    "calibrate",
+    "calibrate_worst",
+    "compose",
+    "discrete_gaussian",
+    "epsilon",
+]

@@ -1,0 +1,206 @@
+"""Client-level clipping around FedAvg: joint norms, identities, and a clip that finds its quantile."""
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import pytest
+import torch
+from support import assemble, few_digits, logged  # noqa: F401
+
+from fedddp.aggregation import Pipeline, RingSum
+from fedddp.aggregation.ring import in_the_clear
+from fedddp.algorithms import FedAvg
+from fedddp.algorithms.client_level import BIT, CLIP, AdaptiveClip, ClientLevel, clipped
+from fedddp.comm import Comm
+from fedddp.federation import federate
+from fedddp.optim import SGD
+from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
+
+SIZES = (3, 9, 4, 6)
+MODEL = {"model": {"name": "mlp", "hidden": 8}, "client": {"optimizer": {"lr": 0.1}}, "run": {"rounds": 3}}
+
+
+class Moves:
+    """A local training whose clients move by ``delta [K, D]``."""
+
+    def __init__(self, delta, examples=None):
+        self.delta = delta
+        self.num_examples = torch.full((len(delta),), 5) if examples is None else examples
+
+    def train(self, start, correct=None):
+        figures = torch.zeros(len(self.delta), dtype=torch.float64)
+        return LocalResult(start, self.delta, torch.ones(len(self.delta)), figures, figures)
+
+
+class TwoVectors(FedAvg):
+    """Sends a second vector of a third of the model's length, and remembers what it was given."""
+
+    seen: ClassVar[list] = []
+
+    def vectors(self, dim):
+        return {"delta": dim, "control": dim // 3}
+
+    def client_update(self, server, client, local):
+        update, state, result = super().client_update(server, client, local)
+        control = 2 * result.delta[:, : len(server.w) // 3]
+        return Update({**update.vectors, "control": control}, update.weight), state, result
+
+    def server_update(self, server, mean, cohort):
+        self.seen.append((set(server.extra), set(mean.vectors), cohort.ids))
+        return super().server_update(server, mean, cohort)
+
+
+def updated(algorithm, delta, examples=None):
+    server = algorithm.init_server(torch.zeros(delta.shape[1], dtype=delta.dtype), delta.shape[1])
+    update, _, _ = algorithm.client_update(server, {}, Moves(delta, examples))
+    return update
+
+
+def normal(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def test_all_vectors_of_a_client_are_clipped_together():
+    delta = torch.tensor([[3.0, 0, 4], [0.03, 0, 0.04]], dtype=torch.float64)
+    update = updated(ClientLevel(TwoVectors(), 1.0, 1.0), delta)
+    norm = math.sqrt(9 + 16 + 36)  # delta and twice its first entry
+    rows = update.pack(("delta", "control"))
+    torch.testing.assert_close(rows[0], torch.tensor([3.0, 0, 4, 6], dtype=torch.float64) / norm, rtol=1e-5, atol=0)
+    assert rows[1].tolist() == [0.03, 0, 0.04, 0.06]  # within the clip: untouched
+    assert update.weight.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_rounding_brings_a_norm_above_the_clip(dtype):
+    clip, delta = 0.3, normal(400, 1000, dtype=dtype) * 10.0 ** normal(400, 1, seed=1, dtype=dtype)
+    spikes = torch.zeros(400, 1000, dtype=dtype)
+    spikes[:, 7] = 1 + normal(400, seed=2, dtype=dtype).abs()
+    for moved in (delta, spikes):
+        rows = updated(ClientLevel(FedAvg(), clip, 1.0), moved).vectors["delta"]
+        assert (rows.double().norm(dim=1) <= clip).all()
+        assert (rows.double().norm(dim=1) > clip * (1 - 2e-6))[moved.double().norm(dim=1) > clip].all()
+
+
+def test_the_ring_takes_whatever_is_clipped_and_refuses_what_is_not_finite(logged):  # noqa: F811
+    clip, delta = 0.3, torch.zeros(4, 6)
+    delta[:, 2] = torch.tensor([1.0, -7.7, math.inf, 0.1])
+    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(0.5, 0.2, 4.0, clip))
+    comm = Comm.alone()
+    ring = RingSum(in_the_clear(comm), "cpu", bound=0.5, total_weight=4)
+    pipeline = Pipeline(algorithm.vectors(6), ring, torch.tensor(SIZES), comm, denominator=4.0)
+    server = algorithm.init_server(torch.zeros(6), 6)
+    inbox = pipeline.open(Cohort(0, (0, 1, 2, 3), 4), server)
+    update, _, result = algorithm.client_update(server, {}, Moves(delta))
+    assert inbox.add((0, 1, 2, 3), update, result) == [0, 1, 3]
+    assert len(logged) == 1
+    assert "client 2" in logged[0]
+    mean, _ = inbox.mean()
+    assert float(mean.vectors["delta"][2]) == pytest.approx((0.3 - 0.3 + 0.1) / 4, abs=1e-6)
+    assert float(mean.vectors[BIT]) == (-0.5 - 0.5 + 0.5) / 4
+
+
+def test_weights_are_one_or_nothing():
+    update = updated(ClientLevel(FedAvg(), 1.0, 1.0), normal(3, 6), torch.tensor([100, 0, 3]))
+    assert update.weight.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_without_noise_and_under_a_huge_clip_it_is_fedavg_with_uniform_weights(tmp_path, momentum, weighting):
+    plain = FedAvg("uniform", SGD(lr=1.0, momentum=momentum))
+    inner = FedAvg(weighting, plain.server_optimizer)
+    f, server = assemble(tmp_path, few_digits(sum(SIZES)), SIZES, **MODEL)
+    ends = []
+    for algorithm in (plain, ClientLevel(inner, 1e9, 0.0)):
+        start = algorithm.init_server(server.w, server.num_trainable)
+        ends.append(federate(replace(f, algorithm=algorithm), start))
+    assert not ends[0].w.equal(server.w)
+    assert ends[0].w.equal(ends[1].w)
+
+
+def test_the_inner_algorithm_sees_neither_the_wrappers_keys_nor_who_took_part():
+    inner = TwoVectors(server_optimizer=SGD(lr=1.0, momentum=0.9))
+    algorithm = ClientLevel(inner, 1.0, 1.0, AdaptiveClip(0.5, 0.2, 4, 8))
+    server = algorithm.init_server(torch.zeros(6), 6)
+    own = set(server.extra) - {CLIP}
+    assert len(own) == 1
+    assert CLIP in server.extra
+    assert algorithm.vectors(6) == {"delta": 6, "control": 2, BIT: 1}
+    TwoVectors.seen.clear()
+    mean = Mean({"delta": torch.ones(6), "control": torch.ones(2), BIT: torch.tensor([0.25])}, 4.0, None)
+    after = algorithm.server_update(server, mean, Cohort(0, (1, 3), 9))
+    assert TwoVectors.seen == [(own, {"delta", "control"}, ())]
+    assert set(after.extra) == {*own, CLIP}
+    assert after.round == 1
+    assert after.w.tolist() == [1.0] * 6
+    assert float(after.extra[CLIP]) == pytest.approx(math.exp(-0.2 * 0.25))
+    assert algorithm.personal_params(after, {}) is after.w
+
+
+def test_the_noise_of_the_sum():
+    server = ServerState(torch.zeros(6), 6)
+    assert ClientLevel(TwoVectors(), 0.3, 2.0).noise_std(server) == {"delta": 0.6, "control": 0.6}
+    assert ClientLevel(TwoVectors(), 0.3, 2.0).largest_noise_std == 0.6
+    adaptive = ClientLevel(FedAvg(), 0.3, 1.0, AdaptiveClip(0.5, 0.2, expected=100, largest=8))
+    stds = adaptive.noise_std(replace(server, extra={CLIP: torch.tensor([0.5])}))
+    assert stds == {"delta": pytest.approx(0.5 * 1.005037815, rel=1e-9), BIT: 5.0}  # Andrew et al. 2021
+    assert adaptive.largest_noise_std == pytest.approx(8 * 1.005037815)
+    silent = ClientLevel(FedAvg(), 0.3, 0.0, adaptive.adaptive)
+    assert silent.noise_std(adaptive.init_server(torch.zeros(6), 6)) == {"delta": 0.0, BIT: 0.0}
+
+
+@pytest.mark.parametrize(("sigma", "expected"), [(1, 100), (1, 2), (4, 3), (0.5, 1000), (30, 10)])
+def test_clip_and_bit_together_cost_what_one_sigma_costs(sigma, expected):
+    """Two Gaussian mechanisms of sensitivity 1 and 1/2 side by side have 1/sigma^2 = 1/z^2 + 1/(2 s)^2."""
+    z, s = AdaptiveClip(0.5, 0.2, expected, 8).split(sigma)
+    assert 1 / z**2 + (0.5 / s) ** 2 == pytest.approx(1 / sigma**2)
+    assert sigma <= z <= 1.1548 * sigma
+    assert s >= expected / 20
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("clip", [0.01, 7.0])
+def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
+    """200 clients whose norms are exp(normal): their quantile is exp(Phi^-1(quantile)). The bits are noised."""
+    n, lengths = 200, normal(200, 1, dtype=torch.float64).exp()
+    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(quantile, 0.2, n, 8.0))
+    server = algorithm.init_server(torch.zeros(4, dtype=torch.float64), 4)
+    moves = Moves(lengths * torch.tensor([[0.0, 0.6, 0.8, 0.0]], dtype=torch.float64))
+    noise = normal(120, seed=5, dtype=torch.float64)
+    found = []
+    for t in range(120):
+        std = algorithm.noise_std(server)[BIT]
+        update, _, _ = algorithm.client_update(server, {}, moves)
+        share = (update.vectors[BIT].sum(0) + std * noise[t]) / n
+        mean = Mean({"delta": torch.zeros(4, dtype=torch.float64), BIT: share}, n, None)
+        server = algorithm.server_update(server, mean, Cohort(t, (), n))
+        found.append(algorithm.current_clip(server))
+    late = torch.tensor(found[-40:]).log().mean().exp()
+    assert float(late) == pytest.approx(float(lengths.quantile(quantile)), rel=0.05)
+
+
+def test_the_clip_stays_within_its_bounds():
+    adaptive = AdaptiveClip(0.5, 0.2, 10, 8.0)
+    assert ClientLevel(FedAvg(), 20.0, 1.0, adaptive).init_server(torch.zeros(3), 3).extra[CLIP].tolist() == [8.0]
+    up = down = 1.0
+    for _ in range(400):
+        up, down = adaptive.after(up, 0.0), adaptive.after(down, 1.0)
+    assert up == 8.0
+    assert down == 8.0 * 2**-20
+
+
+def test_what_is_too_long_to_be_scaled_becomes_nan_and_what_is_not_is_clipped():
+    """The scale of 1000 entries of 3e38 is a denormal float32, with too few digits to keep a norm at the clip."""
+    rows = torch.full((4, 1000), 3e38)
+    rows[0, 5], rows[1, 5], rows[3] = math.inf, math.nan, 1e28
+    vectors, within = clipped({"delta": rows}, 1.0)
+    assert vectors["delta"][:3].isnan().all()
+    assert not within.any()
+    assert 1 - 2e-6 < float(vectors["delta"][3].double().norm()) <= 1
+
+
+@pytest.mark.parametrize(("clip", "sigma"), [(0.0, 1.0), (-1.0, 1.0), (math.inf, 1.0), (math.nan, 1.0), (1.0, -1.0)])
+def test_what_cannot_be_is_refused(clip, sigma):
+    with pytest.raises(ValueError, match="cannot clip"):
+        ClientLevel(FedAvg(), clip, sigma)
