@@ -4,6 +4,9 @@ from .batches import Plan, num_steps, plan
 from .clients import ClientData, Normalizer, Placement, sent
 from .datasets import DATASETS, Dataset, Examples
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner
+from .parts import Parts
+
+DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
 
 __all__ = [
     "DATASETS",
@@ -15,6 +18,7 @@ __all__ = [
     "Normalizer",
     "Partition",
     "Partitioner",
+    "Parts",
     "Placement",
     "Plan",
     "num_steps",

@@ -6,6 +6,7 @@ so that a population can be larger than the data: a client costs two numbers, wh
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated
@@ -53,17 +54,31 @@ class Partition:
 
     def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
         """At most ``most`` clients, evenly spread over the population, the first and the last among them."""
-        clients = np.unique(np.linspace(0, self.num_clients - 1, min(self.num_clients, most)).astype(int))
+        clients = self._spread(most)
         return Excerpt(clients, self.counts(labels, num_classes, clients), self.num_clients)
+
+    def fingerprint(self, labels: Ints) -> str:
+        """A sum over the labels and who owns them, equal where these are."""
+        owners = hashlib.sha256()
+        for numbers in (labels, self.order, self.starts, self.sizes):
+            owners.update(np.ascontiguousarray(numbers).data)  # in place: a million clients are megabytes
+        return owners.hexdigest()
+
+    def _spread(self, most: int) -> Ints:
+        return np.unique(np.linspace(0, self.num_clients - 1, min(self.num_clients, most)).astype(int))
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Who owns what, as far as an eye can take it in: ``counts [k, C]`` of ``clients [k]`` out of ``num_clients``."""
+    """Who owns what, as far as an eye can take it in: ``counts [k, C]`` of ``clients [k]`` out of ``num_clients``.
+
+    Where the labels are not known, ``by_label`` is false and ``counts [k, 1]`` are the sizes.
+    """
 
     clients: Ints
     counts: Ints
     num_clients: int
+    by_label: bool = True
 
 
 @dataclass(frozen=True)
