@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from torch import Tensor
 from .background import Background
 from .clients import ClientStore
 from .comm import Comm
+from .durable import sync
 from .evaluation import Score
 from .types import ServerState
 
@@ -40,6 +40,10 @@ CHANGEABLE = (
     "run.device",
     "run.backend",
     "run.threads",
+    "privacy.guard",
+    "privacy.trust_network",
+    "privacy.target_epsilon",
+    "privacy.secure_aggregation.key",
 )
 CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
 """Keys that may differ on resume: they do not say what is learned from what."""
@@ -60,6 +64,11 @@ class Saved:
         tensors = load_file(self.folder / "server.safetensors")
         w = tensors.pop("w")
         return ServerState(w, self.num_trainable, tensors, self.round)
+
+    def budget(self) -> dict[str, Tensor]:
+        """The privacy spent; empty where there is no budget."""
+        path = self.folder / "budget.safetensors"
+        return load_file(path) if path.exists() else {}
 
 
 class Checkpoints:
@@ -83,7 +92,7 @@ class Checkpoints:
     ) -> None:
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
         self._every, self._keep, self._stateful = every, keep, stateful
-        self._current: tuple[ServerState, dict[str, Tensor], float | None] | None = None
+        self._current: tuple[ServerState, dict[str, Tensor], dict[str, Tensor], float | None] | None = None
         self._background = Background()
         self._begun = self.written = self._done = done  # rounds: begun to write, on disk, resumed
         if comm.rank == 0:  # the others write after a round
@@ -91,10 +100,21 @@ class Checkpoints:
                 if leftover.name.startswith(".") or leftover.name > f"round-{done:06d}":
                     shutil.rmtree(leftover, ignore_errors=True)
 
-    def after_round(self, server: ServerState, store: ClientStore, score: Score | None, *, last: bool) -> None:
-        """Remember the state of a finished round, and write it when due; the last is written on return."""
+    def after_round(
+        self,
+        server: ServerState,
+        store: ClientStore,
+        score: Score | None,
+        *,
+        last: bool,
+        spent: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Remember the state of a finished round, and write it when due; the last is written on return.
+
+        ``spent``: what the privacy budget remembers, where there is one.
+        """
         clients = store.state_dict() if self._stateful else {}
-        self._current = (server, clients, score.accuracy if score else None)
+        self._current = (server, clients, dict(spent or {}), score.accuracy if score else None)
         if self._every and (last or server.round % self._every == 0):
             self._begun = server.round
             self._background.run(self._write, *self._current, 60.0)
@@ -116,13 +136,22 @@ class Checkpoints:
             self._write(*self._current, patience)
         return self.written
 
-    def _write(self, server: ServerState, clients: dict[str, Tensor], accuracy: float | None, patience: float) -> None:
+    def _write(
+        self,
+        server: ServerState,
+        clients: dict[str, Tensor],
+        spent: dict[str, Tensor],
+        accuracy: float | None,
+        patience: float,
+    ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
         if self._stateful or self._comm.rank == 0:
             partial.mkdir(parents=True, exist_ok=True)
         if self._stateful:
             _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", clients)
         if self._comm.rank == 0:
+            if spent:
+                _write_tensors(partial / "budget.safetensors", spent)
             self._finish(partial, server, accuracy, patience)
         self.written = server.round
 
@@ -146,7 +175,7 @@ class Checkpoints:
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(self._folder)
+        sync(self._folder)
         self._prune()
 
     def _await_clients(self, partial: Path, patience: float) -> None:
@@ -223,18 +252,10 @@ def _accuracy(folder: Path) -> float:
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     hidden = path.with_name(f".{path.name}")
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, hidden)
-    _sync(hidden)
+    sync(hidden)
     hidden.rename(path)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)

@@ -66,20 +66,19 @@ class Evaluator:
         self._task, self._normalize, self._comm = task, normalize, comm
         self._where, self._every, self._target = where, every, target_accuracy
         self._test_size = len(test)
-        ranks = comm.world_size if where == "sharded" else 1
+        self._test = test
         self._takes_part = where == "sharded" or comm.rank == 0
         if self._takes_part:
-            self._x = test.x[comm.rank % ranks :: ranks].to(comm.device)
-            self._y = test.y[comm.rank % ranks :: ranks].to(comm.device)
+            self._take_share()
             self._model = scoring_model(
                 lambda: task.model(seed).to(normalize.dtype), comm.device, normalize(self._x[:2])
             )
         self.load = 0
         """What rank 0 did in the last evaluation while the others trained, in training examples."""
 
-    def due(self, round: int, rounds: int) -> bool:
+    def due(self, round: int, last: bool) -> bool:
         """Whether the model after ``round`` rounds (1-based) is to be evaluated: every so often, and the last one."""
-        return round == rounds or (self._every > 0 and round % self._every == 0)
+        return last or (self._every > 0 and round % self._every == 0)
 
     def reached(self, score: Score | None) -> bool:
         """Whether the target accuracy is reached; the same answer on every rank."""
@@ -90,12 +89,21 @@ class Evaluator:
     def score(self, w: Tensor) -> Score | None:
         """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded)."""
         self._comm.enter("evaluate")
+        if self._takes_part and self._members != self._comm.members:  # ranks were lost: their shares are dealt out anew
+            self._take_share()
         score = self._measure(w) if self._takes_part else None
         if self._where == "rank0":
             self.load = self._test_size // 3  # a training step is a forward pass and a backward one of twice the work
             return score
         assert score is not None
         return self._summed(score)
+
+    def _take_share(self) -> None:
+        """Of the test examples every one that is this rank's, or all of them on rank 0."""
+        self._members = self._comm.members
+        ranks = self._members if self._where == "sharded" else (0,)
+        own = slice(ranks.index(self._comm.rank), None, len(ranks))
+        self._x, self._y = self._test.x[own].to(self._comm.device), self._test.y[own].to(self._comm.device)
 
     def _measure(self, w: Tensor) -> Score:
         self._model.load(w)

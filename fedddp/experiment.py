@@ -9,18 +9,21 @@ from pathlib import Path
 
 import torch
 
-from .aggregation import ExactSum, FastSum, Pipeline
 from .checkpoint import Checkpoints, Saved
-from .clients import ClientStore, Trainer, choose
+from .clients import ClientStore, Trainer
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
 from .data import num_steps
 from .evaluation import Evaluator
 from .federation import Federation, initialise
+from .guard import Guard
 from .memory import keep_freed
-from .preparation import Prepared, cohort_size
+from .preparation import Prepared
+from .privacy import Budget, SpendFile
+from .protection import LEVELS, Plain
 from .run_folder import RunFolder
-from .sampling import Schedule, UniformSampler, home_rank
+from .safeguards import told
+from .sampling import Schedule, home_rank
 from .telemetry import Files, InBackground, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
@@ -44,7 +47,11 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     comm.check_signature(p.signature)
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    seed, algorithm, dtype = config.run.seed, config.algorithm, p.spec.dtype
+    for line in told(config) if comm.rank == 0 else ():
+        log.info("%s", line)
+    comm.guard = _guard(p)
+    protection = LEVELS[config.privacy.level](p, comm)
+    seed, algorithm = config.run.seed, protection.algorithm
     folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     stateful = bool(algorithm.init_client(start.w))
@@ -65,15 +72,10 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     federation = Federation(
         task=p.task,
         algorithm=algorithm,
-        trainer=_trainer(p, comm),
-        sampler=UniformSampler(p.data.num_clients, cohort_size(config), seed),
+        trainer=_trainer(protection, comm),
+        sampler=protection.sampler(),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
-        pipeline=Pipeline(
-            algorithm.vectors(p.spec.dim),
-            ExactSum(p.device) if config.aggregation.sum == "exact" else FastSum(dtype, p.device),
-            p.data.sizes,
-            comm,
-        ),
+        pipeline=protection.pipeline(),
         store=store,
         evaluator=Evaluator(
             p.task,
@@ -87,6 +89,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
         ),
         telemetry=telemetry,
         checkpoints=checkpoints,
+        budget=_budget(p, protection, comm, folder),
         comm=comm,
         rounds=done if finished else config.run.rounds,
         seed=seed,
@@ -94,25 +97,26 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     return Experiment(federation, _restored(start, p.saved, comm, done), folder)
 
 
-def _trainer(p: Prepared, comm: Comm) -> Trainer:
-    client = p.config.client
-    trainer, why = choose(
-        p.task,
-        p.data,
-        client.optimizer,
-        p.test,
-        name=client.execution.name,
-        width=client.execution.width,
-        device=p.device,
-        dtype=p.spec.dtype,
-        autocast=client.precision == "bfloat16",
-        local_epochs=client.local_epochs,
-        batch_size=client.batch_size,
-        seed=p.config.run.seed,
-    )
+def _guard(p: Prepared) -> Guard | None:
+    keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
+    if not keys.guard:
+        return None
+    return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", clients=p.data.num_clients)
+
+
+def _trainer(protection: Plain, comm: Comm) -> Trainer:
+    trainer, why = protection.trainer()
     if comm.rank == 0:
         log.info("clients train %s", why)
     return trainer
+
+
+def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None) -> Budget:
+    """What may still be spent, the same on every rank: rank 0 knows what was."""
+    budget = protection.budget(SpendFile(folder.path / "privacy.jsonl") if folder else None)
+    spent = budget.recovered(p.saved.budget() if p.saved else {})
+    budget.load({name: comm.broadcast(tensor, "privacy") for name, tensor in spent.items()})
+    return budget
 
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:

@@ -11,7 +11,8 @@ from .clients import ClientStore, Trainer
 from .comm import Comm
 from .evaluation import Evaluator
 from .flat import FlatSpec
-from .sampling import Schedule, UniformSampler
+from .privacy import Budget
+from .sampling import Sampler, Schedule
 from .tasks import Task
 from .telemetry import Stopwatch, Telemetry
 from .types import ServerState
@@ -24,16 +25,21 @@ class Federation:
     task: Task
     algorithm: Algorithm
     trainer: Trainer
-    sampler: UniformSampler
+    sampler: Sampler
     schedule: Schedule
     pipeline: Pipeline
     store: ClientStore
     evaluator: Evaluator
     telemetry: Telemetry
     checkpoints: Checkpoints
+    budget: Budget
     comm: Comm
     rounds: int
     seed: int
+
+    def is_last(self, t: int) -> bool:
+        """Whether round ``t`` (0-based) ends the run: the last one asked for, or the last that the budget allows."""
+        return t + 1 == self.rounds or not self.budget.allows(self.sampler.cohort(t + 1))
 
     def until(self, rounds: int) -> Federation:
         """The same federation with another number of rounds."""
@@ -48,10 +54,12 @@ def initialise(task: Task, algorithm: Algorithm, comm: Comm, spec: FlatSpec, see
 
 
 def federate(f: Federation, server: ServerState) -> ServerState:
-    """Train from ``server`` until ``f.rounds`` rounds are done or the target accuracy is reached."""
+    """Train from ``server`` until all rounds are done, the privacy budget is spent or the target is reached."""
     for t in range(server.round, f.rounds):
         clock = Stopwatch(f.comm.synced_at)
         cohort = f.sampler.cohort(t)  # S_t: a random set of m clients
+        if not f.budget.allows(cohort):
+            break
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
         mine = f.schedule.mine(cohort, f.evaluator.load)
@@ -62,16 +70,18 @@ def federate(f: Federation, server: ServerState) -> ServerState:
                 accepted = inbox.add(ids, update, result)  # 4 upload: encode, accumulate
                 f.store.put(ids, state, accepted)
         clock.arrived()
+        f.budget.spend(cohort)  # before anything is released
         mean, report = inbox.mean()  # 5 aggregate: one all_reduce
-        server = f.algorithm.server_update(server, mean, cohort) if mean.count else server.unchanged()  # 6 w_{t+1}
+        server = server.unchanged() if mean.count == 0 else f.algorithm.server_update(server, mean, cohort)  # 6 w_{t+1}
         clock.aggregated(report)
 
-        score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, f.rounds) else None
+        last = f.is_last(t)
+        score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, last) else None
         clock.evaluated()
-        f.telemetry.round(server, report, mean, score, clock, f.comm)
-        reached = f.evaluator.reached(score)
+        f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.epsilon)
+        last |= f.evaluator.reached(score)
         f.store.commit()
-        f.checkpoints.after_round(server, f.store, score, last=reached or t + 1 == f.rounds)
-        if reached:
+        f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())
+        if last:
             break
     return server

@@ -11,23 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .checkpoint import Saved, differences, newest
 from .choice import import_class
 from .comm import Place
-from .config import Config, UsageError, flatten, to_dict
-from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition
+from .config import Config, UsageError, build, flatten, to_dict
+from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, Partitioner, Parts
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .run_folder import RunFolder, locate
+from .safeguards import secured
 from .tasks import Task
 
 log = logging.getLogger("fedddp")
 
-LOCAL = ("run.dir", "run.resume", "run.threads", "data.root")  # may differ between machines
+LOCAL = (  # may differ between machines
+    "run.dir",
+    "run.resume",
+    "run.threads",
+    "data.root",
+    "privacy.secure_aggregation.roster",
+    "privacy.secure_aggregation.key",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,9 @@ class Prepared:
 
 def resolve(config: Config, place: Place) -> Config:
     """Fill in what depends on the ranks and on other keys, and check what needs no data. Raises UsageError."""
-    partition = config.data.partition
+    partition, parts = config.data.partition, _parts(config)
+    if parts:
+        partition = _as_divided(config, parts)
     partition = dataclasses.replace(partition, num_clients=partition.num_clients or place.world_size)
     population, cohort = partition.num_clients, config.cohort
     if cohort.size is not None and cohort.size > population:
@@ -77,14 +86,14 @@ def resolve(config: Config, place: Place) -> Config:
     run = config.run.model_copy(update={"name": name, "threads": threads})
     placement = config.data.placement
     if placement == "auto":
-        placement = "shared" if population > place.world_size else "home"
+        placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
     return config.model_copy(update={"run": run, "data": data, "client": client})
 
 
 def prepare(config: Config, place: Place) -> Prepared:
     """Load the data, deal it out, build the model, find the run folder. Raises UsageError naming key and remedy."""
-    return share(config, place, *load_data(config))
+    return share(config, place, *load_data(config, place))
 
 
 def share(config: Config, place: Place, dataset: Dataset, partition: Partition, task: Task | None = None) -> Prepared:
@@ -95,6 +104,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    config = secured(config, place, torch.from_numpy(partition.sizes).long(), task.model(config.run.seed))
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
     folder, saved = _run_folder(config, place) if first else (None, None)
@@ -121,21 +131,48 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     )
 
 
-def load_data(config: Config) -> tuple[Dataset, Partition]:
-    """The dataset and who owns which of its training examples. Raises UsageError naming key and remedy."""
+def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Partition]:
+    """The dataset and who owns which of its training examples. Raises UsageError naming key and remedy.
+
+    Of data that lie divided, the examples of ``place``'s clients and no others (without a place, everybody's).
+    """
+    place = place or Place()
     try:
+        if parts := _parts(config):
+            return parts.divided(Path(config.data.root), place.rank, place.world_size)
         dataset = _dataset(config)
         return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def cohort_size(config: Config) -> int:
-    """m = max(C N, 1), or what was asked for."""
-    population = config.data.partition.num_clients
-    if config.cohort.size is not None:
-        return config.cohort.size
-    return max(1, round((config.cohort.fraction or 1.0) * population))
+def _parts(config: Config) -> Parts | None:
+    """The loader of ``data.name`` if that is of data that lie divided."""
+    loader = DATASETS.get(config.data.name)
+    return loader if isinstance(loader, Parts) else None
+
+
+def _as_divided(config: Config, parts: Parts) -> Partitioner:
+    """The partition that the data were divided by. Raises UsageError where the configuration wants something else."""
+    data = config.data
+    if data.args:
+        raise UsageError(f"data.args={data.args!r}: {data.name} takes none")
+    if data.placement == "shared":
+        raise UsageError(
+            f"data.placement='shared': with data.name={data.name} a rank has its own clients' examples and no others; "
+            "use home, or train on the whole dataset"
+        )
+    try:
+        public = parts.public(Path(data.root))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    made = build({"data": {"partition": public.partition}}).data.partition
+    asked = dataclasses.replace(data.partition, num_clients=data.partition.num_clients or made.num_clients)
+    if asked not in (made, dataclasses.replace(Config().data.partition, num_clients=made.num_clients)):
+        raise UsageError(
+            f"data.partition={data.partition}: {data.root} was divided as {made}; leave it out, or divide again"
+        )
+    return made
 
 
 def _run_folder(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
@@ -225,9 +262,7 @@ def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec
 def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
     """What must be equal on every rank: the model's layout, who owns what, every key that says what is learned."""
     layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
-    owners = hashlib.sha256()
-    for numbers in (dataset.train.y.numpy(), partition.order, partition.starts, partition.sizes):
-        owners.update(np.ascontiguousarray(numbers).data)  # in place: a million clients are megabytes
     keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}
-    sums = {"model parameters": hashlib.sha256(layout), "data and partition": owners}
-    return {**keys, **{name: content.hexdigest()[:16] for name, content in sums.items()}}
+    owners = partition.fingerprint(dataset.train.y.numpy())
+    sums = {"model parameters": hashlib.sha256(layout).hexdigest(), "data and partition": owners}
+    return {**keys, **{name: content[:16] for name, content in sums.items()}}

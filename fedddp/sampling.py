@@ -5,11 +5,20 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
 from .rng import numpy_generator
 from .types import Cohort
+
+
+class Sampler(Protocol):
+    """S_t, drawn before the round begins."""
+
+    def cohort(self, round: int) -> Cohort:
+        """The cohort of a round (0-based); the same whenever it is asked for."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,14 @@ from typing import Any
 
 from . import __version__, interrupt
 from .checkpoint import vector_sha256
-from .comm import CommError, Place, leave, record
+from .comm import CommError, leave, record
 from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
 from .experiment import Experiment, connect
 from .federation import federate
 from .interrupt import Interrupted
+from .place import SPANS_HOSTS, Place, spans_hosts
 from .preparation import Prepared, prepare, resolve
+from .safeguards import caveat
 from .telemetry import Metrics, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
@@ -87,6 +89,9 @@ def _configured(layers: Sequence[dict[str, Any]]) -> Config:
 
 
 def _train(prepared: Prepared) -> int:
+    place = prepared.place
+    if place.rank == 0 and spans_hosts(place, os.environ) and not prepared.config.privacy.trust_network:
+        log.warning(SPANS_HOSTS)
     experiment = connect(prepared)
     federation, folder = experiment.federation, experiment.folder
     try:
@@ -117,7 +122,9 @@ def _tensorboard_command(runs: Path) -> str:
 
 
 def _summary(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
+    promise = experiment.federation.budget.guarantee
     return experiment.federation.telemetry.summary(
+        **({"privacy": promise.text() + caveat(prepared.config)} if promise else {}),
         model_sha256=sha256,
         num_parameters=prepared.spec.num_trainable,
         world_size=prepared.place.world_size,

@@ -118,6 +118,51 @@ class Checkpoint(Section):
     keep: int = Field(default=3, ge=1, description="newest checkpoints kept, besides the best")
 
 
+class SecureAggregation(Section):
+    enabled: bool = Field(default=False, description="mask what each rank sends; only the sum of all can be read")
+    bits: Literal[64, 32] = Field(default=64, description="of the ring; 32 is half the bytes and coarser")
+    bound: float = Field(default=8.0, gt=0, description="largest magnitude of an update's entry that the ring takes")
+    roster: str = Field(
+        default="", description="file of every rank's public key; empty = keys made at start, not authenticated"
+    )
+    key: str = Field(default="", description="this rank's private key file; {rank} in it stands for the rank")
+
+
+class AdaptiveClip(Section):
+    enabled: bool = Field(default=False, description="clip at a quantile of the updates' norms, found privately")
+    quantile: float = Field(default=0.5, gt=0, lt=1, description="share of the clients that is not clipped")
+    lr: float = Field(default=0.2, gt=0, description="how fast the clip follows; 0.2 as in the paper")
+
+
+class Privacy(Section):
+    guard: bool = Field(
+        default=False, description="refuse, before it is sent, whatever the configured protocol does not need"
+    )
+    trust_network: bool = Field(default=False, description="do not warn that a run spans hosts without encryption")
+    level: Literal["none", "example", "client"] = Field(
+        default="none",
+        description="what differential privacy hides the presence of: an example (DP-SGD on the client) or a client "
+        "(DP-FedAvg); none = off",
+    )
+    clip: float = Field(default=1.0, gt=0, description="C, largest L2 norm of an example's gradient or client's update")
+    noise_multiplier: Annotated[float | None, Off] = Field(
+        default=None, ge=0, description="sigma, the noise's standard deviation in units of clip"
+    )
+    target_epsilon: Annotated[float | None, Off] = Field(
+        default=None,
+        gt=0,
+        description="stop before the round that would exceed it; without noise_multiplier, sigma is found for it",
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="of (epsilon, delta)-differential privacy")
+    accountant: Literal["prv", "rdp"] = Field(default="prv", description="how epsilon is composed; prv is tighter")
+    randomness: Literal["secret", "seeded"] = Field(
+        default="secret",
+        description="of cohorts, batches and noise: seeded is reproducible, for tests, and guarantees nothing",
+    )
+    adaptive_clip: AdaptiveClip = AdaptiveClip()
+    secure_aggregation: SecureAggregation = SecureAggregation()
+
+
 class Telemetry(Section):
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
@@ -135,4 +180,5 @@ class Config(Section):
     aggregation: Aggregation = Aggregation()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
+    privacy: Privacy = Privacy()
     telemetry: Telemetry = Telemetry()

@@ -17,12 +17,16 @@ def partition(owners: Excerpt) -> Figure:
     rows, shown, num_clients = owners.clients, owners.counts, owners.num_clients
     num_classes = shown.shape[1]
     figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
-    labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-    image = labels.imshow(np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest")
-    labels.set(xlabel="label", ylabel="client", xticks=range(0, num_classes, max(1, num_classes // 20)))
+    if owners.by_label:
+        labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
+        image = labels.imshow(np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest")
+        labels.set(xlabel="label", xticks=range(0, num_classes, max(1, num_classes // 20)))
+        figure.colorbar(image, ax=labels, label="examples")
+    else:  # each rank keeps its own labels to itself
+        labels = sizes = figure.subplots()
     ticks = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 12)).astype(int))
     labels.set_yticks(ticks, [str(rows[t]) for t in ticks])
-    figure.colorbar(image, ax=labels, label="examples")
+    labels.set(ylabel="client")
     sizes.barh(range(len(rows)), shown.sum(axis=1), height=1.0 if len(rows) > 30 else 0.8)
     sizes.set(xlabel="examples")
     some = f", {len(rows)} of them shown" if len(rows) < num_clients else ""

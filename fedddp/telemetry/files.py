@@ -1,8 +1,9 @@
-"""``metrics.jsonl``, ``summary.json`` and ``status.json`` of a run folder."""
+"""``metrics.jsonl``, ``ledger.jsonl``, ``summary.json`` and ``status.json`` of a run folder."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from ..run_folder import RunFolder
 from .telemetry import Metrics, RoundRecord
@@ -14,29 +15,39 @@ class Files:
     def __init__(self, folder: RunFolder, rounds: int) -> None:
         self._folder, self._rounds = folder, rounds
         self._metrics = (folder.path / "metrics.jsonl").open("a")
+        self._ledger = (folder.path / "ledger.jsonl").open("a")
 
     def round(self, record: RoundRecord) -> None:
         self._metrics.write(json.dumps(record.metrics) + "\n")
         self._metrics.flush()
+        sent = [asdict(entry) for entry in record.sent]
+        self._ledger.write(json.dumps({"round": record.metrics["round"], "sent": sent}) + "\n")
+        self._ledger.flush()
         self._folder.status("running", round=record.metrics["round"], rounds=self._rounds)
 
     def close(self, summary: Metrics | None) -> None:
         self._metrics.close()
+        self._ledger.close()
         if summary is not None:
             self._folder.write("summary.json", json.dumps(summary, indent=1))
             self._folder.status("done", round=summary["rounds"], rounds=self._rounds)
 
 
 def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
-    """The metrics of the first ``rounds`` rounds; later lines, and one that was cut off, are removed from the file."""
-    path = folder.path / "metrics.jsonl"
+    """The metrics of the first ``rounds`` rounds; later lines, and one that was cut off, are removed from the files."""
+    _rewound(folder, "ledger.jsonl", rounds)
+    return _rewound(folder, "metrics.jsonl", rounds)
+
+
+def _rewound(folder: RunFolder, name: str, rounds: int) -> list[Metrics]:
+    path = folder.path / name
     kept: list[Metrics] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            metrics = json.loads(line)
+            told = json.loads(line)
         except ValueError:
             break
-        if metrics["round"] <= rounds:
-            kept.append(metrics)
-    folder.write("metrics.jsonl", "".join(json.dumps(m) + "\n" for m in kept))
+        if told["round"] <= rounds:
+            kept.append(told)
+    folder.write(name, "".join(json.dumps(told) + "\n" for told in kept))
     return kept

@@ -50,7 +50,10 @@ class Lines:
             parts.append(f"test accuracy {m['test_accuracy']:.4f}")
         if m["train_loss"] is not None:
             parts.append(f"train loss {m['train_loss']:.4f}")
-        parts.append(f"{m['participants']} clients" + (f", {m['failures']} failed" if m["failures"] else ""))
+        if m["participants"] is not None:
+            parts.append(f"{m['participants']} clients" + (f", {m['failures']} failed" if m["failures"] else ""))
+        if m.get("epsilon") is not None:
+            parts.append(f"epsilon {m['epsilon']:.3f}")
         parts.append(
             f"{m['seconds']:.1f} s (train {m['seconds_train']:.1f}, aggregate {m['seconds_aggregate']:.2f}, "
             f"evaluate {m['seconds_evaluate']:.1f})"

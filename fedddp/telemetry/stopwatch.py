@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from ..types import RoundReport
+from ..types import Report
 
 
 class Stopwatch:
@@ -24,7 +24,7 @@ class Stopwatch:
         """This rank has trained its clients."""
         self._arrived = time.perf_counter()
 
-    def aggregated(self, report: RoundReport) -> None:
+    def aggregated(self, report: Report) -> None:
         """The server's step is done."""
         self._mark = time.perf_counter()
         self.train = max(report.seconds_train)

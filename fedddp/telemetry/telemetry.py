@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from ..background import Background
 from ..comm import Comm
 from ..evaluation import Score
-from ..types import Mean, RoundReport, ServerState
+from ..ledger import Entry, by_purpose
+from ..types import Mean, Report, ServerState
 from .stopwatch import Stopwatch
 
 Metrics = dict[str, Any]
@@ -23,9 +24,10 @@ class RoundRecord:
     """A finished round: its metrics, and what they were made from."""
 
     metrics: Metrics
-    report: RoundReport
-    train_accuracy: float | None
+    report: Report
     score: Score | None
+    sent: tuple[Entry, ...] = ()
+    """What this rank sent since the last record, by purpose."""
 
 
 class Sink(Protocol):
@@ -63,28 +65,38 @@ class Telemetry:
         self.learned_before = False  # whether a round before the resumed one had a contribution
 
     def round(
-        self, server: ServerState, report: RoundReport, mean: Mean, score: Score | None, clock: Stopwatch, comm: Comm
+        self,
+        server: ServerState,
+        report: Report,
+        mean: Mean,
+        score: Score | None,
+        clock: Stopwatch,
+        comm: Comm,
+        epsilon: float | None = None,
     ) -> None:
-        """Record the round that made ``server``."""
-        now = time.perf_counter()
+        """Record the round that made ``server``. ``epsilon``: the privacy spent so far, where there is a budget."""
+        now, sent = time.perf_counter(), comm.ledger.take()
         metrics: Metrics = {
             "round": server.round,
             "test_accuracy": score.accuracy if score else None,
             "test_loss": _finite(score.loss) if score else None,
-            "train_loss": _weighted(report.loss, report),
+            "train_loss": report.train_loss,
             "participants": mean.count,
-            "failures": len(report.failed),
-            "examples": int(report.examples[~report.loss.isnan()].sum()),
+            "failures": report.failures,
+            "examples": report.trained_on,
             "seconds": now - self._told_at,  # since the last record: with what was written in between
             "seconds_train": clock.train,
             "seconds_aggregate": clock.aggregate,
             "seconds_evaluate": clock.evaluate,
             "imbalance": max(report.seconds_train) * len(report.seconds_train) / (sum(report.seconds_train) or 1.0),
             "bytes_sent": comm.bytes_sent - self._bytes_told,
+            "sent": by_purpose(sent),
         }
+        if epsilon is not None:
+            metrics["epsilon"] = _finite(epsilon)
         self._bytes_told, self._told_at = comm.bytes_sent, now
         self.history.append(metrics)
-        record = RoundRecord(metrics, report, _weighted(report.accuracy, report), score)
+        record = RoundRecord(metrics, report, score, sent)
         for sink in self._sinks:
             sink.round(record)
 
@@ -94,6 +106,7 @@ class Telemetry:
         target = self._target if self._target is not None else math.inf
         reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
         trained = sum(m["seconds_train"] for m in self.history)
+        clients = [m["participants"] for m in self.history]
         return {
             "rounds": len(self.history),
             "final_test_accuracy": accuracies[-1] if accuracies else None,
@@ -101,7 +114,7 @@ class Telemetry:
             "rounds_to_target": reached[0] if reached else None,
             **more,
             "seconds_total": sum(m["seconds"] for m in self.history),
-            "clients_per_second": sum(m["participants"] for m in self.history) / trained if trained else None,
+            "clients_per_second": sum(clients) / trained if trained and None not in clients else None,
         }
 
     def close(self, summary: Metrics | None) -> None:
@@ -113,14 +126,7 @@ class Telemetry:
     def nothing_learned(self) -> bool:
         """Whether every client failed in every round there was; the same answer on every rank."""
         rounds = self.history[self._resumed_after :]
-        return not self.learned_before and all(m["participants"] == 0 and m["failures"] > 0 for m in rounds)
-
-
-def _weighted(values: Any, report: RoundReport) -> float | None:
-    """Mean over the clients that succeeded, weighted by examples."""
-    good = ~values.isnan()
-    weight = report.examples[good].double()
-    return _finite(float((values[good] * weight).sum() / weight.sum())) if weight.sum() > 0 else None
+        return not self.learned_before and all(m["participants"] == 0 and (m["failures"] or 0) > 0 for m in rounds)
 
 
 def _finite(value: float) -> float | None:

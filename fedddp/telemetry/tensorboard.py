@@ -40,13 +40,15 @@ class TensorBoard:
         scalars = {
             "accuracy/test": m["test_accuracy"],
             "loss/test": m["test_loss"],
-            "accuracy/train": record.train_accuracy,
+            "accuracy/train": record.report.train_accuracy,
             "loss/train": m["train_loss"],
             "round/participants": m["participants"],
             "round/failures": m["failures"],
             "round/examples": m["examples"],
             "round/imbalance": m["imbalance"],
             "round/bytes_sent_per_rank": m["bytes_sent"],
+            "privacy/epsilon": m.get("epsilon"),
+            **{f"sent/{purpose}": sent for purpose, sent in m["sent"].items()},
             "seconds/round": m["seconds"],
             "seconds/train": m["seconds_train"],
             "seconds/aggregate": m["seconds_aggregate"],
@@ -55,10 +57,8 @@ class TensorBoard:
         for name, value in scalars.items():
             if value is not None:
                 writer.add_scalar(name, value, t)
-        losses = record.report.loss[record.report.loss.isfinite()]
-        if len(losses):
-            writer.add_histogram("clients/train_loss", losses, t)
-            writer.add_histogram("clients/examples", record.report.examples, t)
+        for name, values in record.report.per_client.items():
+            writer.add_histogram(f"clients/{name}", values, t)
         if score is not None:
             for label, accuracy in enumerate(score.per_class.tolist()):
                 writer.add_scalar(f"class accuracy/{label}", accuracy, t)

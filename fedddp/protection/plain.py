@@ -1,0 +1,85 @@
+"""No differential privacy, with or without secure aggregation; and what all levels have in common."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..aggregation import ClientTally, ExactSum, FastSum, Pipeline, Reduce, RingSum, SumTally, Tally, in_the_clear
+from ..aggregation.ring import Exchange
+from ..algorithms import Algorithm
+from ..clients import Trainer, choose
+from ..comm import Comm, CommError
+from ..preparation import Prepared
+from ..privacy import Budget, NoBudget, SpendFile
+from ..safeguards import cohort_size, heaviest
+from ..sampling import Sampler, UniformSampler
+from ..secure import HelloError, Roster, SecureExchange, identity_of
+
+
+class Plain:
+    """No differential privacy: updates as they are. Under secure aggregation only their sum can be read."""
+
+    def __init__(self, p: Prepared, comm: Comm) -> None:
+        self._p, self._comm, self._keys = p, comm, p.config.privacy
+        self._masked = self._keys.secure_aggregation.enabled
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        return self._p.config.algorithm
+
+    def sampler(self) -> Sampler:
+        return UniformSampler(self._p.data.num_clients, cohort_size(self._p.config), self._p.config.run.seed)
+
+    def budget(self, spend_file: SpendFile | None) -> Budget:
+        return NoBudget()
+
+    def trainer(self) -> tuple[Trainer, str]:
+        """How this rank trains its clients, and why so."""
+        p = self._p
+        return choose(p.task, p.data, p.config.client.optimizer, p.test, **self._how())
+
+    def pipeline(self) -> Pipeline:
+        return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
+
+    def _how(self) -> dict[str, Any]:
+        client, p = self._p.config.client, self._p
+        return {
+            "name": client.execution.name,
+            "width": client.execution.width,
+            "device": p.device,
+            "dtype": p.spec.dtype,
+            "autocast": client.precision == "bfloat16",
+            "local_epochs": client.local_epochs,
+            "batch_size": client.batch_size,
+            "seed": p.config.run.seed,
+        }
+
+    def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
+        layout, sizes = self.algorithm.vectors(self._p.spec.dim), self._p.data.sizes
+        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
+
+    def _reduce(self) -> Reduce:
+        if self._masked:
+            weight = heaviest(self._p.data.sizes, cohort_size(self._p.config))
+            return self._ring(self._keys.secure_aggregation.bound, weight)
+        exact = self._p.config.aggregation.sum == "exact"
+        return ExactSum(self._p.device) if exact else FastSum(self._p.spec.dtype, self._p.device)
+
+    def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
+        exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
+        bits = self._keys.secure_aggregation.bits
+        return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
+
+
+def masked(p: Prepared, comm: Comm) -> Exchange:
+    """The exchange under masks. Raises CommError, in one line, if the parties do not fit together."""
+    keys = p.config.privacy.secure_aggregation
+    roster = Roster.load(Path(keys.roster)) if keys.roster else None
+    identity = identity_of(keys.key, comm.rank)
+    configuration = repr(sorted(p.signature.items())).encode()
+    try:
+        return SecureExchange(comm, identity, roster, configuration).sum_
+    except HelloError as error:
+        raise CommError(f"secure aggregation does not start: {error}") from None

@@ -1,0 +1,160 @@
+"""Whether what the privacy section promises can be kept on this run: found out by each rank alone, before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .aggregation.ring import fraction_bits
+from .clients import private_steps, sampling_rate
+from .config import Config, UsageError
+from .place import Place
+from .privacy import calibrate_worst
+from .privacy.refuse import mixing_layers, refusals
+from .sampling import UniformSampler
+from .secure import LEAST_PARTIES, IdentityError, Roster, identity_of
+
+NOISE_BEYOND = 12.0
+"""More standard deviations of noise than ever occur (probability 1e-32): the ring has room for so many."""
+
+
+def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> Config:
+    """The configuration with the noise filled in, for clients of ``sizes`` [N] that train ``module``.
+
+    Raises UsageError, naming key and remedy, for what cannot be kept.
+    """
+    keys = config.privacy
+    reasons = refusals(
+        keys.level,
+        noise_multiplier=keys.noise_multiplier,
+        target_epsilon=keys.target_epsilon,
+        delta=keys.delta,
+        units=len(sizes) if keys.level == "client" else int(sizes.sum()),
+        weighting=getattr(config.algorithm, "weighting", None),
+        mixing=mixing_layers(module),
+        adaptive_clip=keys.adaptive_clip.enabled,
+    )
+    if reasons:
+        raise UsageError(reasons[0])
+    _check_parties(config, place)
+    config = _with_noise(config, sizes)
+    _check_ring(config, sizes)
+    return config
+
+
+def told(config: Config) -> list[str]:
+    """What a run says of its privacy at start, a line each."""
+    keys, lines = config.privacy, []
+    if config.data.name != "parts":
+        lines.append(
+            f"simulation: every rank can read all of {config.data.name}; python -m fedddp.data.split gives each its own"
+        )
+    if keys.secure_aggregation.enabled and not keys.secure_aggregation.roster:
+        lines.append("secure aggregation without a roster: keys are made at start, and nobody is authenticated")
+    if keys.level != "none":
+        noise = f"clip {keys.clip:g}, sigma {keys.noise_multiplier:g}{caveat(config)}"
+        lines.append(f"private at {keys.level} level: {noise}")
+    return lines
+
+
+def caveat(config: Config) -> str:
+    """What has to stand beside every figure of a run whose noise can be predicted."""
+    seeded = config.privacy.randomness == "seeded"
+    return "; but privacy.randomness=seeded: this noise can be predicted and guarantees nothing" if seeded else ""
+
+
+def cohort_size(config: Config) -> int:
+    """m = max(C N, 1), or what was asked for."""
+    population = config.data.partition.num_clients
+    if config.cohort.size is not None:
+        return config.cohort.size
+    return max(1, round((config.cohort.fraction or 1.0) * population))
+
+
+def heaviest(sizes: Tensor, m: int) -> float:
+    """The largest weight that a cohort of ``m`` clients can have: a client weighs no more than its examples, or 1."""
+    return float(sizes.clamp(min=1).topk(min(m, len(sizes))).values.sum())
+
+
+def example_level_work(config: Config, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """How likely each client's examples are to be drawn in a step [N], and its steps in a round [N]."""
+    batch_size, epochs = config.client.batch_size, config.client.local_epochs
+    known = {n: (sampling_rate(n, batch_size), private_steps(n, epochs, batch_size)) for n in set(sizes.tolist())}
+    rate, steps = zip(*(known[n] for n in sizes.tolist()), strict=True)
+    return torch.tensor(rate, dtype=torch.float64), torch.tensor(steps)
+
+
+def largest_entry(config: Config) -> float:
+    """No entry of a client's clipped update is larger, nor the bit that adaptive clipping adds."""
+    keys = config.privacy
+    return max(0.5, keys.secure_aggregation.bound if keys.adaptive_clip.enabled else keys.clip)
+
+
+def _check_parties(config: Config, place: Place) -> None:
+    keys = config.privacy.secure_aggregation
+    if not keys.enabled:
+        return
+    if place.world_size < LEAST_PARTIES:
+        raise UsageError(
+            f"privacy.secure_aggregation.enabled=true: needs {LEAST_PARTIES} ranks or more, not {place.world_size}: "
+            "of two, each learns the other's update from the sum; start more with torchrun --nproc_per_node"
+        )
+    for given, missing in (("roster", "key"), ("key", "roster")):
+        if getattr(keys, given) and not getattr(keys, missing):
+            raise UsageError(
+                f"privacy.secure_aggregation.{given}={getattr(keys, given)!r}: needs {missing} too; "
+                "python -m fedddp.secure.keygen makes both"
+            )
+    try:
+        if keys.roster:
+            Roster.load(Path(keys.roster))
+            identity_of(keys.key, place.rank)
+    except IdentityError as error:
+        raise UsageError(f"privacy.secure_aggregation: {error}") from None
+
+
+def _with_noise(config: Config, sizes: Tensor) -> Config:
+    """Sigma for ``run.rounds`` rounds within the target, where it is not given."""
+    keys, rounds = config.privacy, config.run.rounds
+    if keys.level == "none" or keys.noise_multiplier is not None:
+        return config
+    target, delta, population = keys.target_epsilon, keys.delta, config.data.partition.num_clients
+    assert target is not None  # refused otherwise
+    rate, steps = torch.tensor([cohort_size(config) / population], dtype=torch.float64), torch.tensor([rounds])
+    if keys.level == "example":
+        rate, steps = example_level_work(config, sizes)
+        steps = steps * _participations(config)
+    try:
+        sigma = calibrate_worst(target, rate.tolist(), steps.tolist(), delta, keys.accountant)
+    except ValueError as error:
+        raise UsageError(f"privacy.target_epsilon={target:g}: {error}") from None
+    return config.model_copy(update={"privacy": keys.model_copy(update={"noise_multiplier": sigma})})
+
+
+def _participations(config: Config) -> Tensor:
+    """In how many of the run's rounds each client will be drawn, [N]."""
+    population, rounds = config.data.partition.num_clients, config.run.rounds
+    sampler = UniformSampler(population, cohort_size(config), config.run.seed)
+    if sampler.size == population:
+        return torch.full((population,), rounds)
+    counts = torch.zeros(population, dtype=torch.long)
+    for t in range(rounds):
+        counts[list(sampler.cohort(t).ids)] += 1
+    return counts
+
+
+def _check_ring(config: Config, sizes: Tensor) -> None:
+    """Whether the largest sum fits into the ring of integers."""
+    keys, bound, noise = config.privacy, config.privacy.secure_aggregation.bound, 0.0
+    weight = heaviest(sizes, cohort_size(config))
+    if keys.level == "client":
+        bound, weight = largest_entry(config), float(len(sizes))
+        noise = NOISE_BEYOND * max(1.2 * (keys.noise_multiplier or 0.0) * bound, len(sizes) / 20)
+    elif not keys.secure_aggregation.enabled:
+        return
+    try:
+        fraction_bits(bound, weight, keys.secure_aggregation.bits, noise)
+    except ValueError as error:
+        raise UsageError(f"privacy.secure_aggregation.bound={bound:g}: {error}") from None
