@@ -1,0 +1,1 @@
+"""Demonstrations: programs that run the real thing and show what it does."""
