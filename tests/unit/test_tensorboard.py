@@ -1,5 +1,7 @@
 """fedddp.telemetry.tensorboard: the pages of a run, read back with TensorBoard's own reader."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ SCALARS = {
         "seconds/train",
         "seconds/aggregate",
     ),
-    *("seconds/evaluate", "class accuracy/0", "class accuracy/1"),
+    *("seconds/evaluate", "class accuracy/0", "class accuracy/1", "sent/aggregate", "sent/evaluate"),
 }
 
 
@@ -36,12 +38,13 @@ def record(t, evaluated=True):
             "seconds_evaluate": 0.125,
             "imbalance": 1.0,
             "bytes_sent": 80,
+            "sent": {"aggregate": 72, "evaluate": 8},
         },
     }
     loss = torch.tensor([0.5, torch.nan, 1.0])
     report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,))
     mistake = Mistake(torch.zeros(1, 4, 4, dtype=torch.uint8), 0, 1, 2.5)
-    return RoundRecord(metrics, report, 0.25, Score(t / 10, 0.7, CONFUSION, (mistake,)) if evaluated else None)
+    return RoundRecord(metrics, report, Score(t / 10, 0.7, CONFUSION, (mistake,)) if evaluated else None)
 
 
 def board(folder, done=0):
@@ -111,6 +114,9 @@ def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, d
     for t in (3, 4, 5):
         pages.round(record(t))
     pages.close(None)
+    first = int(time.time())
+    while int(time.time()) == first:  # TensorBoard reads the files of one second in the order of their names
+        time.sleep(0.05)
     pages = board(tmp_path, done)
     pages.round(record(6, evaluated=False))
     pages.close(None)
