@@ -24,7 +24,7 @@ from rich.console import Console
 
 from fedddp.comm import Place
 from fedddp.config import UsageError
-from fedddp.preparation import cohort_size
+from fedddp.safeguards import cohort_size
 
 from . import machine, report
 from .contender import Contender

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from fedddp.comm import Comm, Place
 from fedddp.preparation import prepare
+from fedddp.sampling import UniformSampler
 
 from . import machine
 from .contender import Contender, high_water
@@ -44,12 +45,14 @@ WORKLOAD = replace(WORKLOADS["w2"], evaluate=True)
 def by_cohort(settings: Mapping[str, Any], words: Sequence[str], into: Path) -> None:
     """What each rank does: rounds of every cohort size in turn. Rank 0 writes the figures ``into`` a file."""
     place = Place.from_env()
-    run = experiment(prepare(configuration(settings, [*words, "--evaluate.every=0"], place), place))
+    prepared = prepare(configuration(settings, [*words, "--evaluate.every=0"], place), place)
+    run = experiment(prepared)
     f, server = run.federation, run.server
     found: dict[int, dict[str, list]] = {m: {"train": [], "total": [], "peak_mib": []} for m in COHORTS}
     for repeat in range(settings["rounds"]):
         for m in COHORTS if repeat % 2 == 0 else COHORTS[::-1]:
-            server, seconds = advance(replace(f, sampler=replace(f.sampler, size=m)), server)
+            sampler = UniformSampler(prepared.data.num_clients, m, prepared.config.run.seed)
+            server, seconds = advance(replace(f, sampler=sampler), server)
             found[m]["train"].append(f.telemetry.history[-1]["seconds_train"])
             found[m]["total"].append(seconds)
             found[m]["peak_mib"].append(_everybodys_peak(f.comm))

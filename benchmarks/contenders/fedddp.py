@@ -76,7 +76,7 @@ class NoEvaluation(Evaluator):
     def __init__(self) -> None:
         self.load = 0
 
-    def due(self, round: int, rounds: int) -> bool:
+    def due(self, round: int, last: bool) -> bool:
         return False
 
     def reached(self, score: object) -> bool:

@@ -17,7 +17,7 @@ from fedddp.types import Mean, RoundReport, ServerState
 
 METRICS = [
     *("round", "test_accuracy", "test_loss", "train_loss", "participants", "failures", "examples", "seconds"),
-    *("seconds_train", "seconds_aggregate", "seconds_evaluate", "imbalance", "bytes_sent"),
+    *("seconds_train", "seconds_aggregate", "seconds_evaluate", "imbalance", "bytes_sent", "sent"),
 ]
 SUMMARY = [
     *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "model_sha256", "num_parameters"),
@@ -60,7 +60,7 @@ def test_a_round_has_the_contracts_keys_and_means_over_the_clients_that_succeede
     assert list(m) == METRICS
     assert (m["round"], m["test_accuracy"], m["test_loss"]) == (3, 0.8, 0.7)
     assert m["train_loss"] == (10 * 0.5 + 30 * 1.0) / 40
-    assert record.train_accuracy == (10 * 0.25 + 30 * 0.5) / 40
+    assert record.report.train_accuracy == (10 * 0.25 + 30 * 0.5) / 40
     assert (m["participants"], m["failures"], m["examples"]) == (2, 1, 40)
     assert m["seconds_train"] == 0.25
     assert telemetry.history == [m]
