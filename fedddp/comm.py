@@ -164,6 +164,32 @@ class Comm:
         children = sum(1 for i in range(32) if 2**i > place and place + 2**i < size)
         return self._run("broadcast", x, purpose, lambda t: self._group.broadcast([t], options), children)
 
+    def all_to_all(self, x: Tensor, purpose: str) -> Tensor:
+        """Row j of ``x [members, ...]`` goes to member j; row i of what comes back is what member i sent here."""
+        share = (len(self.members) - 1) / len(self.members)
+        return self._exchange("all_to_all", x, purpose, x.shape, "alltoall_base", ([], []), share)
+
+    def all_gather(self, x: Tensor, purpose: str) -> Tensor:
+        """Every member's ``x``, [members, *x.shape], all of one shape. A ring sends R-1 tensors from each rank."""
+        shape, share = (len(self.members), *x.shape), len(self.members) - 1
+        return self._exchange("all_gather", x.unsqueeze(0), purpose, shape, "_allgather_base", (), share)
+
+    def _exchange(
+        self, op: str, x: Tensor, purpose: str, shape: tuple[int, ...], name: str, more: tuple, share: float
+    ) -> Tensor:
+        """A collective whose result is another tensor than what goes in."""
+        received = x.new_empty(shape)
+        if len(self.members) == 1:
+            received.copy_(x)  # a copy, as on several ranks
+
+        def start(t: Tensor) -> dist.Work:
+            nonlocal received
+            received = t.new_empty(shape)
+            return getattr(self._group, name)(received, t, *more)
+
+        self._run(op, x.contiguous(), purpose, start, share)
+        return received.to(x.device)
+
     def gather_bytes(self, mine: bytes, size: int, purpose: str) -> list[bytes]:
         """Every member's message, by rank; empty for ranks that are gone. At most ``size`` bytes each.
 

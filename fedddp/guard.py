@@ -18,6 +18,7 @@ __all__ = ["AROUND", "OBJECTS", "Guard", "Refused", "Rule", "refuse_around", "re
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 RING = ("int64", "int32")
+PACKED = ("uint8", "int8", "int16")
 SECURE = ("hello", "keys", "shares", "commit", "reveal", "status")
 
 
@@ -40,6 +41,12 @@ class Rule:
 
     def allows(self, op: str, dtype: str, bytes: int) -> bool:
         return op == self.op and dtype in self.dtypes and (self.max_bytes is None or bytes <= self.max_bytes)
+
+
+_IN_THE_CLEAR = (
+    Rule("all_reduce", REAL[:2] + RING),
+    *(Rule(op, REAL + RING + PACKED) for op in ("all_to_all", "all_gather")),
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Guard:
             "privacy": (Rule("broadcast", ("int64", "float64"), 8 * clients), Rule("broadcast", ("uint8",), 32)),
             "run folder": (Rule("broadcast", ("int64",), 8), Rule("broadcast", ("uint8",), 1 << 14)),
             "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 1)),),
-            "aggregate": (Rule("all_reduce", (ring,) if secure else REAL[:2] + RING),),
+            "aggregate": (Rule("all_reduce", (ring,)),) if secure else _IN_THE_CLEAR,
             **{purpose: (Rule("all_reduce", ("float32",), 4),) for purpose in ("target accuracy", "done", "close")},
             **{purpose: (Rule("store", ("bytes",), 1 << 10),) for purpose in ("progress", "gpu", "regroup")},
             "signature": (Rule("store", ("bytes",), 1 << 16),),

@@ -19,12 +19,13 @@ class Entry:
     """One kind of message: how often it was sent, and its bytes on the wire from this rank, together."""
 
     op: str
-    """all_reduce, broadcast, or store (a key and a value written to the launcher's store)."""
+    """all_reduce, all_to_all, all_gather, broadcast, or store (a key and a value written to the launcher's store)."""
     dtype: str
     shape: tuple[int, ...]
     """Of the tensor; () for a store write."""
     bytes: int
-    """What this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's tree."""
+    """What this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's tree, the
+    rows of others in an all_to_all, R-1 copies in an all_gather's ring."""
     purpose: str
     count: int = 1
 

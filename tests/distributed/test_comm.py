@@ -41,6 +41,30 @@ def test_alone_is_the_same_interface_and_sends_nothing():
     assert comm.ledger.take() == ()
 
 
+def exchanges(comm):
+    r, everyone = comm.rank, comm.world_size
+    rows = torch.tensor([[10 * r + to, 0] for to in range(everyone)], dtype=torch.int8)
+    before = rows.clone()
+    swapped, gathered = comm.all_to_all(rows, "rows"), comm.all_gather(torch.tensor([r, 7.0]), "all")
+    assert torch.equal(rows, before)
+    assert swapped.tolist() == [[10 * other + r, 0] for other in range(everyone)]
+    assert gathered.tolist() == [[other, 7.0] for other in range(everyone)]
+    return comm.bytes_sent
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_rows_go_to_their_ranks_and_everybodys_tensor_to_all(run_ranks, world_size):
+    sent = 2 * (world_size - 1) + 8 * (world_size - 1)
+    assert run_ranks(exchanges, world_size) == [sent] * world_size
+
+
+def test_exchanges_alone_are_copies():
+    comm = Comm.alone()
+    assert exchanges(comm) == 0
+    x = torch.zeros(1, 3)
+    assert comm.all_to_all(x, "rows").data_ptr() != x.data_ptr()
+
+
 def bytes_of_a_megabyte(comm):
     comm.all_reduce(torch.zeros(250_000), "sum")
     return comm.bytes_sent
