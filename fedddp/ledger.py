@@ -24,8 +24,8 @@ class Entry:
     shape: tuple[int, ...]
     """Of the tensor; () for a store write."""
     bytes: int
-    """What this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's tree, the
-    rows of others in an all_to_all, R-1 copies in an all_gather's ring."""
+    """What this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's tree,
+    the rows of others in an all_to_all, R-1 copies in an all_gather's ring."""
     purpose: str
     count: int = 1
 
