@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..flat import FlatSpec
+from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 
 
@@ -15,11 +17,24 @@ class LocalTraining(Protocol):
     @property
     def num_examples(self) -> Tensor: ...
 
-    def train(self, start: Tensor, correct=None) -> LocalResult: ...
+    @property
+    def optimizer(self) -> Optimizer:
+        """The client optimizer, as it is in this round."""
+        ...
+
+    def train(self, start: Tensor, correct=None, *, epochs: int | None = None) -> LocalResult: ...
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), [K]."""
+        ...
 
 
 class Algorithm(Protocol):
     """The seam between the loop and a paper. P of the D entries of ``w`` are trainable, the rest float buffers."""
+
+    def for_model(self, spec: FlatSpec) -> Algorithm:
+        """The algorithm for a model whose flat vector is laid out so: where a method needs to know layers by name."""
+        ...
 
     def vectors(self, dim: int) -> dict[str, int]:
         """What a client uploads, name -> length; the layout of the round's one collective."""

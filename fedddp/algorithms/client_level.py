@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining
 
@@ -81,6 +82,9 @@ class ClientLevel:
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 <= self.noise_multiplier < math.inf):
             raise ValueError(f"cannot clip to {self.clip:g} with noise {self.noise_multiplier:g}")
+
+    def for_model(self, spec: FlatSpec) -> ClientLevel:
+        return replace(self, inner=self.inner.for_model(spec))
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {**self.inner.vectors(dim), **({BIT: 1} if self.adaptive else {})}

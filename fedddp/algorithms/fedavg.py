@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..optim import SGD, OptimizerState, ServerOptimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
@@ -30,6 +31,9 @@ class FedAvg:
         Field(description="a client's weight in the mean: its examples, or 1; auto = examples, 1 for client privacy"),
     ] = "auto"
     server_optimizer: ServerOptimizer = SGD(lr=1.0)
+
+    def for_model(self, spec: FlatSpec) -> Self:
+        return self
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {"delta": dim}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from .. import interrupt
 from ..data import ClientData, Plan, plan
+from ..flat import FlatModule
 from ..optim import Optimizer
 from ..tasks import Task
 from ..types import LocalResult
@@ -36,15 +39,41 @@ class Trainer(ABC):
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
+        self._scoring: FlatModule | None = None
 
     def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
         return Local(self, ids, round, self.data.sizes[list(ids)])
 
+    def optimizer(self, round: int) -> Optimizer:
+        """The client optimizer as it is in ``round`` (0-based)."""
+        return self._optimizer
+
     def plan(self, local: Local) -> Plan:
         """The batches of each client's steps."""
-        sizes, how = local.num_examples.tolist(), {"epochs": self._epochs, "batch_size": self._batch_size}
-        return plan(sizes, local.ids, local.round, **how, seed=self._seed)
+        sizes, epochs = local.num_examples.tolist(), local.epochs or self._epochs
+        return plan(sizes, local.ids, local.round, epochs=epochs, batch_size=self._batch_size, seed=self._seed)
+
+    def loss(self, local: Local, w: Tensor) -> Tensor:
+        """See `Local.loss`."""
+        if self._scoring is None:
+            self._scoring = FlatModule(self._task.model(self._seed).to(w.dtype), w.device)
+            self._scoring.module.eval()
+        rows = w.view(-1, w.shape[-1]).expand(len(local.ids), -1)
+        losses = [self._mean_loss(self._scoring, k, row) for k, row in zip(local.ids, rows, strict=True)]
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def _mean_loss(self, model: FlatModule, client: int, w: Tensor) -> float:
+        x, y = self.data.examples(client)
+        at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel() if len(x) else 1))
+        model.load(w)
+        total = 0.0
+        for first in range(0, len(y), at_once):
+            interrupt.check()
+            with torch.no_grad():
+                outputs = model.module(self.data.normalize(x[first : first + at_once]))
+                total += float(self._task.loss(outputs, y[first : first + at_once]).sum())
+        return total / max(1, len(y))
 
     @abstractmethod
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
@@ -59,7 +88,18 @@ class Local:
     ids: Sequence[int]
     round: int
     num_examples: Tensor  # [K]
+    epochs: int | None = None
+    """E, where it is not the configured one."""
 
-    def train(self, start: Tensor, correct: Correction | None = None) -> LocalResult:
+    @property
+    def optimizer(self) -> Optimizer:
+        """The client optimizer, as it is in this round."""
+        return self.trainer.optimizer(self.round)
+
+    def train(self, start: Tensor, correct: Correction | None = None, *, epochs: int | None = None) -> LocalResult:
         """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once."""
-        return self.trainer.train(self, start, correct)
+        return self.trainer.train(replace(self, epochs=epochs) if epochs else self, start, correct)
+
+    def loss(self, w: Tensor) -> Tensor:
+        """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""
+        return self.trainer.loss(self, w)

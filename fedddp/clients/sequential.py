@@ -52,8 +52,10 @@ class SequentialTrainer(Trainer):
         self._flat.module.train()
         with global_seed(self._seed, "local", local.round, client):  # dropout
             sizes = order.mask[0].sum(dim=1).tolist()
-            loss, correct_count = self._steps(x, y, sent(order.index[0], x.device), sizes, correct)
-        seen = max(1, len(y) * self._epochs)
+            loss, correct_count = self._steps(
+                x, y, sent(order.index[0], x.device), sizes, correct, self.optimizer(local.round)
+            )
+        seen = max(1, int(order.mask.sum()))
         return LocalResult(
             start=start,
             delta=self._flat.w - start.view(1, -1),
@@ -63,14 +65,20 @@ class SequentialTrainer(Trainer):
         )
 
     def _steps(
-        self, x: Tensor, y: Tensor, index: Tensor, sizes: list[int], correct: Correction | None
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        sizes: list[int],
+        correct: Correction | None,
+        optimizer: Optimizer,
     ) -> tuple[float, int]:
         """All local steps; the summed loss and number of right answers over what was seen."""
         flat, task, module = self._flat, self._task, self._flat.module
         trainable = flat.w[: flat.spec.num_trainable]
         targets: list[Tensor] = [trainable] if correct else list(flat.params)
         with torch.no_grad():
-            state = self._optimizer.init(targets)
+            state = optimizer.init(targets)
         width = index.shape[1]
         chunk = max(1, NUMBERS_AT_ONCE // max(1, width * x[0].numel() if len(x) else 1))
         total_loss, total_right = [], []  # read at the end: a GPU would be waited for in between
@@ -89,7 +97,7 @@ class SequentialTrainer(Trainer):
                     if correct:
                         gradient = torch.cat([g.reshape(-1) for g in grads]).unsqueeze(0)
                         grads = [correct(gradient, trainable.unsqueeze(0)).squeeze(0)]
-                    self._optimizer.step_(targets, grads, state)
+                    optimizer.step_(targets, grads, state)
                 outputs.append(output.detach())
                 losses.append(loss.detach())
                 seen.append(labels[batch])

@@ -80,12 +80,13 @@ class VectorizedTrainer(Trainer):
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         tally = _Tally(order, start.device)
         batches = self._batches(local.ids, sent(order.index, start.device), tally.mask, start.dtype)
-        lr = self._optimizer.plain_lr
+        optimizer = self.optimizer(local.round)
+        lr = optimizer.plain_lr
         if correct is None and lr is not None and isinstance(self._oracle, Descending):
             delta = self._descend(self._oracle, start, order, batches, tally, lr)
         else:
-            delta = self._collect(start, order, batches, tally, correct)
-        return LocalResult(start, delta, order.steps, *tally.means(local.num_examples * self._epochs))
+            delta = self._collect(start, order, batches, tally, correct, optimizer)
+        return LocalResult(start, delta, order.steps, *tally.means(order.mask.sum(dim=(1, 2))))
 
     def _descend(
         self, oracle: Descending, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float
@@ -101,7 +102,13 @@ class VectorizedTrainer(Trainer):
         return rows
 
     def _collect(
-        self, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, correct: Correction | None
+        self,
+        start: Tensor,
+        order: Plan,
+        batches: Iterator[Batch],
+        tally: _Tally,
+        correct: Correction | None,
+        optimizer: Optimizer,
     ) -> Tensor:
         """The gradients of all clients, corrected, to the optimizer, which moves those still at work; delta [K, D]."""
         w = start.expand(len(order.steps), -1).clone()
@@ -110,7 +117,7 @@ class VectorizedTrainer(Trainer):
         self._oracle.collect(w, g)
         rows = list(trainable)
         with torch.no_grad():
-            state = self._optimizer.init(rows)
+            state = optimizer.init(rows)
         for t, ((x, y, share), mask) in enumerate(zip(batches, tally.mask, strict=True)):
             outputs, losses = self._oracle.step(self._task, x, y, share)
             tally.add(self._task, outputs, losses, y, mask)
@@ -118,7 +125,7 @@ class VectorizedTrainer(Trainer):
                 gradients = correct(g, trainable) if correct else g
                 k = (order.steps > t).nonzero().flatten().tolist()
                 moments = {name: [vectors[i] for i in k] for name, vectors in state.items()}
-                self._optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
+                optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
         return w.sub_(start)
 
     def _batches(self, ids: Sequence[int], index: Tensor, mask: Tensor, dtype: torch.dtype) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ class ClientPrivacy(Private):
         keys = self._keys
         adaptive, largest = keys.adaptive_clip, largest_entry(self._p.config)
         follow = AdaptiveClip(adaptive.quantile, adaptive.lr, self._expected, largest) if adaptive.enabled else None
-        return ClientLevel(self._p.config.algorithm, keys.clip, self.sigma, follow)
+        return ClientLevel(self._configured, keys.clip, self.sigma, follow)
 
     @property
     def _rate(self) -> float:

@@ -27,7 +27,11 @@ class Plain:
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        return self._p.config.algorithm
+        return self._configured
+
+    @property
+    def _configured(self) -> Algorithm:
+        return self._p.config.algorithm.for_model(self._p.spec)
 
     def sampler(self) -> Sampler:
         return UniformSampler(self._p.data.num_clients, cohort_size(self._p.config), self._p.config.run.seed)

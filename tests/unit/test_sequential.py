@@ -178,3 +178,28 @@ def test_how_many_rows_are_normalised_at_once_changes_no_bit(trainer, rows, monk
     assert torch.equal(again.w, result.w)
     assert again.loss.item() == pytest.approx(result.loss.item(), abs=1e-6)
     assert again.accuracy.item() == result.accuracy.item()
+
+
+def test_a_clients_loss_is_the_mean_over_its_own_examples(trainer, monkeypatch):
+    """At one w or at one for each; in pieces; 0 for a client without examples; in evaluation mode."""
+    monkeypatch.setattr("fedddp.clients.local.NUMBERS_AT_ONCE", 784 * 4)
+    ours = trainer(with_dropout, dtype=torch.float64)
+    w = start(ours)
+    module = with_dropout().double().eval()
+    nn.utils.vector_to_parameters(w, module.parameters())
+    x, y = ours.data.examples(0)
+    expected = nn.functional.cross_entropy(module(ours.data.normalize(x)), y).item()
+    losses = ours.on((0, 1), 0).loss(w)
+    assert losses.tolist() == pytest.approx([expected, 0.0], abs=1e-12)
+    apart = ours.on((0, 2), 0).loss(torch.stack([w, 2 * w]))
+    assert apart[0] == losses[0]
+    assert apart[1] != ours.on((2,), 0).loss(w)[0]
+
+
+def test_an_algorithm_may_ask_for_other_epochs(trainer):
+    one, two = trainer(epochs=1), trainer(epochs=2)
+    w = start(one)
+    asked, usual = one.on((0,), 1).train(w, epochs=2), two.on((0,), 1).train(w)
+    assert torch.equal(asked.delta, usual.delta)
+    assert asked.steps.tolist() == [10]
+    assert asked.loss.tolist() == usual.loss.tolist()

@@ -102,6 +102,10 @@ class PrivateTrainer(Trainer):
             raise RuntimeError(
                 "a client trains once a round under differential privacy: a second time is not accounted"
             )
+        if local.epochs is not None:
+            raise RuntimeError(
+                "local epochs are the configured ones under differential privacy: others are not accounted"
+            )
         self._trained = local
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         clients = [
@@ -114,7 +118,8 @@ class PrivateTrainer(Trainer):
         self._oracle.collect(w, g)
         rows = list(trainable)
         with torch.no_grad():
-            state = self._optimizer.init(rows)
+            optimizer = self.optimizer(local.round)
+            state = optimizer.init(rows)
         for t in range(max(client.steps for client in clients)):
             interrupt.check()
             at_work = [i for i, client in enumerate(clients) if client.steps > t]
@@ -125,9 +130,13 @@ class PrivateTrainer(Trainer):
                     self._make_private(g[i], clients[i])
                 gradients = correct(g, trainable) if correct else g
                 moments = {name: [vectors[i] for i in at_work] for name, vectors in state.items()}
-                self._optimizer.step_([rows[i] for i in at_work], [gradients[i] for i in at_work], moments)
+                optimizer.step_([rows[i] for i in at_work], [gradients[i] for i in at_work], moments)
         nan = torch.full((len(clients),), torch.nan, dtype=torch.float64)
         return LocalResult(start, w.sub_(start), torch.tensor([c.steps for c in clients]), nan, nan.clone())
+
+    def loss(self, local: Local, w: Tensor) -> Tensor:
+        """Refused (RuntimeError): an exact loss of a client's examples is bounded by no noise."""
+        raise RuntimeError("a client's loss is not computed under differential privacy: it is not accounted")
 
     def _clipped_sums(self, ids: Sequence[int], clients: Sequence[_Client], t: int, g: Tensor) -> None:
         """Draw step ``t``'s batches and write their clipped sums to ``g [A, P]``, where the oracle writes."""
