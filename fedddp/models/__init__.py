@@ -15,6 +15,8 @@ from .cnn import CNN
 from .lenet import LeNet
 from .logistic import Logistic
 from .mlp import MLP
+from .resnet import ResNet
+from .vgg import VGG
 
 
 class ModelFactory(Protocol):
@@ -35,6 +37,6 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "lenet": LeNet, "logistic": Logistic, "mlp": MLP}
+MODELS: dict[str, type] = {"cnn": CNN, "lenet": LeNet, "logistic": Logistic, "mlp": MLP, "resnet": ResNet, "vgg": VGG}
 
-__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "LeNet", "Logistic", "ModelFactory"]
+__all__ = ["CNN", "MLP", "MODELS", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]

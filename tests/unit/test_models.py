@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedddp.flat import FlatSpec
-from fedddp.models import CNN, MLP, MODELS, ImportedModule, LeNet
+from fedddp.models import CNN, MLP, MODELS, VGG, ImportedModule, LeNet, ResNet
 from fedddp.tasks import Task
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -20,6 +20,9 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
         (MLP(), GREY, 199_210),
         (LeNet(), GREY, 44_426),
         (LeNet(), COLOUR, 62_006),
+        (VGG(), COLOUR, 9_750_922),
+        (ResNet(), COLOUR, 272_474),
+        (ResNet(depth=18), COLOUR, 11_173_962),
     ],
 )
 def test_parameter_counts_are_those_of_the_docstrings(model, shape, parameters):
