@@ -67,5 +67,5 @@ class ResNet:
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)]
         module = initialise_(nn.Sequential(*stem, *blocks, *head))
         for block in blocks:
-            nn.init.zeros_(block.convolutions[-1].weight)
+            nn.init.zeros_(block.convolutions[-1].get_parameter("weight"))
         return module

@@ -17,7 +17,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 @dataclass(frozen=True)
 class VGG:
-    """Five stages of 3x3 convolutions, each ended by 2x2 max-pooling, and two hidden layers (Simonyan & Zisserman 2015).
+    """Five stages of 3x3 convolutions, each ended by 2x2 max-pooling, two hidden layers (Simonyan & Zisserman 2015).
 
     Made for small images: pooling rounds up, so that 28x28 and 32x32 both end at one position (larger images are
     averaged to one), and the hidden layers have 512 units instead of 4,096. VGG-11 has 9,750,922 parameters on 32x32

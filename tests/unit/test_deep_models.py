@@ -3,13 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from zoo import start_of, task_of, trainers
 
 from fedddp.clients import SequentialTrainer, VectorizedTrainer
 from fedddp.config import build
 from fedddp.flat import FlatModule, FlatSpec
 from fedddp.models import VGG, LeNet, ResNet
 from fedddp.models.norms import group_norm
-from zoo import start_of, task_of, trainers
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 FOLDED, VMAP = "layers folded over clients", "torch.func.vmap"
