@@ -12,8 +12,11 @@ from typing import Any, Protocol
 from torch import nn
 
 from .cnn import CNN
+from .lenet import LeNet
 from .logistic import Logistic
 from .mlp import MLP
+from .resnet import ResNet
+from .vgg import VGG
 
 
 class ModelFactory(Protocol):
@@ -34,6 +37,6 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "logistic": Logistic, "mlp": MLP}
+MODELS: dict[str, type] = {"cnn": CNN, "lenet": LeNet, "logistic": Logistic, "mlp": MLP, "resnet": ResNet, "vgg": VGG}
 
-__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "Logistic", "ModelFactory"]
+__all__ = ["CNN", "MLP", "MODELS", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]

@@ -1,20 +1,34 @@
 """fedddp.models: the published sizes, and modules of the user's."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
 
 from fedddp.flat import FlatSpec
-from fedddp.models import CNN, MLP, MODELS, ImportedModule
+from fedddp.models import CNN, MLP, MODELS, VGG, ImportedModule, LeNet, ResNet
 from fedddp.tasks import Task
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 
 
-@pytest.mark.parametrize(("model", "parameters"), [(CNN(), 1_663_370), (MLP(), 199_210)])
-def test_parameter_counts_are_those_of_the_paper(model, parameters):
-    spec = FlatSpec.of(model.build(GREY, 10))
+@pytest.mark.parametrize(
+    ("model", "shape", "parameters"),
+    [
+        (CNN(), GREY, 1_663_370),
+        (MLP(), GREY, 199_210),
+        (LeNet(), GREY, 44_426),
+        (LeNet(), COLOUR, 62_006),
+        (VGG(), COLOUR, 9_750_922),
+        (ResNet(), COLOUR, 272_474),
+        (ResNet(depth=18), COLOUR, 11_173_962),
+    ],
+)
+def test_parameter_counts_are_those_of_the_docstrings(model, shape, parameters):
+    spec = FlatSpec.of(model.build(shape, 10))
     assert spec.num_trainable == spec.dim == parameters
+    assert f"{parameters:,}" in inspect.getdoc(type(model))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
