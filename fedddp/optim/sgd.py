@@ -1,34 +1,15 @@
-"""Optimizers as algebra on vectors, used on the client (local steps) and on the server (pseudo-gradients) alike.
-
-An optimizer is its hyper-parameters; what it remembers is passed in. Tensors come as lists, so a flat vector is a
-list of one and the layers of a module are a list of views: the elementwise algebra is the same.
-"""
+"""Stochastic gradient descent with momentum."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from .choice import Choice
-
-OptimizerState = dict[str, list[Tensor]]
-
-
-class Optimizer(Protocol):
-    """``init`` makes the state for ``params``; ``step_`` changes ``params`` and ``state`` in place."""
-
-    @property
-    def plain_lr(self) -> float | None:
-        """The lr of ``w <- w - lr g`` if a step is that and no more: it can then be taken layer by layer."""
-        ...
-
-    def init(self, params: list[Tensor]) -> OptimizerState: ...
-
-    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None: ...
+from .base import OptimizerState
 
 
 @dataclass(frozen=True)
@@ -51,6 +32,15 @@ class SGD:
     def plain_lr(self) -> float | None:
         return None if self.momentum or self.weight_decay else self.lr
 
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        """tau; under momentum rho each gradient moves w 1 + rho + rho^2 + ... times, in what steps are left.
+
+        So |a|_1 = (tau - s) / (1 - rho) with s = rho (1 - rho^tau) / (1 - rho); nesterov: tau + rho of that.
+        """
+        tau, rho = steps.double(), self.momentum
+        with_momentum = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+        return tau + rho * with_momentum if self.nesterov else with_momentum
+
     def init(self, params: list[Tensor]) -> OptimizerState:
         return {"momentum": [torch.zeros_like(p) for p in params]} if self.momentum else {}
 
@@ -63,10 +53,3 @@ class SGD:
             torch._foreach_add_(velocity, grads)
             grads = list(torch._foreach_add(grads, velocity, alpha=self.momentum)) if self.nesterov else velocity
         torch._foreach_add_(params, grads, alpha=-self.lr)
-
-
-OPTIMIZERS: dict[str, type] = {"sgd": SGD}
-
-ClientOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd"})]
-ServerOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0})]
-"""lr 1: the server moves by the whole mean update, which is plain federated averaging."""

@@ -1,0 +1,134 @@
+"""Optimizers that divide by what gradients used to be: Adam, AdamW, Yogi, Adagrad.
+
+m <- beta1 m + (1 - beta1) g;  v <- a running square of g;  w <- w - lr m / (sqrt(v) + eps)
+
+On clients and as torch.optim has them, with Adam's bias correction: m / (1 - beta1^t) and v / (1 - beta2^t) stand for
+m and v. On the server as Reddi et al. 2021, "Adaptive federated optimization", Algorithm 2, has them (FedAdam, FedYogi,
+FedAdagrad): ``bias_correction = false``, tau is ``eps`` and v_0 is ``initial_accumulator``, 0 or tau^2 (their tuned
+runs: tau 1e-3, beta2 0.99). Their -g is the mean update.
+
+``step`` counts, [1] for each of the tensors and always on the CPU, since its value is needed there: rows that are done
+are not counted on, and a checkpoint holds it like any other vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import OptimizerState
+
+LR = Field(gt=0, description="learning rate")
+MEAN = Field(ge=0, lt=1, description="decay of the running gradient")
+SQUARE = Field(ge=0, lt=1, description="decay of the running square")
+FLOOR = Field(gt=0, description="added to the root of the square; tau of Reddi et al. on a server (1e-3)")
+PENALTY = Field(ge=0, description="L2 penalty added to the gradient")
+CORRECTED = Field(description="undo the start of both running means at 0; false for a server as in Reddi et al.")
+ACCUMULATOR = Field(ge=0, description="the square to begin with; tau^2 or 0 in Reddi et al.")
+
+
+class _Adaptive:
+    """Adaptive steps are no sum of gradients, and are not taken layer by layer."""
+
+    @property
+    def plain_lr(self) -> float | None:
+        return None
+
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class Adam(_Adaptive):
+    """Kingma and Ba 2015, as torch.optim.Adam computes it: v <- beta2 v + (1 - beta2) g^2."""
+
+    lr: Annotated[float, LR] = 1e-3
+    beta1: Annotated[float, MEAN] = 0.9
+    beta2: Annotated[float, SQUARE] = 0.999
+    eps: Annotated[float, FLOOR] = 1e-8
+    weight_decay: Annotated[float, PENALTY] = 0.0
+    bias_correction: Annotated[bool, CORRECTED] = True
+    initial_accumulator: Annotated[float, ACCUMULATOR] = 0.0
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        counts = {"step": [p.new_zeros(1, dtype=torch.float32, device="cpu") for p in params]}
+        means = [torch.zeros_like(p) for p in params]
+        return {**counts, "mean": means, "square": [torch.full_like(p, self.initial_accumulator) for p in params]}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        if not params:
+            return
+        grads = self._decayed(params, grads)
+        mean, square = state["mean"], state["square"]
+        torch._foreach_lerp_(mean, grads, 1 - self.beta1)
+        self._square_(square, grads)
+        torch._foreach_add_(state["step"], 1)
+        sizes, roots = [-self.lr] * len(params), torch._foreach_sqrt(square)
+        if self.bias_correction:
+            counts = [float(step) for step in state["step"]]
+            torch._foreach_div_(roots, [(1 - self.beta2**t) ** 0.5 for t in counts])
+            sizes = [-self.lr / (1 - self.beta1**t) for t in counts]
+        torch._foreach_add_(roots, self.eps)
+        torch._foreach_addcdiv_(params, mean, roots, sizes)
+
+    def _decayed(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        """The gradients with the penalty's; or the parameters decayed, in place."""
+        return list(torch._foreach_add(grads, params, alpha=self.weight_decay)) if self.weight_decay else grads
+
+    def _square_(self, square: list[Tensor], grads: list[Tensor]) -> None:
+        torch._foreach_mul_(square, self.beta2)
+        torch._foreach_addcmul_(square, grads, grads, 1 - self.beta2)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Loshchilov and Hutter 2019, as torch.optim.AdamW computes it: w <- (1 - lr weight_decay) w first."""
+
+    weight_decay: Annotated[float, Field(ge=0, description="decay of the parameters, times lr, in every step")] = 0.01
+
+    def _decayed(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
+        torch._foreach_mul_(params, 1 - self.lr * self.weight_decay)
+        return grads
+
+
+@dataclass(frozen=True)
+class Yogi(Adam):
+    """Zaheer et al. 2018: v <- v - (1 - beta2) g^2 sign(v - g^2). The defaults are for a server (Reddi et al. 2021)."""
+
+    lr: Annotated[float, LR] = 0.01
+    beta2: Annotated[float, SQUARE] = 0.99
+    eps: Annotated[float, FLOOR] = 1e-3
+    bias_correction: Annotated[bool, CORRECTED] = False
+    initial_accumulator: Annotated[float, ACCUMULATOR] = 1e-6
+
+    def _square_(self, square: list[Tensor], grads: list[Tensor]) -> None:
+        new = torch._foreach_mul(grads, grads)
+        signs = [torch.sign(v - g) for v, g in zip(square, new, strict=True)]
+        torch._foreach_addcmul_(square, signs, new, self.beta2 - 1)
+
+
+@dataclass(frozen=True)
+class Adagrad(_Adaptive):
+    """Duchi et al. 2011, as torch.optim.Adagrad computes it: v <- v + g^2, w <- w - lr g / (sqrt(v) + eps)."""
+
+    lr: Annotated[float, LR] = 0.01
+    eps: Annotated[float, FLOOR] = 1e-10
+    weight_decay: Annotated[float, PENALTY] = 0.0
+    initial_accumulator: Annotated[float, ACCUMULATOR] = 0.0
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        return {"square": [torch.full_like(p, self.initial_accumulator) for p in params]}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        if not params:
+            return
+        if self.weight_decay:
+            grads = list(torch._foreach_add(grads, params, alpha=self.weight_decay))
+        torch._foreach_addcmul_(state["square"], grads, grads, 1)
+        roots = torch._foreach_sqrt(state["square"])
+        torch._foreach_add_(roots, self.eps)
+        torch._foreach_addcdiv_(params, grads, roots, -self.lr)
