@@ -13,7 +13,7 @@ from .checkpoint import Checkpoints, Saved
 from .clients import ClientStore, Trainer
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
-from .data import num_steps
+from .data import Work
 from .evaluation import Evaluator
 from .federation import Federation, initialise
 from .guard import Guard
@@ -120,10 +120,11 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
 
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:
-    epochs, batch_size = p.config.client.local_epochs, p.config.client.batch_size
+    client = p.config.client
+    full = Work(client.local_epochs, client.local_steps, client.batch_size)
 
     def work(sizes: torch.Tensor) -> torch.Tensor:
-        return num_steps(sizes, epochs, batch_size) * (batch_size or sizes)
+        return full.most(sizes) * (full.batch_size or sizes)
 
     return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound)
 

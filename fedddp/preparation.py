@@ -21,6 +21,7 @@ from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, P
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
+from .optim import CONSTANT, LearningRate, scaled
 from .run_folder import RunFolder, locate
 from .safeguards import secured
 from .tasks import Task
@@ -77,7 +78,10 @@ def resolve(config: Config, place: Place) -> Config:
                 "number of ranks, which only clients trained one by one have; use width 1, or aggregation.sum=fast"
             )
         execution = execution.model_copy(update={"width": 1})
-    client = config.client.model_copy(update={"execution": execution})
+    reason = config.algorithm.unfit(config.client.optimizer, config.privacy.level)
+    if reason:
+        raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}: {reason}")
+    client = config.client.model_copy(update={"execution": execution, "schedule": _schedule(config)})
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
     )
@@ -89,6 +93,16 @@ def resolve(config: Config, place: Place) -> Config:
         placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
     return config.model_copy(update={"run": run, "data": data, "client": client})
+
+
+def _schedule(config: Config) -> LearningRate:
+    """The learning rate over this run's rounds. Raises UsageError for an optimizer that has none."""
+    try:
+        schedule = config.client.schedule.over(config.run.rounds)
+        scaled(config.client.optimizer, 1.0 if schedule == CONSTANT else 0.5)  # whether it can be
+    except ValueError as error:
+        raise UsageError(f"client.schedule: {error}") from None
+    return schedule
 
 
 def prepare(config: Config, place: Place) -> Prepared:

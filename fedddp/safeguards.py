@@ -35,6 +35,7 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> C
         weighting=getattr(config.algorithm, "weighting", None),
         mixing=mixing_layers(module),
         adaptive_clip=keys.adaptive_clip.enabled,
+        uncounted=_uncounted(config),
     )
     if reasons:
         raise UsageError(reasons[0])
@@ -90,6 +91,14 @@ def largest_entry(config: Config) -> float:
     """No entry of a client's clipped update is larger, nor the bit that adaptive clipping adds."""
     keys = config.privacy
     return max(0.5, keys.secure_aggregation.bound if keys.adaptive_clip.enabled else keys.clip)
+
+
+def _uncounted(config: Config) -> str | None:
+    """By which key clients do other work than E epochs."""
+    for key in ("local_steps", "stragglers"):
+        if value := getattr(config.client, key):
+            return f"client.{key}={value:g}"
+    return None
 
 
 def _check_parties(config: Config, place: Place) -> None:

@@ -35,7 +35,7 @@ class GraphedModel:
     def __init__(self, model: FoldedModel) -> None:
         self.spec, self.replayed = model.spec, 0
         self.refused: str | None = None
-        self._model = model
+        self._model, self._lr = model, 0.0
         self._weights: Tensor | None = None  # [most clients of a block so far, D]
         self._warmed_up: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, Recording] = {}
@@ -47,6 +47,8 @@ class GraphedModel:
 
     def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
         """See `Descending.begin`."""
+        if lr != self._lr:
+            self._recorded.clear()  # they step at another rate
         if self._weights is None or len(self._weights) < len(rows):
             self._recorded.clear()  # they work on the buffer that goes
             self._weights = torch.empty_like(rows)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, Plan, plan
+from ..data import ClientData, Plan, Work, plan
 from ..flat import FlatModule
-from ..optim import Optimizer
+from ..optim import CONSTANT, LearningRate, Optimizer, scaled
 from ..tasks import Task
 from ..types import LocalResult
 
@@ -23,7 +23,10 @@ NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the cal
 
 
 class Trainer(ABC):
-    """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each."""
+    """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each.
+
+    ``local_steps``, ``stragglers``: see `Work`. ``schedule``: of the learning rate over rounds.
+    """
 
     width: int
 
@@ -34,11 +37,15 @@ class Trainer(ABC):
         optimizer: Optimizer,
         *,
         local_epochs: int = 1,
+        local_steps: int | None = None,
+        stragglers: float = 0.0,
         batch_size: int = 10,
+        schedule: LearningRate = CONSTANT,
         seed: int = 0,
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
+        self._work, self._learning_rate = Work(local_epochs, local_steps, batch_size, stragglers), schedule
         self._scoring: FlatModule | None = None
 
     def on(self, ids: Sequence[int], round: int) -> Local:
@@ -47,12 +54,14 @@ class Trainer(ABC):
 
     def optimizer(self, round: int) -> Optimizer:
         """The client optimizer as it is in ``round`` (0-based)."""
-        return self._optimizer
+        return scaled(self._optimizer, self._learning_rate.factor(round))
 
     def plan(self, local: Local) -> Plan:
         """The batches of each client's steps."""
-        sizes, epochs = local.num_examples.tolist(), local.epochs or self._epochs
-        return plan(sizes, local.ids, local.round, epochs=epochs, batch_size=self._batch_size, seed=self._seed)
+        work = replace(self._work, epochs=local.epochs, steps=None) if local.epochs else self._work
+        steps = work.drawn(local.num_examples, local.ids, local.round, self._seed)
+        sizes = local.num_examples.tolist()
+        return plan(sizes, local.ids, local.round, steps=steps, batch_size=self._batch_size, seed=self._seed)
 
     def loss(self, local: Local, w: Tensor) -> Tensor:
         """See `Local.loss`."""

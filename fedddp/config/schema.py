@@ -12,7 +12,7 @@ from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
-from ..optim import SGD, ClientOptimizer
+from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
 
 
 def _off(value: Any) -> Any:
@@ -70,6 +70,15 @@ class Execution(Section):
 
 class Client(Section):
     local_epochs: int = Field(default=1, ge=1, description="E, passes over a client's examples a round")
+    local_steps: Annotated[int | None, Off] = Field(
+        default=None, ge=1, description="H, steps a client takes in a round; instead of local_epochs (default: off)"
+    )
+    stragglers: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of a cohort that does less: 1 to all of its epochs (steps), each number as likely",
+    )
     batch_size: int = Field(default=10, ge=0, description="B; 0 = all of a client's examples")
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         default="float32",
@@ -77,7 +86,21 @@ class Client(Section):
         "float32 (for GPUs, and CPUs with bfloat16 instructions: others take 10 times as long)",
     )
     optimizer: ClientOptimizer = SGD()
+    schedule: Schedule = CONSTANT
     execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _some_work(self) -> Client:
+        if self.local_steps is not None and self.local_epochs != 1:
+            raise ValueError(
+                "local_epochs and local_steps both say how much a client does: give one of them (the other is "
+                "local_epochs=1, local_steps=off)"
+            )
+        if self.stragglers and (self.local_steps or self.local_epochs) == 1:
+            raise ValueError(
+                "stragglers cannot do less than one epoch or step: set local_epochs or local_steps above 1"
+            )
+        return self
 
 
 class Cohort(Section):

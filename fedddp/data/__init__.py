@@ -5,6 +5,7 @@ from .clients import ClientData, Normalizer, Placement, sent
 from .datasets import DATASETS, Dataset, Examples
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner
 from .parts import Parts
+from .work import Work
 
 DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
 
@@ -21,6 +22,7 @@ __all__ = [
     "Parts",
     "Placement",
     "Plan",
+    "Work",
     "num_steps",
     "plan",
     "sent",

@@ -20,12 +20,24 @@ class Plan:
     steps: Tensor
 
 
-def plan(sizes: Sequence[int], ids: Sequence[int], round: int, *, epochs: int, batch_size: int, seed: int) -> Plan:
+def plan(
+    sizes: Sequence[int],
+    ids: Sequence[int],
+    round: int,
+    *,
+    epochs: int = 1,
+    batch_size: int,
+    seed: int,
+    steps: Tensor | None = None,
+) -> Plan:
     """E shuffled passes over each client's examples in batches of B, the last one of a pass possibly short.
 
-    ``batch_size`` 0 takes a client's whole data as one batch. A client's order depends on (seed, round, client) only.
+    ``batch_size`` 0 takes a client's whole data as one batch. ``steps [K]``: of each client, instead of E passes; it
+    then stops in the middle of one. A client's order depends on (seed, round, client) only: fewer steps are the first
+    ones of more.
     """
-    steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size)
+    if steps is None:
+        steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size)
     width = max((min(batch_size or n, n) for n in sizes), default=0)
     horizon = int(steps.max()) if len(sizes) else 0
     index = torch.zeros(len(sizes), horizon, width, dtype=torch.long)
@@ -34,14 +46,20 @@ def plan(sizes: Sequence[int], ids: Sequence[int], round: int, *, epochs: int, b
     for n in set(sizes) - {0}:  # clients of one size together: most of the work is then done once
         rows = [row for row, size in enumerate(sizes) if size == n]
         b = min(batch_size or n, n)
-        per_epoch = -(-n // b)
-        order = torch.zeros(len(rows), epochs, per_epoch * b, dtype=torch.long)
+        per_epoch, own_steps = -(-n // b), steps[rows]
+        most = int(own_steps.max())
+        passes = -(-most // per_epoch)
+        order = torch.zeros(len(rows), passes, per_epoch * b, dtype=torch.long)
         for own, row in zip(order, rows, strict=True):
             stream.manual_seed(derive(seed, "batches", round, ids[row]))
             for one_pass in own:
                 torch.randperm(n, generator=stream, out=one_pass[:n])
-        index[rows, : epochs * per_epoch, :b] = order.view(len(rows), -1, b)
-        mask[rows, : epochs * per_epoch, :b] = (torch.arange(per_epoch * b) < n).view(per_epoch, b).repeat(epochs, 1)
+        there = (torch.arange(per_epoch * b) < n).view(per_epoch, b).repeat(passes, 1)[:most]  # [most, b]
+        batches = order.view(len(rows), -1, b)[:, :most]
+        if int(own_steps.min()) < most:
+            there = there & (torch.arange(most) < own_steps.unsqueeze(1)).unsqueeze(2)
+            batches = batches.masked_fill(~there, 0)
+        index[rows, :most, :b], mask[rows, :most, :b] = batches, there
     return Plan(index, mask, steps)
 
 

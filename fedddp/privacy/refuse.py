@@ -21,11 +21,13 @@ def refusals(
     weighting: str | None = None,
     mixing: Sequence[str] = (),
     adaptive_clip: bool = False,
+    uncounted: str | None = None,
 ) -> list[str]:
     """The reasons against a configuration.
 
     ``level``: none, example or client. ``units``: how many examples, or clients, there are in all. ``weighting``: the
-    algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found.
+    algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found. ``uncounted``: the
+    key by which clients do other work than the epochs that are accounted for, if there is one.
     """
     if level == "none":
         return list(_unprotected(noise_multiplier, target_epsilon, adaptive_clip))
@@ -54,6 +56,10 @@ def refusals(
         found.append(
             f"model.name: {', '.join(mixing)} lets an example change the gradients of others, so that clipping bounds "
             "nothing; use GroupNorm or LayerNorm"
+        )
+    if level == "example" and uncounted:
+        found.append(
+            f"{uncounted}: the accountant counts the steps of client.local_epochs for every client; leave it off"
         )
     if level == "example" and adaptive_clip:
         found.append(

@@ -56,7 +56,10 @@ class Plain:
             "dtype": p.spec.dtype,
             "autocast": client.precision == "bfloat16",
             "local_epochs": client.local_epochs,
+            "local_steps": client.local_steps,
+            "stragglers": client.stragglers,
             "batch_size": client.batch_size,
+            "schedule": client.schedule,
             "seed": p.config.run.seed,
         }
 

@@ -1,0 +1,44 @@
+"""How much a client does in a round: passes over its examples or steps, and less of them where it is a straggler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rng import numpy_generator
+from .batches import num_steps
+
+
+@dataclass(frozen=True)
+class Work:
+    """E ``epochs`` in batches of B, or H ``steps`` for every client alike.
+
+    A client is a straggler with probability ``stragglers``: it then does 1, 2, ... or all of the E epochs (H steps),
+    each as likely (Li et al. 2020, "Federated optimization in heterogeneous networks", section 5.2).
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 10
+    stragglers: float = 0.0
+
+    def most(self, sizes: Tensor) -> Tensor:
+        """The steps of clients of ``sizes`` [any shape] that do all their work."""
+        return self._steps(sizes, torch.ones_like(sizes) * (self.steps or self.epochs))
+
+    def drawn(self, sizes: Tensor, ids: Sequence[int], round: int, seed: int) -> Tensor:
+        """The steps [K] of the clients ``ids`` in ``round``; a function of (seed, round, client)."""
+        amount = self.steps or self.epochs
+        if not self.stragglers:
+            return self.most(sizes)
+        drawn = [numpy_generator(seed, "stragglers", round, k) for k in ids]
+        does = [int(rng.integers(1, amount + 1)) if rng.random() < self.stragglers else amount for rng in drawn]
+        return self._steps(sizes, torch.tensor(does, dtype=sizes.dtype))
+
+    def _steps(self, sizes: Tensor, amount: Tensor) -> Tensor:
+        if self.steps is not None:
+            return amount * (sizes > 0)
+        return amount * num_steps(sizes, 1, self.batch_size)

@@ -1,0 +1,103 @@
+"""Learning rates over rounds: a factor on the client optimizer's lr, the same for every step of a round."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol, Self
+
+from pydantic import Field
+
+WARM_UP = Field(ge=0, description="rounds of a linear rise before the full rate")
+ROUNDS = Field(ge=0, description="rounds, warm-up included, after which the floor is reached; 0 = run.rounds")
+FLOOR = Field(ge=0, le=1, description="the last factor")
+
+
+class LearningRate(Protocol):
+    """What a schedule is."""
+
+    def factor(self, round: int) -> float:
+        """On the learning rate in ``round`` (0-based)."""
+        ...
+
+    def over(self, rounds: int) -> LearningRate:
+        """The same for a run of so many rounds. Raises ValueError for one in which the rate becomes 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """1, after a warm-up of W rounds: (t + 1) / (W + 1) in round t < W. The others decay from its end on."""
+
+    warmup: Annotated[int, WARM_UP] = 0
+
+    def factor(self, round: int) -> float:
+        return (round + 1) / (self.warmup + 1) if round < self.warmup else self._decayed(round - self.warmup)
+
+    def over(self, rounds: int) -> Self:
+        return self
+
+    def _decayed(self, t: int) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Step(Constant):
+    """gamma^floor(t / every)."""
+
+    gamma: Annotated[float, Field(gt=0, le=1, description="factor at each step down")] = 0.5
+    every: Annotated[int, Field(ge=1, description="rounds between steps down")] = 10
+
+    def _decayed(self, t: int) -> float:
+        return self.gamma ** (t // self.every)
+
+
+@dataclass(frozen=True)
+class Exponential(Constant):
+    """gamma^t."""
+
+    gamma: Annotated[float, Field(gt=0, le=1, description="factor from round to round")] = 0.99
+
+    def _decayed(self, t: int) -> float:
+        return self.gamma**t
+
+
+@dataclass(frozen=True)
+class Linear(Constant):
+    """From 1 to ``floor`` in T = ``rounds`` rounds: floor + (1 - floor) (1 - t / T)."""
+
+    rounds: Annotated[int, ROUNDS] = 0
+    floor: Annotated[float, FLOOR] = 0.0
+
+    def over(self, rounds: int) -> Self:
+        known = replace(self, rounds=self.rounds or rounds)
+        if known.rounds < rounds and not known.floor:
+            raise ValueError(
+                f"rounds={known.rounds}: the rate is 0 after them; set floor above 0, or rounds to {rounds}"
+            )
+        return known
+
+    def _decayed(self, t: int) -> float:
+        done = min(1.0, t / max(1, self.rounds - self.warmup))
+        return self.floor + (1 - self.floor) * self._left(done)
+
+    def _left(self, done: float) -> float:
+        return 1 - done
+
+
+@dataclass(frozen=True)
+class Cosine(Linear):
+    """The same along half a cosine, (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter 2017, without restarts)."""
+
+    def _left(self, done: float) -> float:
+        return (1 + math.cos(math.pi * done)) / 2
+
+
+SCHEDULES: dict[str, type] = {
+    "constant": Constant,
+    "step": Step,
+    "exponential": Exponential,
+    "cosine": Cosine,
+    "linear": Linear,
+}
+CONSTANT = Constant()
