@@ -47,6 +47,8 @@ CHANGEABLE = (
 )
 CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
 """Keys that may differ on resume: they do not say what is learned from what."""
+FIXED = ("evaluate.holdout",)
+"""Keys of such a section that do."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ def newest(run_folder: Path) -> Saved | None:
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What keeps ``now`` from continuing a run of ``saved`` (dotted keys to values): "key: a there, b here"."""
     keys = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
-    fixed = [k for k in keys if k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS)]
+    fixed = [k for k in keys if k in FIXED or (k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))]
     return [f"{k} is {saved.get(k)!r} there, {now.get(k)!r} here" for k in fixed]
 
 

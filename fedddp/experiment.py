@@ -14,6 +14,7 @@ from .clients import ClientStore, Trainer
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
 from .data import Work
+from .deployed import ClientEvaluator
 from .evaluation import Evaluator
 from .federation import Federation, initialise
 from .guard import Guard
@@ -86,6 +87,9 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
             every=config.evaluate.every,
             target_accuracy=config.evaluate.target_accuracy,
             seed=seed,
+        ),
+        client_evaluator=ClientEvaluator(
+            p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
         ),
         telemetry=telemetry,
         checkpoints=checkpoints,

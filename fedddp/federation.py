@@ -9,6 +9,7 @@ from .algorithms import Algorithm
 from .checkpoint import Checkpoints
 from .clients import ClientStore, Trainer
 from .comm import Comm
+from .deployed import ClientEvaluator
 from .evaluation import Evaluator
 from .flat import FlatSpec
 from .privacy import Budget
@@ -30,6 +31,7 @@ class Federation:
     pipeline: Pipeline
     store: ClientStore
     evaluator: Evaluator
+    client_evaluator: ClientEvaluator
     telemetry: Telemetry
     checkpoints: Checkpoints
     budget: Budget
@@ -77,8 +79,9 @@ def federate(f: Federation, server: ServerState) -> ServerState:
 
         last = f.is_last(t)
         score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, last) else None
+        clients = f.client_evaluator.score(server, f.store) if f.client_evaluator.due(t + 1, last) else None
         clock.evaluated()
-        f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.epsilon)
+        f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.epsilon, clients)
         last |= f.evaluator.reached(score)
         f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())

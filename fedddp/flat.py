@@ -8,7 +8,7 @@ their initial value whenever a vector is loaded, so nothing passes from one clie
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
 
@@ -25,6 +25,8 @@ class FlatSpec:
     num_trainable: int
     dim: int
     dtype: torch.dtype
+    kinds: tuple[str, ...] = field(default=(), compare=False)
+    """The class of the layer that each tensor belongs to."""
 
     @classmethod
     def of(cls, module: nn.Module) -> FlatSpec:
@@ -42,7 +44,13 @@ class FlatSpec:
             num_trainable=trainable,
             dim=sum(t.numel() for _, t in named),
             dtype=dtypes.pop(),
+            kinds=tuple(type(module.get_submodule(name.rpartition(".")[0])).__name__ for name, _ in named),
         )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many entries of ``w`` each tensor has."""
+        return tuple(prod(shape) for shape in self.shapes)
 
     def views(self, w: Tensor) -> dict[str, Tensor]:
         """Views into ``w [..., D]``, name -> [..., *shape]; writing to one writes to ``w``."""
@@ -56,11 +64,22 @@ class FlatSpec:
         return views
 
     def mask(self, patterns: Sequence[str]) -> Tensor:
-        """bool [D], true where a tensor's name matches one of the shell-style ``patterns``."""
-        mask = torch.zeros(self.dim, dtype=torch.bool)
-        for name, view in self.views(mask).items():
-            view.fill_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        """bool [D], true where a tensor's name matches one of the shell-style ``patterns``.
+
+        A pattern that begins with @ is of its layer's class: "@BatchNorm*".
+        """
+        mask, kinds = torch.zeros(self.dim, dtype=torch.bool), self.kinds or ("",) * len(self.names)
+        for (name, view), kind in zip(self.views(mask).items(), kinds, strict=True):
+            view.fill_(any(fnmatchcase(f"@{kind}" if p[0] == "@" else name, p) for p in patterns if p))
         return mask
+
+    def layers(self) -> list[str]:
+        """The layers that have trainable tensors, in the model's order: what their tensors' names begin with."""
+        trainable, offset = [], 0
+        for name, size in zip(self.names, self.sizes, strict=True):
+            trainable += [name.rpartition(".")[0]] if offset < self.num_trainable else []
+            offset += size
+        return list(dict.fromkeys(trainable))
 
 
 class FlatModule:

@@ -42,7 +42,8 @@ LOCAL = (  # may differ between machines
 class Prepared:
     """A run that was found possible: nothing has been sent or written yet.
 
-    Of the training examples those are kept that ``data.placement`` says. ``counts`` (who owns what, of the clients
+    Of the training examples those are kept that ``data.placement`` says; ``held``: what clients hold out of their own,
+    for those who ask (``evaluate.holdout``). ``counts`` (who owns what, of the clients
     that a picture shows), ``folder`` and ``saved`` (the checkpoint to go on from) are rank 0's.
     """
 
@@ -50,6 +51,7 @@ class Prepared:
     place: Place
     device: torch.device
     data: ClientData
+    held: ClientData | None
     test: Examples
     task: Task
     spec: FlatSpec
@@ -70,6 +72,7 @@ def resolve(config: Config, place: Place) -> Config:
         raise UsageError(
             f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
         )
+    _check_personal(config)
     execution = config.client.execution
     if config.aggregation.sum == "exact":  # a product's last bits depend on who shares it
         if execution.width > 1:
@@ -118,23 +121,29 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
-    config = secured(config, place, torch.from_numpy(partition.sizes).long(), task.model(config.run.seed))
+    try:
+        config.algorithm.for_model(spec)
+        used, held = _held_out(config, partition)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    config = secured(config, place, torch.from_numpy(used.sizes).long(), task.model(config.run.seed))
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
+    placed = dataset if placement == "home" else dataclasses.replace(dataset, train=dataset.train.to(device))
+    where: dict[str, Any] = {
+        "rank": place.rank,
+        "world_size": place.world_size,
+        "placement": placement,
+        "device": device,
+        "dtype": spec.dtype,
+    }
     folder, saved = _run_folder(config, place) if first else (None, None)
     return Prepared(
         config=config,
         place=place,
         device=device,
-        data=ClientData.of(
-            dataset,
-            partition,
-            rank=place.rank,
-            world_size=place.world_size,
-            placement=placement,
-            device=device,
-            dtype=spec.dtype,
-        ),
+        data=ClientData.of(placed, used, **where),
+        held=ClientData.of(placed, held, **where) if held else None,
         test=dataset.test,
         task=task,
         spec=spec,
@@ -143,6 +152,12 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         folder=folder,
         saved=saved,
     )
+
+
+def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partition | None]:
+    """What clients train on, and what each of them keeps out of it (None: nothing). Raises ValueError."""
+    share = config.evaluate.holdout
+    return partition.held_out(share, config.run.seed) if share else (partition, None)
 
 
 def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Partition]:
@@ -158,6 +173,24 @@ def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Part
         return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_personal(config: Config) -> None:
+    """Whether clients have something to score their models on, and may tell the result."""
+    every, privacy = config.evaluate.personal_every, config.privacy
+    if not every:
+        return
+    if not config.evaluate.holdout:
+        raise UsageError(
+            f"evaluate.personal_every={every}: clients have no examples apart from those they train on; "
+            "set evaluate.holdout=0.2, or personal_every=0"
+        )
+    hiding = f"privacy.level={privacy.level}" if privacy.level != "none" else "privacy.secure_aggregation"
+    if privacy.level != "none" or privacy.secure_aggregation.enabled:
+        raise UsageError(
+            f"evaluate.personal_every={every}: tells the accuracy of each client, exactly, which {hiding} is there to "
+            "prevent; use personal_every=0"
+        )
 
 
 def _parts(config: Config) -> Parts | None:

@@ -22,7 +22,9 @@ class LocalTraining(Protocol):
         """The client optimizer, as it is in this round."""
         ...
 
-    def train(self, start: Tensor, correct=None, *, epochs: int | None = None) -> LocalResult: ...
+    def train(
+        self, start: Tensor, correct=None, *, epochs: int | None = None, optimizer: Optimizer | None = None
+    ) -> LocalResult: ...
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), [K]."""

@@ -99,15 +99,30 @@ class Local:
     num_examples: Tensor  # [K]
     epochs: int | None = None
     """E, where it is not the configured one."""
+    chosen: Optimizer | None = None
+    """The optimizer, where it is not the configured one."""
+    origin: Local | None = None
+    """What this is a variant of, with other epochs or another optimizer."""
 
     @property
     def optimizer(self) -> Optimizer:
         """The client optimizer, as it is in this round."""
-        return self.trainer.optimizer(self.round)
+        return self.chosen or self.trainer.optimizer(self.round)
 
-    def train(self, start: Tensor, correct: Correction | None = None, *, epochs: int | None = None) -> LocalResult:
-        """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once."""
-        return self.trainer.train(replace(self, epochs=epochs) if epochs else self, start, correct)
+    def train(
+        self,
+        start: Tensor,
+        correct: Correction | None = None,
+        *,
+        epochs: int | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> LocalResult:
+        """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once.
+
+        Another ``optimizer`` gets flat vectors ([P] of each client) if there is a ``correct``, else a list of layers.
+        """
+        variant = replace(self, epochs=epochs, chosen=optimizer, origin=self) if epochs or optimizer else self
+        return self.trainer.train(variant, start, correct)
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""

@@ -52,9 +52,7 @@ class SequentialTrainer(Trainer):
         self._flat.module.train()
         with global_seed(self._seed, "local", local.round, client):  # dropout
             sizes = order.mask[0].sum(dim=1).tolist()
-            loss, correct_count = self._steps(
-                x, y, sent(order.index[0], x.device), sizes, correct, self.optimizer(local.round)
-            )
+            loss, correct_count = self._steps(x, y, sent(order.index[0], x.device), sizes, correct, local.optimizer)
         seen = max(1, int(order.mask.sum()))
         return LocalResult(
             start=start,

@@ -23,8 +23,11 @@ class ClientStore:
 
     def get(self, ids: Iterable[int]) -> ClientState:
         """The states of ``ids`` side by side, name -> [K, d]."""
-        rows = [self._kept.get(k) or self._initial() for k in ids]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return self._beside(self._kept.get(k) for k in ids)
+
+    def latest(self, ids: Iterable[int]) -> ClientState:
+        """The same as `commit` will make it."""
+        return self._beside(self._pending.get(k) or self._kept.get(k) for k in ids)
 
     def put(self, ids: Sequence[int], state: ClientState, rows: Iterable[int]) -> None:
         """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`."""
@@ -35,6 +38,10 @@ class ClientStore:
         """The round is over: what it wrote is what clients remember."""
         self._kept.update(self._pending)
         self._pending.clear()
+
+    def _beside(self, states: Iterable[ClientState | None]) -> ClientState:
+        rows = [state or self._initial() for state in states]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything kept, "client/name" -> [d]."""

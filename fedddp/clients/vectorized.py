@@ -80,7 +80,7 @@ class VectorizedTrainer(Trainer):
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         tally = _Tally(order, start.device)
         batches = self._batches(local.ids, sent(order.index, start.device), tally.mask, start.dtype)
-        optimizer = self.optimizer(local.round)
+        optimizer = local.optimizer
         lr = optimizer.plain_lr
         if correct is None and lr is not None and isinstance(self._oracle, Descending):
             delta = self._descend(self._oracle, start, order, batches, tally, lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -43,12 +43,15 @@ def text() -> str:
     return "\n".join(lines)
 
 
-def _section(cls: type, prefix: str, defaults: Any) -> Iterator[tuple[str, str, str, str]]:
+def _section(
+    cls: type, prefix: str, defaults: Any, family: Mapping[str, type] | None = None
+) -> Iterator[tuple[str, str, str, str]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     for name, choice in fields_of(cls).items():
         default = getattr(defaults, name)
         if choice is not None:
-            yield from _choice(choice, f"{prefix}{name}.", default)
+            within = family is not None and choice.registry.items() <= family.items()
+            yield from _nested(choice, f"{prefix}{name}.") if within else _choice(choice, f"{prefix}{name}.", default)
         elif isinstance(default, BaseModel):
             yield from _section(type(default), f"{prefix}{name}.", default)
         else:
@@ -58,16 +61,21 @@ def _section(cls: type, prefix: str, defaults: Any) -> Iterator[tuple[str, str, 
 def _choice(choice: Choice, prefix: str, default: Any) -> Iterator[tuple[str, str, str, str]]:
     names = ", ".join(choice.registry)
     yield prefix + "name", "str", str(choice.default["name"]), f"{names}, or package.module:Class"
-    seen: set[str] = set()
+    rows: dict[tuple[str, str, str, str], list[str]] = {}  # to the names that have it
     for name, cls in choice.registry.items():
         chosen = default if type(default) is cls else cls()
-        everywhere = all(fields_of(cls).keys() <= fields_of(other).keys() for other in choice.registry.values())
-        for key, kind, value, meaning in _section(cls, prefix, chosen):
-            shared = everywhere or all(key.removeprefix(prefix) in fields_of(c) for c in choice.registry.values())
-            if key not in seen or not shared:
-                where = "" if shared else f"{name}: "
-                yield key, kind, value, where + meaning
-            seen.add(key)
+        for row in _section(cls, prefix, chosen, choice.registry):
+            rows.setdefault(row, []).append(name)
+    for (key, kind, value, meaning), having in rows.items():
+        where = "" if len(having) == len(choice.registry) else f"{', '.join(having)}: "
+        yield key, kind, value, where + meaning
+
+
+def _nested(choice: Choice, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """A choice inside one of the same family: the keys are those above, one level down."""
+    names = ", ".join(choice.registry)
+    keys = f"{names}, or package.module:Class, with its keys beside this one"
+    yield prefix + "name", "str", str(choice.default["name"]), keys
 
 
 def _kind(hint: Any) -> str:
@@ -75,6 +83,8 @@ def _kind(hint: Any) -> str:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "list"
     options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
     if options and typing.get_origin(hint) is not dict:
         return "|".join(_kind(option) for option in options)
@@ -82,8 +92,10 @@ def _kind(hint: Any) -> str:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default in ("", {}):
+    if default is None or default in ("", {}, ()):
         return ""
+    if isinstance(default, tuple):
+        return str(list(default))
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 

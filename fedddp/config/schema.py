@@ -134,6 +134,14 @@ class Evaluate(Section):
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="stop when reached (default: off)"
     )
+    holdout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of each client's own examples that is kept out of training"
+    )
+    personal_every: int = Field(
+        default=0,
+        ge=0,
+        description="rounds between evaluations of each client's own model on the examples it holds out; 0 = off",
+    )
 
 
 class Checkpoint(Section):

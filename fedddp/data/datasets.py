@@ -35,6 +35,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
+    def to(self, device: torch.device) -> Examples:
+        return Examples(self.x.to(device), self.y.to(device))
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -51,6 +51,29 @@ class Partition:
         row = np.repeat(np.arange(len(clients)), self.sizes[clients])
         flat = np.bincount(row * num_classes + labels[self.of(clients)], minlength=len(clients) * num_classes)
         return flat.reshape(len(clients), num_classes)
+
+    def held_out(self, share: float, seed: int) -> tuple[Partition, Partition]:
+        """A partition for training and one of what is kept out of it: a random ``share`` of each client's examples.
+
+        Rounded, but at least one of two; a client with one trains on it. Where a rank sees its own clients only, it
+        finds for them what others would. Raises ValueError where clients share examples: another would train on them.
+        """
+        sizes = self.sizes.astype(np.int64)
+        owner, before = np.repeat(np.arange(self.num_clients), sizes), np.cumsum(sizes) - sizes
+        key = numpy_generator(seed, "holdout").random(len(owner))
+        shuffled = np.lexsort((key, owner)) - before[owner]  # each client's own positions, in random order
+        at = _ranges(self.starts.astype(np.int64), sizes)
+        here = at < len(self.order)
+        if len(np.unique(self.order[at[here]])) < here.sum():
+            raise ValueError(
+                f"evaluate.holdout={share:g}: clients share examples here, so that one would train on what another "
+                "holds out; use a partition without overlap, or evaluate.holdout=0"
+            )
+        order = self.order.copy()
+        order[at[here]] = self.order[(self.starts[owner] + shuffled)[here]]
+        held = np.minimum(np.maximum(np.rint(share * sizes), 1), np.maximum(sizes - 1, 0)).astype(np.int64)
+        left = replace(self, order=order, sizes=_compact(sizes - held))
+        return left, replace(left, starts=_compact(self.starts + left.sizes), sizes=_compact(held))
 
     def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
         """At most ``most`` clients, evenly spread over the population, the first and the last among them."""

@@ -48,6 +48,11 @@ class Lines:
         parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
         if m["test_accuracy"] is not None:
             parts.append(f"test accuracy {m['test_accuracy']:.4f}")
+        if "personal_clients" in m:
+            figures = ", ".join(f"{m[f'personal_accuracy_{k}']:.4f}" for k in ("mean", "worst10"))
+            parts.append(
+                f"on clients (mean, worst tenth): personal {figures}, global {m['global_on_clients_accuracy_mean']:.4f}"
+            )
         if m["train_loss"] is not None:
             parts.append(f"train loss {m['train_loss']:.4f}")
         if m["participants"] is not None:

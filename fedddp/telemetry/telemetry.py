@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..background import Background
 from ..comm import Comm
+from ..deployed import ClientScores
 from ..evaluation import Score
 from ..ledger import Entry, by_purpose
 from ..types import Mean, Report, ServerState
@@ -28,6 +29,7 @@ class RoundRecord:
     score: Score | None
     sent: tuple[Entry, ...] = ()
     """What this rank sent since the last record, by purpose."""
+    clients: ClientScores | None = None
 
 
 class Sink(Protocol):
@@ -73,8 +75,12 @@ class Telemetry:
         clock: Stopwatch,
         comm: Comm,
         epsilon: float | None = None,
+        clients: ClientScores | None = None,
     ) -> None:
-        """Record the round that made ``server``. ``epsilon``: the privacy spent so far, where there is a budget."""
+        """Record the round that made ``server``. ``epsilon``: the privacy spent so far, where there is a budget.
+
+        ``clients``: how good what they would deploy is, where that was evaluated.
+        """
         now, sent = time.perf_counter(), comm.ledger.take()
         metrics: Metrics = {
             "round": server.round,
@@ -94,9 +100,11 @@ class Telemetry:
         }
         if epsilon is not None:
             metrics["epsilon"] = _finite(epsilon)
+        if clients is not None:
+            metrics |= clients.metrics()
         self._bytes_told, self._told_at = comm.bytes_sent, now
         self.history.append(metrics)
-        record = RoundRecord(metrics, report, score, sent)
+        record = RoundRecord(metrics, report, score, sent, clients)
         for sink in self._sinks:
             sink.round(record)
 
@@ -112,10 +120,16 @@ class Telemetry:
             "final_test_accuracy": accuracies[-1] if accuracies else None,
             "best_test_accuracy": max(accuracies, default=None),
             "rounds_to_target": reached[0] if reached else None,
+            **self._final_of_clients(),
             **more,
             "seconds_total": sum(m["seconds"] for m in self.history),
             "clients_per_second": sum(clients) / trained if trained and None not in clients else None,
         }
+
+    def _final_of_clients(self) -> Metrics:
+        """The last figures of what clients would deploy, where these were evaluated."""
+        told = next((m for m in reversed(self.history) if "personal_clients" in m), {})
+        return {f"final_{k}": v for k, v in told.items() if k.startswith(("personal_accuracy", "global_on_clients"))}
 
     def close(self, summary: Metrics | None) -> None:
         """Tell the sinks that the run is over."""

@@ -59,6 +59,11 @@ class TensorBoard:
                 writer.add_scalar(name, value, t)
         for name, values in record.report.per_client.items():
             writer.add_histogram(f"clients/{name}", values, t)
+        if record.clients is not None:
+            for name, value in record.clients.metrics().items():
+                writer.add_scalar(f"personal/{name}", value, t)
+            writer.add_histogram("personal/personal_accuracy", record.clients.personal.accuracy, t)
+            writer.add_histogram("personal/global_on_clients_accuracy", record.clients.global_model.accuracy, t)
         if score is not None:
             for label, accuracy in enumerate(score.per_class.tolist()):
                 writer.add_scalar(f"class accuracy/{label}", accuracy, t)

@@ -25,7 +25,7 @@ FLOORS = [
     ],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "privacy", "secure"],
-    ["checkpoint", "telemetry", "evaluation", "run_folder", "attacks", "plane"],
+    ["checkpoint", "telemetry", "evaluation", "deployed", "run_folder", "attacks", "plane"],
     ["config", "federation", "experiment", "preparation", "protection", "safeguards"],
     ["train", "show", "plot", "doctor", "demo", "data.split"],
 ]

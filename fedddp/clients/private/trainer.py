@@ -98,7 +98,8 @@ class PrivateTrainer(Trainer):
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
         """See `Local.train`."""
-        if local is self._trained:
+        asked = local.origin or local
+        if asked is self._trained:
             raise RuntimeError(
                 "a client trains once a round under differential privacy: a second time is not accounted"
             )
@@ -106,7 +107,7 @@ class PrivateTrainer(Trainer):
             raise RuntimeError(
                 "local epochs are the configured ones under differential privacy: others are not accounted"
             )
-        self._trained = local
+        self._trained = asked
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
         clients = [
             _Client(n, self._epochs, self._batch_size, self._randomness, (local.round, k))
@@ -118,7 +119,7 @@ class PrivateTrainer(Trainer):
         self._oracle.collect(w, g)
         rows = list(trainable)
         with torch.no_grad():
-            optimizer = self.optimizer(local.round)
+            optimizer = local.optimizer
             state = optimizer.init(rows)
         for t in range(max(client.steps for client in clients)):
             interrupt.check()

@@ -1,0 +1,67 @@
+"""APFL: a mixture of a model of one's own and the global one, the share learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..types import ClientState, LocalResult, ServerState, Update
+from .base import LocalTraining
+from .fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class APFL(FedAvg):
+    """Deng, Kamani, Mahdavi 2020, "Adaptive personalized federated learning", Algorithm 1.
+
+        vbar_k  =  alpha_k v_k + (1 - alpha_k) w
+        v_k     <- v_k - eta alpha_k grad f_k(vbar_k)
+        alpha_k <- alpha_k - eta_alpha <v_k - w, grad f_k(vbar_k)>, once a round, on its first batch; kept in [0, 1]
+
+    beside federated averaging of w. What is trained here is vbar_k itself, whose step is alpha_k^2 grad f_k(vbar_k).
+    Symbols: v_k = client["v"], alpha_k = client["alpha"], w = server.w, eta_alpha = alpha_lr.
+
+    Differences from Algorithm 1. The w in the mixture is w_t during all of a round's steps; there it is client k's own
+    w_k^(t, step), which moves along with v_k. Both are the same for one local step, and differ by O(eta) per step
+    beyond. alpha_k changes after the round's steps, from its first gradient, not before them. Weight decay acts on
+    vbar_k; an adaptive client optimizer takes out the factor alpha_k^2. Before client k first takes part, v_k is w_t.
+    The buffers of vbar_k (BatchNorm statistics) are the client's own: a mixture of variances could be negative.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=1, description="alpha_k at first, the share of the personal model")] = 0.5
+    alpha_lr: Annotated[float, Field(ge=0, description="step size of alpha_k; 0 = alpha_k stays as it is")] = 0.1
+
+    def init_client(self, w: Tensor) -> ClientState:
+        return {"v": w.unsqueeze(0), "alpha": w.new_full((1, 1), self.alpha), "began": w.new_zeros(1, 1)}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        update, _, result = super().client_update(server, client, local)
+        p, alpha, slope = server.num_trainable, client["alpha"], []
+        v = self._own(server, client)  # [K, D]
+        apart = (v - server.w)[:, :p]
+
+        def correct(g: Tensor, vbar: Tensor) -> Tensor:
+            if not slope:  # the first batch, at vbar_k as the round finds it
+                slope.append((apart * g).sum(dim=1, keepdim=True))
+            return alpha.square() * g
+
+        mixed = local.train(self.personal_params(server, client), correct)
+        v = v.clone()
+        v[:, :p] += torch.where(alpha > 0, mixed.delta[:, :p] / alpha, 0.0)
+        v[:, p:] = mixed.w[:, p:]
+        alpha = (alpha - self.alpha_lr * slope[0]).clamp(0, 1) if slope else alpha
+        return update, {"v": v, "alpha": alpha, "began": torch.ones_like(alpha)}, result
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        p, v = server.num_trainable, self._own(server, client)
+        mixed = client["alpha"] * v[:, :p] + (1 - client["alpha"]) * server.w[:p]
+        return torch.cat([mixed, v[:, p:]], dim=1)
+
+    def _own(self, server: ServerState, client: ClientState) -> Tensor:
+        return torch.where(client["began"] > 0, client["v"], server.w)

@@ -1,0 +1,32 @@
+"""FedRep: a head of one's own, fitted first to the representation as it came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
+
+from ..flat import FlatSpec
+from .fedper import FedPer
+from .masked import Masked
+
+
+@dataclass(frozen=True)
+class FedRep(FedPer):
+    """Collins, Hassani, Mokhtari, Shakkottai 2021, "Exploiting shared representations for personalized federated
+    learning", Algorithm 1.
+
+        h_k   <- tau_h passes of SGD on f_k(phi_t, h_k) in h_k, phi_t held
+        phi_k <- tau_phi passes of SGD on f_k(phi, h_k) in phi from phi_t, h_k held;   phi_{t+1} = mean of the phi_k
+
+    Symbols: phi_t = the shared entries of server.w, h_k = client["personal.private"] (see `FedPer` for which these
+    are), tau_h = head_epochs, tau_phi = client.local_epochs (the paper's experiments take 10 and 1). Held entries do
+    not move by weight decay or momentum either. Both parts go through the data in the same order. Buffers belong to the
+    body, unless they are named private.
+    """
+
+    head_epochs: Annotated[int, Field(ge=1, description="tau_h, passes that train the head alone each round")] = 10
+
+    def for_model(self, spec: FlatSpec) -> Masked:
+        return replace(super().for_model(spec), head_epochs=self.head_epochs)

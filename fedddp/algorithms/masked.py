@@ -1,0 +1,183 @@
+"""Any algorithm on a part of the model: what is private stays with its client, what is frozen stays as it was.
+
+Letters besides those of `types`: q entries of w are private, S are shared (neither private nor frozen).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flat import FlatSpec
+from ..optim import Optimizer, OptimizerState
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import Algorithm, LocalTraining
+
+PRIVATE = "personal.private"
+"""In a client's state: its private entries, [K, q]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """``inner`` on the shared entries of w; `Personal` is its configuration.
+
+    ``inner`` deals in vectors of full length. On a client they begin from its own private entries, wherever ``inner``
+    lets training begin, and every training moves these on; ``inner`` sees no movement there (delta is 0), nor anywhere
+    frozen. Its corrections do not touch them. What is uploaded has no place for them: vectors of length D (or P)
+    become vectors of length S, and the server puts zeros back.
+
+    ``head_epochs``: first train the private entries alone for so long, then the shared ones alone (FedRep).
+    """
+
+    inner: Algorithm
+    private: Tensor  # bool [D]
+    frozen: Tensor  # bool [D]
+    num_trainable: int
+    head_epochs: int = 0
+
+    def for_model(self, spec: FlatSpec) -> Masked:
+        return replace(self, inner=self.inner.for_model(spec))
+
+    @property
+    def shared(self) -> Tensor:
+        return ~(self.private | self.frozen)
+
+    def vectors(self, dim: int) -> dict[str, int]:
+        p, shared = self.num_trainable, self.shared
+        shorter = {p: int(shared[:p].sum()), dim: int(shared.sum())}
+        return {name: shorter.get(length, length) for name, length in self.inner.vectors(dim).items()}
+
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
+        return self.inner.init_server(w, num_trainable)
+
+    def init_client(self, w: Tensor) -> ClientState:
+        own = {PRIVATE: w[self.private.to(w.device)].unsqueeze(0)} if self.private.any() else {}
+        return {**self.inner.init_client(w), **own}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        own, theirs = self._parted(client, server.w)
+        training = _OnOwnPart(self, local, own)
+        update, state, result = self.inner.client_update(server, theirs, training)
+        vectors = {name: self._shortened(rows, len(server.w)) for name, rows in update.vectors.items()}
+        return Update(vectors, update.weight), {**state, **training.state()}, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        full = self.inner.vectors(len(server.w))
+        vectors = {name: self._restored(vector, full[name]) for name, vector in mean.vectors.items()}
+        after = self.inner.server_update(server, replace(mean, vectors=vectors), cohort)
+        shared = self.shared.to(server.w.device)  # elsewhere a server optimizer's decay or momentum must not move w
+        return replace(after, w=torch.where(shared, after.w, server.w))
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        own, theirs = self._parted(client, server.w)
+        w = self.inner.personal_params(server, theirs)
+        return self.with_own(w, own) if self.private.any() else w
+
+    def with_own(self, w: Tensor, own: Tensor) -> Tensor:
+        """``w`` ([D] or [K, D]) with the private entries ``own [K, q]`` in their places, [K, D]."""
+        if not self.private.any():
+            return w
+        w = w.expand(len(own), -1).clone()
+        w[:, self.private.to(w.device)] = own
+        return w
+
+    def _parted(self, client: ClientState, w: Tensor) -> tuple[Tensor, ClientState]:
+        theirs = {name: rows for name, rows in client.items() if name != PRIVATE}
+        return client.get(PRIVATE, w.new_empty(1, 0)), theirs
+
+    def _shortened(self, rows: Tensor, dim: int) -> Tensor:
+        length = rows.shape[1]
+        return rows[:, self.shared[:length].to(rows.device)] if length in (dim, self.num_trainable) else rows
+
+    def _restored(self, vector: Tensor, length: int) -> Tensor:
+        if length not in (len(self.private), self.num_trainable):
+            return vector
+        full = vector.new_zeros(length)
+        full[self.shared[:length].to(vector.device)] = vector
+        return full
+
+
+class _OnOwnPart:
+    """K clients' training as ``inner`` sees it; ``own [K, q]`` follows what their private entries become."""
+
+    def __init__(self, masked: Masked, local: LocalTraining, own: Tensor) -> None:
+        self._masked, self._local, self._own = masked, local, own
+        p = masked.num_trainable
+        self._private, self._shared = masked.private[:p].to(own.device), masked.shared[:p].to(own.device)
+
+    @property
+    def num_examples(self) -> Tensor:
+        return self._local.num_examples
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._local.optimizer
+
+    def state(self) -> ClientState:
+        return {PRIVATE: self._own} if self._own.shape[1] else {}
+
+    def loss(self, w: Tensor) -> Tensor:
+        return self._local.loss(self._masked.with_own(w, self._own))
+
+    def train(self, start: Tensor, correct=None, *, optimizer: Optimizer | None = None, **how: Any) -> LocalResult:
+        """As asked for, from ``start`` with the clients' own entries in it; ``how`` is passed on."""
+        optimizer = optimizer or self._local.optimizer
+        if self._masked.head_epochs:
+            self._train_head(start, optimizer)
+        held = ~self._shared if self._masked.head_epochs else ~(self._shared | self._private)
+        if held.any():
+            correct, optimizer = correct or _unchanged, Held(optimizer, held)
+        begin = self._masked.with_own(start, self._own)
+        result = self._local.train(begin, self._on_shared(correct), optimizer=optimizer, **how)
+        if not self._masked.head_epochs:
+            self._keep(begin, result)
+        delta = result.delta.masked_fill(~self._masked.shared.to(result.delta.device), 0.0)
+        return replace(result, start=start, delta=delta)
+
+    def _train_head(self, start: Tensor, optimizer: Optimizer) -> None:
+        begin = self._masked.with_own(start, self._own)
+        alone = Held(optimizer, ~self._private)
+        self._keep(begin, self._local.train(begin, _unchanged, epochs=self._masked.head_epochs, optimizer=alone))
+
+    def _keep(self, begin: Tensor, result: LocalResult) -> None:
+        if self._own.shape[1]:
+            private = self._masked.private.to(begin.device)
+            self._own = begin[:, private] + result.delta[:, private]
+
+    def _on_shared(self, correct: Any) -> Any:
+        if correct is None or not self._private.any():
+            return correct
+        return lambda g, w: torch.where(self._private, g, correct(g, w))
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """``inner``, which leaves the entries ``hold`` (bool [P]) of each flat vector alone.
+
+    A zero gradient would not do: weight decay moves an entry that has none, and momentum one that had one before.
+    """
+
+    inner: Optimizer
+    hold: Tensor
+
+    @property
+    def plain_lr(self) -> None:
+        return None
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        return self.inner.init(params)
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        before = [p[self.hold] for p in params]
+        self.inner.step_(params, grads, state)
+        for p, kept in zip(params, before, strict=True):
+            p[self.hold] = kept
+
+
+def _unchanged(g: Tensor, w: Tensor) -> Tensor:
+    return g
