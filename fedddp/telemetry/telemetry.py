@@ -126,7 +126,7 @@ class Telemetry:
     def nothing_learned(self) -> bool:
         """Whether every client failed in every round there was; the same answer on every rank."""
         rounds = self.history[self._resumed_after :]
-        return not self.learned_before and all(m["participants"] == 0 and (m["failures"] or 0) > 0 for m in rounds)
+        return not self.learned_before and all(m["participants"] == 0 and m["failures"] != 0 for m in rounds)
 
 
 def _finite(value: float) -> float | None:
