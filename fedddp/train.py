@@ -22,7 +22,7 @@ from .checkpoint import vector_sha256
 from .comm import CommError, leave, record
 from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
 from .experiment import Experiment, connect
-from .federation import federate
+from .federation import Federation, federate
 from .interrupt import Interrupted
 from .place import SPANS_HOSTS, Place, spans_hosts
 from .preparation import Prepared, prepare, resolve
@@ -35,7 +35,7 @@ log = logging.getLogger("fedddp")
 
 
 class NothingLearned(RuntimeError):
-    """A run that went through all its rounds without one client's contribution: a mistake, not bad luck."""
+    """A run that ends without one client's contribution: a mistake, not bad luck."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _train(prepared: Prepared) -> int:
     try:
         server = federate(federation, experiment.server)
         if federation.telemetry.nothing_learned:
-            raise NothingLearned("every client failed in every round; the warnings above say why")
+            raise NothingLearned(_why_nothing(federation))
         federation.comm.barrier("done")
     except Interrupted as request:
         return _interrupted(experiment, str(request))
@@ -112,6 +112,15 @@ def _train(prepared: Prepared) -> int:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
     return DONE
+
+
+def _why_nothing(federation: Federation) -> str:
+    if federation.telemetry.history:
+        return "every client failed in every round; the warnings above say why"
+    return (
+        "privacy.target_epsilon: is less than the first round alone would cost; nothing was trained. Use a larger "
+        "privacy.noise_multiplier, or leave it out, and it is found for the target"
+    )
 
 
 def _tensorboard_command(runs: Path) -> str:

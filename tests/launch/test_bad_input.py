@@ -48,6 +48,14 @@ CASES = {
 }
 
 
+def test_a_budget_below_the_first_round_is_said(capsys):
+    small = ["--data.name=synthetic", "--data.args={num_train=60, num_test=20}", "--model.name=logistic"]
+    quiet = ["--telemetry.tensorboard=false", "--telemetry.progress=off"]
+    words = ["--privacy.level=example", "--privacy.noise_multiplier=1", "--privacy.target_epsilon=0.01"]
+    assert main([*small, *quiet, *words]) == 1
+    assert "privacy.target_epsilon: is less than the first round" in capsys.readouterr().err
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

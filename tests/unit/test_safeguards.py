@@ -32,6 +32,9 @@ def checked(module=None, place=PLACE, **privacy):
         ({"secure_aggregation": {"enabled": True, "roster": "r.toml"}}, ["roster='r.toml': needs key too", "keygen"]),
         ({"secure_aggregation": {"enabled": True, "roster": "no.toml", "key": "no.key"}}, ["no.toml"]),
         ({"secure_aggregation": {"enabled": True, "bits": 32, "bound": 1e9}}, ["bound=1e+09", "32 bits"]),
+        ({"secure_aggregation": {"roster": "r.toml", "key": "k"}}, ["roster='r.toml'", "unmasked", "enabled=true"]),
+        ({"secure_aggregation": {"key": "k"}}, ["key='k'", "unmasked", "enabled=true"]),
+        ({"level": "client", "noise_multiplier": 1e-12}, ["noise_multiplier=1e-12", "a rank's share"]),
     ],
 )
 def test_what_cannot_be_kept_is_refused_in_one_line(privacy, words):
