@@ -116,6 +116,8 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
     budget = protection.budget(SpendFile(folder.path / SPENT) if folder else None)
     spent = budget.recovered(p.saved.budget() if p.saved else {})
     budget.load({name: comm.broadcast(tensor, "privacy") for name, tensor in spent.items()})
+    if budget.guarantee and comm.rank == 0:
+        log.info("epsilon is %s", budget.guarantee.terms)
     return budget
 
 

@@ -78,7 +78,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         last = f.is_last(t)
         score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, last) else None
         clock.evaluated()
-        f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.epsilon)
+        f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee)
         last |= f.evaluator.reached(score)
         f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())

@@ -60,6 +60,11 @@ def told(config: Config) -> list[str]:
     if keys.level != "none":
         noise = f"clip {keys.clip:g}, sigma {keys.noise_multiplier:g}{caveat(config)}"
         lines.append(f"private at {keys.level} level: {noise}")
+    if keys.level == "client" and not keys.secure_aggregation.enabled:
+        lines.append(
+            "client level without secure aggregation: epsilon is that of the sums; a neighbour in the ring sees one "
+            "rank's, under that rank's share of the noise only"
+        )
     return lines
 
 

@@ -12,6 +12,7 @@ from ..background import Background
 from ..comm import Comm
 from ..evaluation import Score
 from ..ledger import Entry, by_purpose
+from ..privacy import Guarantee
 from ..types import Mean, Report, ServerState
 from .stopwatch import Stopwatch
 
@@ -72,9 +73,9 @@ class Telemetry:
         score: Score | None,
         clock: Stopwatch,
         comm: Comm,
-        epsilon: float | None = None,
+        spent: Guarantee | None = None,
     ) -> None:
-        """Record the round that made ``server``. ``epsilon``: the privacy spent so far, where there is a budget."""
+        """Record the round that made ``server``. ``spent``: the privacy spent so far, where there is a budget."""
         now, sent = time.perf_counter(), comm.ledger.take()
         metrics: Metrics = {
             "round": server.round,
@@ -92,8 +93,8 @@ class Telemetry:
             "bytes_sent": comm.bytes_sent - self._bytes_told,
             "sent": by_purpose(sent),
         }
-        if epsilon is not None:
-            metrics["epsilon"] = _finite(epsilon)
+        if spent is not None:
+            metrics |= {"epsilon": _finite(spent.epsilon), "epsilon_terms": spent.terms}
         self._bytes_told, self._told_at = comm.bytes_sent, now
         self.history.append(metrics)
         record = RoundRecord(metrics, report, score, sent)

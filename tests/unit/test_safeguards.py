@@ -104,4 +104,6 @@ def test_a_run_says_what_it_is_and_a_seeded_one_that_it_guarantees_nothing():
     assert "nobody is authenticated" in lines[1]
     assert "client level" in lines[2]
     assert "guarantees nothing" in lines[2]
+    assert len(lines) == 3
+    assert "share of the noise only" in told(checked(level="client", noise_multiplier=1.0))[-1]
     assert caveat(made()) == ""
