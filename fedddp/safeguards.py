@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from .aggregation.ring import fraction_bits
 from .clients import private_steps, sampling_rate
 from .config import Config, UsageError
+from .config.schema import SecureAggregation
 from .place import Place
 from .privacy import calibrate_worst
 from .privacy.refuse import mixing_layers, refusals
 from .sampling import UniformSampler
-from .secure import LEAST_PARTIES, IdentityError, Roster, identity_of
+from .secure import LEAST_PARTIES, Identity, IdentityError, Roster, identity_of
 
 NOISE_BEYOND = 12.0
 """More standard deviations of noise than ever occur (probability 1e-32): the ring has room for so many."""
@@ -124,10 +125,22 @@ def _check_parties(config: Config, place: Place) -> None:
             )
     try:
         if keys.roster:
-            Roster.load(Path(keys.roster))
-            identity_of(keys.key, place.rank)
+            _check_roster(Roster.load(Path(keys.roster)), identity_of(keys.key, place.rank), keys, place)
     except IdentityError as error:
         raise UsageError(f"privacy.secure_aggregation: {error}") from None
+
+
+def _check_roster(roster: Roster, identity: Identity, keys: SecureAggregation, place: Place) -> None:
+    if len(roster.keys) != place.world_size:
+        raise UsageError(
+            f"privacy.secure_aggregation.roster={keys.roster!r}: names {len(roster.keys)} parties, but "
+            f"{place.world_size} ranks run; give the roster of these ranks"
+        )
+    if roster.keys[place.rank] != identity.public:
+        raise UsageError(
+            f"privacy.secure_aggregation.key={keys.key!r}: is not the key that the roster names for rank {place.rank}; "
+            "give this rank's own ({rank} in the path stands for the rank)"
+        )
 
 
 def _with_noise(config: Config, sizes: Tensor) -> Config:

@@ -162,16 +162,19 @@ def _say(text: str, place: Place) -> int:
 
 
 def _usage(message: str, place: Place) -> int:
-    """One line from one rank: the others give it time to speak before their exit ends it."""
+    """One line from one rank: the others give it time to speak before their exit ends it, or its exit ends them.
+
+    Rank 0 speaks at once, the first rank of another machine 4 s later, any other rank, whose own mistake it must be (a
+    key that is not its own), 2 s after that.
+    """
     if place.rank == 0:
         log.error("%s", message)
         return USAGE
     try:
-        for _ in range(40):
+        for _ in range(60 if place.local_rank else 40):
             interrupt.check()
             time.sleep(0.1)
-        if place.local_rank == 0:  # rank 0 did not find it: the mistake is this machine's
-            log.error("%s", message)
+        log.error("%s", message)
     except Interrupted:
         pass
     return USAGE
