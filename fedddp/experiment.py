@@ -22,7 +22,7 @@ from .memory import keep_freed
 from .preparation import Prepared
 from .privacy import Budget, SpendFile
 from .protection import LEVELS, Plain
-from .run_folder import RunFolder
+from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
 from .telemetry import Files, InBackground, Sink, Telemetry, progress, rewind
@@ -117,9 +117,11 @@ def _trainer(protection: Plain, comm: Comm) -> Trainer:
 
 def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None) -> Budget:
     """What may still be spent, the same on every rank: rank 0 knows what was."""
-    budget = protection.budget(SpendFile(folder.path / "privacy.jsonl") if folder else None)
+    budget = protection.budget(SpendFile(folder.path / SPENT) if folder else None)
     spent = budget.recovered(p.saved.budget() if p.saved else {})
     budget.load({name: comm.broadcast(tensor, "privacy") for name, tensor in spent.items()})
+    if budget.guarantee and comm.rank == 0:
+        log.info("epsilon is %s", budget.guarantee.terms)
     return budget
 
 
@@ -137,7 +139,7 @@ def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int
     """Rank 0's knowledge on every rank: rounds done, whether the target was reached, whether anything was learned."""
     target, saved = p.config.evaluate.target_accuracy, p.saved
     finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
-    learned = any(m["participants"] for m in telemetry.history)
+    learned = any(m["participants"] != 0 for m in telemetry.history)  # None: not told
     header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), "resume").tolist()
     return int(header[0]), bool(header[1]), bool(header[2])
 

@@ -1,8 +1,9 @@
 """What ranks tell each other through the launcher's store, beside the collectives: who is where, and who is left.
 
-Each rank notes which phase it is in, which collective it has reached, and a count of safe points passed. When a
-collective does not complete the notes say who is missing. When a rank asks to go on without those who are missing,
-rank 0 decides who is left: a member that neither asks too nor passes a safe point within the grace period is gone.
+Each rank notes which phase it is in, which collective it has reached, and the number of the note: a rank that works
+renews it every few seconds. How many steps it made is not told: that could show which of its clients were drawn. When
+a collective does not complete the notes say who is missing. When a rank asks to go on without those who are missing,
+rank 0 decides who is left: a member that neither asks too nor renews its note within the grace period is gone.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Notes:
         self._rank, self._timeout, self._tell = rank, timeout, tell
         self.members = tuple(range(world_size))
         self.reached, self.phase = 0, "start"
+        self._written = 0
         self.epoch = 0
         """How often the members were decided anew."""
 
@@ -72,7 +74,8 @@ class Notes:
             raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
 
     def _write(self) -> None:
-        self.put(f"at/{self._rank}", f"{self.reached}|{interrupt.passed}|{self.phase}", "progress")
+        self._written += 1
+        self.put(f"at/{self._rank}", f"{self.reached}|{self._written}|{self.phase}", "progress")
 
     def diagnosis(self) -> str:
         """Who is missing from the collective that this rank waits in."""
@@ -95,7 +98,7 @@ class Notes:
         return repr({other: note for other, note in notes.items() if note[0] < self.reached})
 
     def _read(self, other: int) -> tuple[int, str, str]:
-        """The collective that a rank has reached, its phase, and a count that grows while it works; (-1, "", "")."""
+        """The collective that a rank has reached, its phase, and a number that grows while it works; (-1, "", "")."""
         assert self._store is not None
         key = f"at/{other}"
         if not self._store.check([key]):

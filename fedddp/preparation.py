@@ -16,13 +16,13 @@ import torch
 from .checkpoint import Saved, differences, newest
 from .choice import import_class
 from .comm import Place
-from .config import Config, UsageError, build, flatten, to_dict
+from .config import Config, UsageError, build, flatten, read_toml, to_dict
 from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, Partitioner, Parts
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .optim import CONSTANT, LearningRate, scaled
-from .run_folder import RunFolder, locate
+from .run_folder import SPENT, RunFolder, locate
 from .safeguards import secured
 from .tasks import Task
 
@@ -233,16 +233,26 @@ def _run_folder(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UsageError(f"run.dir={config.run.dir!r}: {existing} cannot be written to; choose another folder")
     saved = newest(folder.path) if folder.resumed else None
-    if saved:
-        changed = differences(flatten(saved.config), flatten(to_dict(config)))
+    before = saved.config if saved else _spent_under(folder)
+    if before:
+        changed = differences(flatten(before), flatten(to_dict(config)))
         if changed:
             raise UsageError(
                 f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
                 f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
             )
-    elif folder.resumed:
+    if folder.resumed and not saved:
         log.warning("%s has no whole checkpoint: starting from round 1", folder.path)
     return folder, saved
+
+
+def _spent_under(folder: RunFolder) -> dict[str, Any] | None:
+    """The configuration under which privacy was spent in a folder; None if none was.
+
+    Without a checkpoint too: counts of rounds mean nothing beside another sigma or another sampling rate.
+    """
+    spent = folder.resumed and (folder.path / SPENT).exists()
+    return to_dict(build(read_toml(folder.path / "config.toml"))) if spent else None
 
 
 def _device(config: Config, place: Place) -> torch.device:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+SPENT = "privacy.jsonl"
+"""In a run folder: the privacy that was spent, see `privacy.spend_file`."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

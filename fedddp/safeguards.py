@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -10,14 +11,18 @@ from torch import Tensor, nn
 from .aggregation.ring import fraction_bits
 from .clients import private_steps, sampling_rate
 from .config import Config, UsageError
+from .config.schema import SecureAggregation
 from .place import Place
 from .privacy import calibrate_worst
 from .privacy.refuse import mixing_layers, refusals
 from .sampling import UniformSampler
-from .secure import LEAST_PARTIES, IdentityError, Roster, identity_of
+from .secure import LEAST_PARTIES, Identity, IdentityError, Roster, identity_of
 
 NOISE_BEYOND = 12.0
 """More standard deviations of noise than ever occur (probability 1e-32): the ring has room for so many."""
+LEAST_SHARE = 2.0
+"""A rank's share of the noise, in units of the ring. From here on a sum of discrete Gaussians passes for one: they
+differ by about 10 R exp(-pi^2 share^2) (Kairouz, Liu, Steinke 2021), below 1e-15 R."""
 
 
 def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> Config:
@@ -41,7 +46,7 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> C
         raise UsageError(reasons[0])
     _check_parties(config, place)
     config = _with_noise(config, sizes)
-    _check_ring(config, sizes)
+    _check_ring(config, place, sizes)
     return config
 
 
@@ -57,6 +62,11 @@ def told(config: Config) -> list[str]:
     if keys.level != "none":
         noise = f"clip {keys.clip:g}, sigma {keys.noise_multiplier:g}{caveat(config)}"
         lines.append(f"private at {keys.level} level: {noise}")
+    if keys.level == "client" and not keys.secure_aggregation.enabled:
+        lines.append(
+            "client level without secure aggregation: epsilon is that of the sums; a neighbour in the ring sees one "
+            "rank's, under that rank's share of the noise only"
+        )
     return lines
 
 
@@ -104,6 +114,12 @@ def _uncounted(config: Config) -> str | None:
 def _check_parties(config: Config, place: Place) -> None:
     keys = config.privacy.secure_aggregation
     if not keys.enabled:
+        for given in ("roster", "key"):
+            if getattr(keys, given):
+                raise UsageError(
+                    f"privacy.secure_aggregation.{given}={getattr(keys, given)!r}: has no effect, updates would be "
+                    f"sent unmasked; add privacy.secure_aggregation.enabled=true, or leave {given} out"
+                )
         return
     if place.world_size < LEAST_PARTIES:
         raise UsageError(
@@ -118,10 +134,22 @@ def _check_parties(config: Config, place: Place) -> None:
             )
     try:
         if keys.roster:
-            Roster.load(Path(keys.roster))
-            identity_of(keys.key, place.rank)
+            _check_roster(Roster.load(Path(keys.roster)), identity_of(keys.key, place.rank), keys, place)
     except IdentityError as error:
         raise UsageError(f"privacy.secure_aggregation: {error}") from None
+
+
+def _check_roster(roster: Roster, identity: Identity, keys: SecureAggregation, place: Place) -> None:
+    if len(roster.keys) != place.world_size:
+        raise UsageError(
+            f"privacy.secure_aggregation.roster={keys.roster!r}: names {len(roster.keys)} parties, but "
+            f"{place.world_size} ranks run; give the roster of these ranks"
+        )
+    if roster.keys[place.rank] != identity.public:
+        raise UsageError(
+            f"privacy.secure_aggregation.key={keys.key!r}: is not the key that the roster names for rank {place.rank}; "
+            "give this rank's own ({rank} in the path stands for the rank)"
+        )
 
 
 def _with_noise(config: Config, sizes: Tensor) -> Config:
@@ -154,8 +182,8 @@ def _participations(config: Config) -> Tensor:
     return counts
 
 
-def _check_ring(config: Config, sizes: Tensor) -> None:
-    """Whether the largest sum fits into the ring of integers."""
+def _check_ring(config: Config, place: Place, sizes: Tensor) -> None:
+    """Whether the largest sum fits into the ring of integers, and every rank's share of the noise fills it."""
     keys, bound, noise = config.privacy, config.privacy.secure_aggregation.bound, 0.0
     weight = heaviest(sizes, cohort_size(config))
     if keys.level == "client":
@@ -164,6 +192,13 @@ def _check_ring(config: Config, sizes: Tensor) -> None:
     elif not keys.secure_aggregation.enabled:
         return
     try:
-        fraction_bits(bound, weight, keys.secure_aggregation.bits, noise)
+        f = fraction_bits(bound, weight, keys.secure_aggregation.bits, noise)
     except ValueError as error:
         raise UsageError(f"privacy.secure_aggregation.bound={bound:g}: {error}") from None
+    sigma = keys.noise_multiplier or 0.0
+    share = sigma * keys.clip * 2.0**f / math.sqrt(place.world_size)
+    if keys.level == "client" and sigma and share < LEAST_SHARE:
+        raise UsageError(
+            f"privacy.noise_multiplier={sigma:g}: a rank's share of the noise is {share:.2g} units of the ring, too "
+            "few for its sum to be as good as one draw; use more noise, 64 bits, or fewer ranks"
+        )

@@ -22,7 +22,7 @@ from .checkpoint import vector_sha256
 from .comm import CommError, leave, record
 from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
 from .experiment import Experiment, connect
-from .federation import federate
+from .federation import Federation, federate
 from .interrupt import Interrupted
 from .place import SPANS_HOSTS, Place, spans_hosts
 from .preparation import Prepared, prepare, resolve
@@ -35,7 +35,7 @@ log = logging.getLogger("fedddp")
 
 
 class NothingLearned(RuntimeError):
-    """A run that went through all its rounds without one client's contribution: a mistake, not bad luck."""
+    """A run that ends without one client's contribution: a mistake, not bad luck."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _train(prepared: Prepared) -> int:
     try:
         server = federate(federation, experiment.server)
         if federation.telemetry.nothing_learned:
-            raise NothingLearned("every client failed in every round; the warnings above say why")
+            raise NothingLearned(_why_nothing(federation))
         federation.comm.barrier("done")
     except Interrupted as request:
         return _interrupted(experiment, str(request))
@@ -112,6 +112,15 @@ def _train(prepared: Prepared) -> int:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
     return DONE
+
+
+def _why_nothing(federation: Federation) -> str:
+    if federation.telemetry.history:
+        return "every client failed in every round; the warnings above say why"
+    return (
+        "privacy.target_epsilon: is less than the first round alone would cost; nothing was trained. Use a larger "
+        "privacy.noise_multiplier, or leave it out, and it is found for the target"
+    )
 
 
 def _tensorboard_command(runs: Path) -> str:
@@ -153,16 +162,19 @@ def _say(text: str, place: Place) -> int:
 
 
 def _usage(message: str, place: Place) -> int:
-    """One line from one rank: the others give it time to speak before their exit ends it."""
+    """One line from one rank: the others give it time to speak before their exit ends it, or its exit ends them.
+
+    Rank 0 speaks at once, the first rank of another machine 4 s later, any other rank, whose own mistake it must be (a
+    key that is not its own), 2 s after that.
+    """
     if place.rank == 0:
         log.error("%s", message)
         return USAGE
     try:
-        for _ in range(40):
+        for _ in range(60 if place.local_rank else 40):
             interrupt.check()
             time.sleep(0.1)
-        if place.local_rank == 0:  # rank 0 did not find it: the mistake is this machine's
-            log.error("%s", message)
+        log.error("%s", message)
     except Interrupted:
         pass
     return USAGE

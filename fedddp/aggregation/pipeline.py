@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..comm import Comm, CommError
 from ..sampling import blocks
-from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, SummedReport, Update
+from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
 from .reduce import Reduce
 from .tally import ClientTally, Tally
 
@@ -158,7 +158,7 @@ class Inbox:
             total, _ = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
             log.warning("round %d is burnt and changes nothing: %s", self._cohort.round + 1, reason)
-            return Mean({}, 0.0, 0), SummedReport((seconds,), failures=len(self._cohort.ids), trained_on=0)
+            return Mean({}, 0.0, 0), self._tally.burnt(seconds)
         self._compare(self._checksum)
         for stage in reversed(pipeline.stages):
             total = stage.decode(total, self._cohort)

@@ -17,6 +17,8 @@ from ..comm import Comm
 
 FINEST = 40
 """No more fraction bits than this: 2^-40 is finer than float32 updates, and float64 holds 53 bits."""
+LARGEST_NOISE = 2**48
+"""In units of the ring: what bounds the noise is a dozen standard deviations, of which samplers take up to 2^45."""
 
 Exchange = Callable[[Tensor, int], Tensor]
 """This rank's integers [L] and the round (0-based) to the sum over ranks: an all_reduce, masked or not."""
@@ -36,11 +38,12 @@ def fraction_bits(bound: float, total_weight: float, bits: int, noise: float = 0
     ``bound`` of an update's entries, ``total_weight`` of any round's clients, ``noise`` a bound in units of the sum.
     """
     for f in range(FINEST, 0, -1):
-        if needed(bound, total_weight, f, noise) < 2 ** (bits - 1):
+        if needed(bound, total_weight, f, noise) < 2 ** (bits - 1) and _ceil_scaled(noise, f) <= LARGEST_NOISE:
             return f
+    noisy = f", with noise up to {noise:g}," if noise else ""
     raise ValueError(
-        f"entries up to {bound:g} of {total_weight:g} examples do not fit into {bits} bits; use a smaller bound, more "
-        "bits, or fewer clients a round"
+        f"entries up to {bound:g} of {total_weight:g} examples{noisy} do not fit into {bits} bits; use a smaller "
+        "bound, more bits, or fewer clients a round"
     )
 
 

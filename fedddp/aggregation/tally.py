@@ -45,6 +45,10 @@ class Tally(ABC):
     def report(self) -> tuple[int | None, Report]:
         """How many clients contributed (None: not told) and the report, once the slots hold the sums over ranks."""
 
+    def burnt(self, seconds: float) -> Report:
+        """The report of a round that brings nothing, after this rank trained for ``seconds``."""
+        return SummedReport((seconds,), failures=len(self._cohort.ids), trained_on=0)
+
 
 class ClientTally(Tally):
     """A slot a client for its loss, its accuracy and its success; a slot a rank for its training time."""
@@ -147,3 +151,6 @@ class SilentTally(Tally):
 
     def report(self) -> tuple[None, Report]:
         return None, SummedReport((self._seconds,))
+
+    def burnt(self, seconds: float) -> Report:
+        return SummedReport((seconds,))  # a failure for each client would tell how many of this rank's were drawn

@@ -141,7 +141,8 @@ def write(
 ) -> Public:
     """Write ``dataset``, divided as ``partition`` says, below ``root``: a new or an empty folder. The manifest is last.
 
-    A client's folder is made for its owner's eyes (mode 0700). Raises ValueError for a folder with something in it.
+    A client's folder and file are made for its owner's eyes (modes 0700 and 0600). Raises ValueError for a folder with
+    something in it.
     """
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"--out={root}: exists and is not an empty folder; choose a new one")
@@ -149,7 +150,8 @@ def write(
     for k in range(partition.num_clients):
         rows = torch.from_numpy(partition.indices(k)).long()
         (root / train_file(k)).parent.mkdir(mode=0o700, parents=True)
-        sums[train_file(k)] = _write(root / train_file(k), train.x[rows], train.y[rows], salt=os.urandom(16).hex())
+        path, salt = root / train_file(k), os.urandom(16).hex()
+        sums[train_file(k)] = _write(path, train.x[rows], train.y[rows], mode=0o600, salt=salt)
     (root / PUBLIC).mkdir()
     sums[TEST] = _write(root / TEST, dataset.test.x, dataset.test.y)
     public = Public(
@@ -168,9 +170,10 @@ def write(
     return public
 
 
-def _write(path: Path, x: Tensor, y: Tensor, **header: str) -> str:
+def _write(path: Path, x: Tensor, y: Tensor, *, mode: int = 0o644, **header: str) -> str:
     content = save({"x": x.contiguous(), "y": y.contiguous()}, metadata=header or None)
-    path.write_bytes(content)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
+        file.write(content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -24,6 +24,9 @@ class Guarantee:
     def text(self) -> str:
         """One line that names them all."""
         spent = "without bound" if math.isinf(self.epsilon) else f"{self.epsilon:.4g}"
-        return (
-            f"epsilon {spent} at delta {self.delta:g} ({self.adjacency}; {self.sampling}; {self.accountant} accountant)"
-        )
+        return f"epsilon {spent} {self.terms}"
+
+    @property
+    def terms(self) -> str:
+        """Everything but the figure, which means nothing without."""
+        return f"at delta {self.delta:g} ({self.adjacency}; {self.sampling}; {self.accountant} accountant)"

@@ -13,6 +13,7 @@ from ..comm import Comm
 from ..deployed import ClientScores
 from ..evaluation import Score
 from ..ledger import Entry, by_purpose
+from ..privacy import Guarantee
 from ..types import Mean, Report, ServerState
 from .stopwatch import Stopwatch
 
@@ -74,10 +75,10 @@ class Telemetry:
         score: Score | None,
         clock: Stopwatch,
         comm: Comm,
-        epsilon: float | None = None,
+        spent: Guarantee | None = None,
         clients: ClientScores | None = None,
     ) -> None:
-        """Record the round that made ``server``. ``epsilon``: the privacy spent so far, where there is a budget.
+        """Record the round that made ``server``. ``spent``: the privacy spent so far, where there is a budget.
 
         ``clients``: how good what they would deploy is, where that was evaluated.
         """
@@ -98,8 +99,8 @@ class Telemetry:
             "bytes_sent": comm.bytes_sent - self._bytes_told,
             "sent": by_purpose(sent),
         }
-        if epsilon is not None:
-            metrics["epsilon"] = _finite(epsilon)
+        if spent is not None:
+            metrics |= {"epsilon": _finite(spent.epsilon), "epsilon_terms": spent.terms}
         if clients is not None:
             metrics |= clients.metrics()
         self._bytes_told, self._told_at = comm.bytes_sent, now
@@ -140,7 +141,7 @@ class Telemetry:
     def nothing_learned(self) -> bool:
         """Whether every client failed in every round there was; the same answer on every rank."""
         rounds = self.history[self._resumed_after :]
-        return not self.learned_before and all(m["participants"] == 0 and (m["failures"] or 0) > 0 for m in rounds)
+        return not self.learned_before and all(m["participants"] == 0 and m["failures"] != 0 for m in rounds)
 
 
 def _finite(value: float) -> float | None:

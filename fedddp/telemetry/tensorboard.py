@@ -30,6 +30,7 @@ class TensorBoard:
         self._hparams = {k: v for k, v in hparams.items() if isinstance(v, str | int | float | bool)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
+        self._terms = ""
         self._writer.add_text("config", "```toml\n" + config + "```", done)
         self._writer.add_figure("partition", figures.partition(owners), done)
         self._writer.flush()
@@ -57,6 +58,9 @@ class TensorBoard:
         for name, value in scalars.items():
             if value is not None:
                 writer.add_scalar(name, value, t)
+        if (terms := m.get("epsilon_terms")) and terms != self._terms:
+            writer.add_text("privacy/terms", f"epsilon is {terms}", t)
+            self._terms = terms
         for name, values in record.report.per_client.items():
             writer.add_histogram(f"clients/{name}", values, t)
         if record.clients is not None:

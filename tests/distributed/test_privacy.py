@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from distributed_support import configured, train
+from distributed_support import configured, experiment_of, train
 
 from fedddp.config import UsageError
+from fedddp.federation import federate
 from fedddp.privacy import epsilon
 
 MASKED = {"secure_aggregation": {"enabled": True}, "guard": True}
@@ -84,6 +85,38 @@ def test_a_round_that_was_released_and_lost_counts_twice(run_ranks, tmp_path):
     again = run_ranks(train, 2, table_of(tmp_path, "cut", 3, "auto", **keep))[0]["history"]
     assert again[:2] == whole[:2]
     assert again[2]["epsilon"] > whole[2]["epsilon"]
+
+
+def test_without_a_checkpoint_too_what_was_spent_is_not_counted_at_another_sigma_or_rate(run_ranks, tmp_path):
+    run_ranks(train, 1, table_of(tmp_path, "cut", 2, clients=2, privacy=EXAMPLE))  # checkpoint.every=0
+    other = EXAMPLE | {"noise_multiplier": 9.0}
+    told = run_ranks(refused, 1, table_of(tmp_path, "cut", 2, "auto", clients=2, privacy=other))[0]
+    assert "privacy.noise_multiplier is 1.0 there, 9.0 here" in told
+    other = table_of(tmp_path, "cut", 2, "auto", clients=2, privacy=EXAMPLE, client={"batch_size": 5})
+    assert "client.batch_size is 10 there, 5 here" in run_ranks(refused, 1, other)[0]
+    again = run_ranks(train, 1, table_of(tmp_path, "cut", 2, "auto", clients=2, privacy=EXAMPLE))[0]
+    expected = [epsilon(1.0, 10 / 240, 24 * t, 1e-5) for t in (3, 4)]  # two rounds were lost
+    assert [m["epsilon"] for m in again["history"]] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_finished_client_level_run_that_is_resumed_has_learned(run_ranks, tmp_path):
+    keep = {"checkpoint": {"every": 1}, "privacy": CLIENT}
+    assert run_ranks(fruitless, 1, table_of(tmp_path, "done", 1, **keep)) == [False]
+    assert run_ranks(fruitless, 1, table_of(tmp_path, "done", 1, "auto", **keep)) == [False]
+
+
+def fruitless(comm, table):
+    experiment = experiment_of(comm, table)
+    federate(experiment.federation, experiment.server)
+    return experiment.federation.telemetry.nothing_learned
+
+
+def test_large_clips_and_much_noise_fit_the_ring(run_ranks, tmp_path):
+    """Clip 10 and sigma 5 are 50 units of 2^-40 too many for the sampler: fewer bits are taken."""
+    loud = CLIENT | {"clip": 10.0, "noise_multiplier": 5.0}
+    result = run_ranks(train, 1, table_of(tmp_path, rounds=1, privacy=loud))[0]
+    start = run_ranks(train, 1, table_of(tmp_path, "still", 1, privacy=loud | {"noise_multiplier": 1e-9}))[0]
+    assert float((result["w"] - start["w"]).std()) == pytest.approx(50 / 4, rel=0.03)
 
 
 def test_a_run_stops_before_the_round_that_would_break_its_budget(run_ranks, tmp_path):

@@ -48,6 +48,14 @@ CASES = {
 }
 
 
+def test_a_budget_below_the_first_round_is_said(capsys):
+    small = ["--data.name=synthetic", "--data.args={num_train=60, num_test=20}", "--model.name=logistic"]
+    quiet = ["--telemetry.tensorboard=false", "--telemetry.progress=off"]
+    words = ["--privacy.level=example", "--privacy.noise_multiplier=1", "--privacy.target_epsilon=0.01"]
+    assert main([*small, *quiet, *words]) == 1
+    assert "privacy.target_epsilon: is less than the first round" in capsys.readouterr().err
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -90,3 +98,17 @@ def test_a_run_in_which_every_client_failed_in_every_round_failed(capsys):
     told = capsys.readouterr().err.splitlines()
     assert told[-1] == "fedddp: every client failed in every round; the warnings above say why"
     assert '"state": "failed"' in Path("runs/faulty-Faulty-synthetic-mlp/status.json").read_text()
+
+
+def test_a_mistake_of_one_rank_alone_is_said_by_it_after_those_who_come_first(capsys, monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank, local_rank in (("0", "0"), ("2", "0"), ("1", "1")):
+        where = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+        for key, value in where.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr("fedddp.train.leave", lambda code: None)
+        waited.clear()
+        assert main(["--run.ronds=5"]) == 2
+        assert "run.ronds" in capsys.readouterr().err
+        assert sum(waited) == pytest.approx({"0": 0, "2": 4, "1": 6}[rank])

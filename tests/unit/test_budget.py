@@ -84,6 +84,7 @@ def test_the_loop_itself_stops_there_and_tells_what_was_spent(tmp_path):
     f, server = assemble(tmp_path, few_digits(9), (2, 3, 4), sinks=(sink,), **sections)
     budget = ClientBudget(1.0, 5.0, DELTA, target=epsilon(5.0, 1.0, 4, DELTA) + 1e-9)
     assert federate(replace(f, budget=budget), server).round == 4
+    assert {record.metrics["epsilon_terms"] for record in sink.records} == {budget.guarantee.terms}
     assert [record.metrics["epsilon"] for record in sink.records] == [epsilon(5.0, 1.0, t, DELTA) for t in (1, 2, 3, 4)]
 
 

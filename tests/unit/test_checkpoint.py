@@ -176,6 +176,7 @@ def test_differences_name_what_may_not_change():
     assert differences(saved, dict(saved)) == []
     free = {"run.rounds": 9, "data.root": "b", "evaluate.every": 3, "checkpoint.keep": 2, "telemetry.progress": "off"}
     assert differences(saved, {**saved, **free}) == []
+    assert differences(saved, {**saved, "privacy.secure_aggregation.roster": "of fewer parties"}) == []
     assert differences(saved, {**saved, "run.seed": 2, "client.optimizer.lr": 0.2}) == [
         "client.optimizer.lr is 0.1 there, 0.2 here",
         "run.seed is 1 there, 2 here",

@@ -99,3 +99,12 @@ def test_noise_is_added_by_vector_and_in_shares():
     scale = 2.0**ring.fraction_bits
     assert asked == [(2, scale / 2), (1, scale / 4)]  # 1 / sqrt(4)
     assert (ring.total(comm, 0)[0] * scale).tolist() == [7, 7, 0, 0, 7]
+
+
+def test_noise_is_within_what_its_sampler_takes():
+    """A standard deviation of the noise, a twelfth of what bounds it, is at most 2^45 units."""
+    for std in (1.0, 50.0, 1e9):
+        f = fraction_bits(10.0, 2.0, 64, 12 * std)
+        assert 2**40 <= std * 2**f < 2**45
+    with pytest.raises(ValueError, match="with noise up to 1e"):
+        fraction_bits(1.0, 2.0, 64, 1e30)

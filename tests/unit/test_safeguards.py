@@ -8,7 +8,7 @@ from fedddp.config import UsageError, build
 from fedddp.place import Place
 from fedddp.preparation import resolve
 from fedddp.safeguards import caveat, example_level_work, heaviest, secured, told
-from fedddp.secure import Identity
+from fedddp.secure import Identity, Roster
 
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)
@@ -32,6 +32,9 @@ def checked(module=None, place=PLACE, **privacy):
         ({"secure_aggregation": {"enabled": True, "roster": "r.toml"}}, ["roster='r.toml': needs key too", "keygen"]),
         ({"secure_aggregation": {"enabled": True, "roster": "no.toml", "key": "no.key"}}, ["no.toml"]),
         ({"secure_aggregation": {"enabled": True, "bits": 32, "bound": 1e9}}, ["bound=1e+09", "32 bits"]),
+        ({"secure_aggregation": {"roster": "r.toml", "key": "k"}}, ["roster='r.toml'", "unmasked", "enabled=true"]),
+        ({"secure_aggregation": {"key": "k"}}, ["key='k'", "unmasked", "enabled=true"]),
+        ({"level": "client", "noise_multiplier": 1e-12}, ["noise_multiplier=1e-12", "a rank's share"]),
     ],
 )
 def test_what_cannot_be_kept_is_refused_in_one_line(privacy, words):
@@ -101,4 +104,23 @@ def test_a_run_says_what_it_is_and_a_seeded_one_that_it_guarantees_nothing():
     assert "nobody is authenticated" in lines[1]
     assert "client level" in lines[2]
     assert "guarantees nothing" in lines[2]
+    assert len(lines) == 3
+    assert "share of the noise only" in told(checked(level="client", noise_multiplier=1.0))[-1]
     assert caveat(made()) == ""
+
+
+def test_a_key_of_another_rank_and_a_roster_of_other_ranks_are_refused_before_anything_starts(tmp_path):
+    identities = {rank: Identity.new() for rank in range(4)}
+    for rank, identity in identities.items():
+        identity.save(tmp_path / f"rank-{rank}.key")
+    (tmp_path / "roster.toml").write_text(Roster({rank: i.public for rank, i in identities.items()}).text())
+
+    def keys(key):
+        return {"enabled": True, "roster": str(tmp_path / "roster.toml"), "key": str(tmp_path / key)}
+
+    second = Place(rank=1, world_size=4, local_world_size=4)
+    checked(place=second, secure_aggregation=keys("rank-{rank}.key"))
+    with pytest.raises(UsageError, match="is not the key that the roster names for rank 1"):
+        checked(place=second, secure_aggregation=keys("rank-0.key"))
+    with pytest.raises(UsageError, match="names 4 parties, but 3 ranks run"):
+        checked(place=Place(world_size=3, local_world_size=3), secure_aggregation=keys("rank-{rank}.key"))

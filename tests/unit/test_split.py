@@ -94,6 +94,7 @@ def test_everybody_is_loaded_where_all_the_folders_are(parts):
 
 def test_only_its_owner_enters_a_clients_folder_and_sums_cannot_be_guessed(parts, tmp_path):
     assert [oct(p.stat().st_mode & 0o777) for p in sorted(parts.glob("client-*"))] == ["0o700"] * 5
+    assert [oct(p.stat().st_mode & 0o777) for p in sorted(parts.glob("client-*/*"))] == ["0o600"] * 5
     main([f"--out={tmp_path / 'again'}", *SHARDS])
     one, other = (json.loads((p / MANIFEST).read_text())["sha256"] for p in (parts, tmp_path / "again"))
     assert [k for k in one if one[k] == other[k]] == [TEST]

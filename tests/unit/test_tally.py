@@ -63,3 +63,11 @@ def test_silent_nothing_leaves_the_rank():
     assert len(slots) == 0
     assert (count, report.failures, report.trained_on, report.train_loss) == (None, None, None, None)
     assert report.seconds_train == (3.0,)
+
+
+def test_a_burnt_round_is_a_failure_of_all_but_silent_where_the_cohort_is_secret():
+    for kind in (ClientTally, CountTally, SumTally):
+        report = kind(COHORT, EXAMPLES, 2).burnt(4.0)
+        assert (report.failures, report.trained_on, report.seconds_train) == (3, 0, (4.0,))
+    report = SilentTally(COHORT, EXAMPLES, 2).burnt(4.0)
+    assert (report.failures, report.trained_on, report.seconds_train) == (None, None, (4.0,))

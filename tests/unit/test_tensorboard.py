@@ -122,3 +122,16 @@ def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, d
     pages.close(None)
     assert steps(read(tmp_path), "loss/train") == trained
     assert steps(read(tmp_path), "accuracy/test") == evaluated
+
+
+def test_epsilon_stands_beside_what_it_depends_on_said_once(tmp_path):
+    pages = board(tmp_path)
+    for t in (1, 2):
+        spent = record(t)
+        spent.metrics.update(epsilon=0.5 * t, epsilon_terms="at delta 1e-05 (one example more or less)")
+        pages.round(spent)
+    pages.close(None)
+    events = read(tmp_path)
+    assert [e.value for e in events.Scalars("privacy/epsilon")] == [0.5, 1.0]
+    (terms,) = events.Tensors("privacy/terms/text_summary")
+    assert b"at delta 1e-05 (one example more or less)" in terms.tensor_proto.string_val[0]
