@@ -21,6 +21,7 @@ from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, P
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
+from .robustness import adversary, check_robustness
 from .run_folder import RunFolder, locate
 from .safeguards import secured
 from .tasks import Task
@@ -88,7 +89,9 @@ def resolve(config: Config, place: Place) -> Config:
     if placement == "auto":
         placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
-    return config.model_copy(update={"run": run, "data": data, "client": client})
+    config = config.model_copy(update={"run": run, "data": data, "client": client})
+    check_robustness(config)
+    return config
 
 
 def prepare(config: Config, place: Place) -> Prepared:
@@ -104,6 +107,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    dataset, partition = _attacked(config, dataset, partition)
     config = secured(config, place, torch.from_numpy(partition.sizes).long(), task.model(config.run.seed))
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
@@ -144,6 +148,15 @@ def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Part
         return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _attacked(config: Config, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
+    """The same with the Byzantine clients' examples as they are trained on."""
+    try:
+        config.attack.probes(dataset.test)  # whether it can be done on such inputs at all
+        return adversary(config).poisoned(dataset, partition)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _parts(config: Config) -> Parts | None:
