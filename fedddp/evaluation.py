@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,13 @@ BATCH = 200  # large enough to spread the cost of a call, small enough that acti
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is: ``confusion [C, C]`` counts (true label, prediction)."""
+    """How good a model is: ``confusion [C, C]`` counts (true label, prediction); ``also``: further metrics by name."""
 
     accuracy: float
     loss: float
     confusion: Tensor
     mistakes: tuple[Mistake, ...] = ()
+    also: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def per_class(self) -> Tensor:
@@ -62,7 +63,13 @@ class Evaluator:
         every: int = 1,
         target_accuracy: float | None = None,
         seed: int = 0,
+        probes: Mapping[str, Examples] | None = None,
     ) -> None:
+        """``probes``: other sets, whose accuracy is told under their names beside the test set's score."""
+        self._probes = {
+            name: Evaluator(task, examples, normalize, comm, where=where, seed=seed)
+            for name, examples in (probes or {}).items()
+        }
         self._task, self._normalize, self._comm = task, normalize, comm
         self._where, self._every, self._target = where, every, target_accuracy
         self._test_size = len(test)
@@ -94,9 +101,12 @@ class Evaluator:
         score = self._measure(w) if self._takes_part else None
         if self._where == "rank0":
             self.load = self._test_size // 3  # a training step is a forward pass and a backward one of twice the work
-            return score
-        assert score is not None
-        return self._summed(score)
+        else:
+            assert score is not None
+            score = self._summed(score)
+        also = {name: probe.score(w) for name, probe in self._probes.items()}
+        self.load += sum(probe.load for probe in self._probes.values())
+        return score and replace(score, also={name: told.accuracy for name, told in also.items() if told})
 
     def _take_share(self) -> None:
         """Of the test examples every one that is this rank's, or all of them on rank 0."""

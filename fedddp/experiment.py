@@ -22,6 +22,7 @@ from .memory import keep_freed
 from .preparation import Prepared
 from .privacy import Budget, SpendFile
 from .protection import LEVELS, Plain
+from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
@@ -48,11 +49,12 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     comm.check_signature(p.signature)
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    for line in told(config) if comm.rank == 0 else ():
+    for line in (*told(config), *told_of_attack(config)) if comm.rank == 0 else ():
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
-    seed, algorithm = config.run.seed, protection.algorithm
+    byzantine = adversary(config)
+    seed, algorithm = config.run.seed, byzantine.around(protection.algorithm)
     folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     stateful = bool(algorithm.init_client(start.w))
@@ -87,6 +89,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
             every=config.evaluate.every,
             target_accuracy=config.evaluate.target_accuracy,
             seed=seed,
+            probes=config.attack.probes(p.test),
         ),
         client_evaluator=ClientEvaluator(
             p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed

@@ -22,6 +22,7 @@ from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .optim import CONSTANT, LearningRate, scaled
+from .robustness import adversary, check_robustness
 from .run_folder import SPENT, RunFolder, locate
 from .safeguards import secured
 from .tasks import Task
@@ -95,7 +96,9 @@ def resolve(config: Config, place: Place) -> Config:
     if placement == "auto":
         placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
-    return config.model_copy(update={"run": run, "data": data, "client": client})
+    config = config.model_copy(update={"run": run, "data": data, "client": client})
+    check_robustness(config)
+    return config
 
 
 def _schedule(config: Config) -> LearningRate:
@@ -121,6 +124,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    dataset, partition = _attacked(config, dataset, partition)
     try:
         config.algorithm.for_model(spec)
         used, held = _held_out(config, partition)
@@ -191,6 +195,15 @@ def _check_personal(config: Config) -> None:
             f"evaluate.personal_every={every}: tells the accuracy of each client, exactly, which {hiding} is there to "
             "prevent; use personal_every=0"
         )
+
+
+def _attacked(config: Config, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
+    """The same with the Byzantine clients' examples as they are trained on."""
+    try:
+        config.attack.probes(dataset.test)  # whether it can be done on such inputs at all
+        return adversary(config).poisoned(dataset, partition)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _parts(config: Config) -> Parts | None:

@@ -3,10 +3,14 @@
 from .pipeline import Inbox, Pipeline, Stage, checksum
 from .reduce import ExactSum, FastSum, Reduce
 from .ring import RingSum, in_the_clear
+from .rules import AGGREGATION_RULES, Rule
+from .shards import CoordinateShards
 from .tally import ClientTally, CountTally, SilentTally, SumTally, Tally
 
 __all__ = [
+    "AGGREGATION_RULES",
     "ClientTally",
+    "CoordinateShards",
     "CountTally",
     "ExactSum",
     "FastSum",
@@ -14,6 +18,7 @@ __all__ = [
     "Pipeline",
     "Reduce",
     "RingSum",
+    "Rule",
     "SilentTally",
     "Stage",
     "SumTally",

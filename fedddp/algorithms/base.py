@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -13,6 +14,12 @@ from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 
 class LocalTraining(Protocol):
     """K clients ready to train, as the clients' side offers them (see `fedddp.clients.Local`)."""
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    @property
+    def round(self) -> int: ...
 
     @property
     def num_examples(self) -> Tensor: ...

@@ -6,7 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ..aggregation import AGGREGATION_RULES, Rule
+from ..aggregation.rules import Mean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
+from ..attacks import ATTACKS, Attack, NoAttack
 from ..choice import RULES, Choice
 from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.datasets import DEFAULT_ROOT
@@ -124,6 +127,7 @@ class Aggregation(Section):
     sum: Literal["fast", "exact"] = Field(
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
+    rule: Annotated[Rule, Choice(AGGREGATION_RULES, {"name": "mean"})] = Mean()
 
 
 class Evaluate(Section):
@@ -209,6 +213,7 @@ class Config(Section):
     cohort: Cohort = Cohort()
     algorithm: Annotated[Algorithm, Choice(ALGORITHMS, {"name": "fedavg"})] = FedAvg()
     aggregation: Aggregation = Aggregation()
+    attack: Annotated[Attack, Choice(ATTACKS, {"name": "none"})] = NoAttack()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     privacy: Privacy = Privacy()

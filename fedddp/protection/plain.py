@@ -6,13 +6,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..aggregation import ClientTally, ExactSum, FastSum, Pipeline, Reduce, RingSum, SumTally, Tally, in_the_clear
+from ..aggregation import (
+    ClientTally,
+    CoordinateShards,
+    ExactSum,
+    FastSum,
+    Pipeline,
+    Reduce,
+    RingSum,
+    SumTally,
+    Tally,
+    in_the_clear,
+)
 from ..aggregation.ring import Exchange
 from ..algorithms import Algorithm
 from ..clients import Trainer, choose
 from ..comm import Comm, CommError
 from ..preparation import Prepared
 from ..privacy import Budget, NoBudget, SpendFile
+from ..robustness import adversary, needs_single_updates
 from ..safeguards import cohort_size, heaviest
 from ..sampling import Sampler, UniformSampler
 from ..secure import HelloError, Roster, SecureExchange, identity_of
@@ -71,8 +83,15 @@ class Plain:
         if self._masked:
             weight = heaviest(self._p.data.sizes, cohort_size(self._p.config))
             return self._ring(self._keys.secure_aggregation.bound, weight)
+        if needs_single_updates(self._p.config):
+            return self._shards()
         exact = self._p.config.aggregation.sum == "exact"
         return ExactSum(self._p.device) if exact else FastSum(self._p.spec.dtype, self._p.device)
+
+    def _shards(self) -> CoordinateShards:
+        p, config = self._p, self._p.config
+        how = {"seed": config.run.seed, "tamper": adversary(config).tamper}
+        return CoordinateShards(config.aggregation.rule, p.spec.dtype, p.device, self._comm.world_size, **how)
 
     def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
         exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)

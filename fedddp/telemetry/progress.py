@@ -53,6 +53,8 @@ class Lines:
             parts.append(
                 f"on clients (mean, worst tenth): personal {figures}, global {m['global_on_clients_accuracy_mean']:.4f}"
             )
+        if "attack_success" in m:
+            parts.append(f"attack success {m['attack_success']:.4f}")
         if m["train_loss"] is not None:
             parts.append(f"train loss {m['train_loss']:.4f}")
         if m["participants"] is not None:

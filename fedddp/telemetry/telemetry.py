@@ -99,6 +99,7 @@ class Telemetry:
             "bytes_sent": comm.bytes_sent - self._bytes_told,
             "sent": by_purpose(sent),
         }
+        metrics |= score.also if score else {}
         if spent is not None:
             metrics |= {"epsilon": _finite(spent.epsilon), "epsilon_terms": spent.terms}
         if clients is not None:
@@ -116,12 +117,14 @@ class Telemetry:
         reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
         trained = sum(m["seconds_train"] for m in self.history)
         clients = [m["participants"] for m in self.history]
+        successes = [m["attack_success"] for m in self.history if "attack_success" in m]
         return {
             "rounds": len(self.history),
             "final_test_accuracy": accuracies[-1] if accuracies else None,
             "best_test_accuracy": max(accuracies, default=None),
             "rounds_to_target": reached[0] if reached else None,
             **self._final_of_clients(),
+            **({"final_attack_success": successes[-1]} if successes else {}),
             **more,
             "seconds_total": sum(m["seconds"] for m in self.history),
             "clients_per_second": sum(clients) / trained if trained and None not in clients else None,

@@ -49,6 +49,7 @@ class TensorBoard:
             "round/imbalance": m["imbalance"],
             "round/bytes_sent_per_rank": m["bytes_sent"],
             "privacy/epsilon": m.get("epsilon"),
+            "attack/success": m.get("attack_success"),
             **{f"sent/{purpose}": sent for purpose, sent in m["sent"].items()},
             "seconds/round": m["seconds"],
             "seconds/train": m["seconds_train"],

@@ -26,7 +26,7 @@ FLOORS = [
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "deployed", "run_folder", "attacks", "plane"],
-    ["config", "federation", "experiment", "preparation", "protection", "safeguards"],
+    ["config", "federation", "experiment", "preparation", "protection", "robustness", "safeguards"],
     ["train", "show", "plot", "doctor", "demo", "data.split"],
 ]
 PROGRAMS = {"data.split"}  # a program beside what it is about

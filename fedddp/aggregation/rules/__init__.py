@@ -1,0 +1,36 @@
+"""Rules by which single updates become one, one paper a file. A rule's dataclass is its configuration section."""
+
+from .base import Combination, Coordinatewise, Rule, summed
+from .centered_clipping import CenteredClipping
+from .coordinatewise import Median, TrimmedMean
+from .geometric_median import GeometricMedian
+from .krum import Krum, MultiKrum
+from .mean import Mean
+from .norm_bound import NormBound
+
+AGGREGATION_RULES: dict[str, type] = {
+    "mean": Mean,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "geometric_median": GeometricMedian,
+    "norm_bound": NormBound,
+    "centered_clipping": CenteredClipping,
+}
+
+__all__ = [
+    "AGGREGATION_RULES",
+    "CenteredClipping",
+    "Combination",
+    "Coordinatewise",
+    "GeometricMedian",
+    "Krum",
+    "Mean",
+    "Median",
+    "MultiKrum",
+    "NormBound",
+    "Rule",
+    "TrimmedMean",
+    "summed",
+]

@@ -1,0 +1,102 @@
+"""What a rule is: from the rows of all clients, of which a rank sees some columns, to one row.
+
+Letters: m clients of a round, c columns of one rank, d length of a whole update (several vectors: side by side).
+
+A rank has ``x [m, c]``: its columns of every client's update, in ascending order of the clients. What a rule has to
+know of whole rows (their norms, their dot products) is a sum over columns: each rank computes the part of its own, one
+small all_reduce adds them up, and every rank combines its columns in the same way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+COLUMNS_AT_ONCE = 1 << 15
+"""Columns that are sorted, or multiplied in float64, together: some megabytes for tens of clients."""
+
+
+class Rule(ABC):
+    """From single updates to one. A rule's dataclass holds its configuration keys."""
+
+    needs: ClassVar[str] = ""
+    """Why there is a smallest number of updates, in the paper's letters."""
+    streams: ClassVar[bool] = False
+    """Whether a running sum gives the same, so that no single update has to be kept."""
+    bit_stable: ClassVar[bool] = True
+    """Whether the last bits do not depend on the number of ranks."""
+
+    @property
+    def least(self) -> int:
+        """The smallest number of updates it works with."""
+        return 1
+
+    def partial(self, x: Tensor) -> Tensor | None:
+        """What these columns contribute to what is known of whole rows, float64; None if nothing need be known."""
+        return None
+
+    @abstractmethod
+    def combine(self, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
+        """The result's columns [c]. ``weight [m]`` float64, above 0; ``known``: the sum of all ranks' `partial`."""
+
+    def finish(self, result: Tensor, stream: torch.Generator) -> Tensor:
+        """The whole result [d], the same on every rank, as it goes to the server; ``stream`` is the round's own."""
+        return result
+
+
+class Coordinatewise(Rule):
+    """A rule that looks at each coordinate alone: nothing has to be known of whole rows."""
+
+    def combine(self, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
+        return torch.cat([self.columns(part, weight) for part in x.split(COLUMNS_AT_ONCE, dim=1)])
+
+    @abstractmethod
+    def columns(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The result [c] for ``x [m, c]``."""
+
+
+class Combination(Rule):
+    """A rule whose result is a combination a of the rows, sum_i a_i x_i, and a follows from their Gram matrix.
+
+    Iterations cost nothing on the wire: the distance of a row from any combination z = sum_j a_j x_j is
+    |x_i - z|^2 = G_ii - 2 (G a)_i + a' G a.
+    """
+
+    bit_stable = False
+
+    def partial(self, x: Tensor) -> Tensor | None:
+        return gram(x)
+
+    def combine(self, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
+        assert known is not None
+        return self.coefficients(known, weight.to(known)).to(x) @ x
+
+    @abstractmethod
+    def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
+        """a [m], float64, for the Gram matrix ``known [m, m]``, or for whatever else `partial` makes."""
+
+
+def gram(x: Tensor) -> Tensor:
+    """x x' [m, m] in float64 (distances are differences of its entries), symmetric to the last bit."""
+    total = x.new_zeros(len(x), len(x), dtype=torch.float64)
+    for part in x.split(COLUMNS_AT_ONCE, dim=1):
+        wide = part.double()
+        total += wide @ wide.t()
+    return (total + total.t()) / 2
+
+
+def distances(gram: Tensor, coefficients: Tensor) -> Tensor:
+    """|x_i - z| [m] of each row from the combination z of all."""
+    along = gram @ coefficients
+    return (gram.diagonal() - 2 * along + coefficients @ along).clamp(min=0).sqrt()
+
+
+def summed(rows: Tensor) -> Tensor:
+    """The sum [c] of ``rows [m, c]``, row after row: the same bits for a column whatever lies beside it."""
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total

@@ -1,0 +1,67 @@
+"""Krum and multi-Krum: the updates that have the closest neighbours.
+
+Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine learning with adversaries: Byzantine tolerant gradient descent",
+section 4:
+
+    s(i) = sum over the m - f - 2 updates j closest to i of |x_i - x_j|^2;   Krum = the x_i of the smallest s(i)
+
+Multi-Krum averages those of the smallest scores. Uniform: weights are ignored. Needs m >= 2 f + 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .base import Combination
+
+
+@dataclass(frozen=True)
+class Krum(Combination):
+    """One client's update; of equally good ones that of the lower client id."""
+
+    num_byzantine: Annotated[int, Field(ge=0, description="f, clients that may be Byzantine; needs m >= 2 f + 3")] = 1
+
+    needs: ClassVar[str] = "m >= 2 f + 3"
+
+    @property
+    def least(self) -> int:
+        return 2 * self.num_byzantine + 3
+
+    def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
+        return self._mean_of_best(known, 1)
+
+    def _mean_of_best(self, gram: Tensor, count: int) -> Tensor:
+        """1 / count for the ``count`` updates of the smallest scores."""
+        chosen = scores(gram, self.num_byzantine).sort(stable=True).indices[:count]
+        return torch.zeros_like(gram[0]).index_fill(0, chosen, 1 / count)
+
+
+@dataclass(frozen=True)
+class MultiKrum(Krum):
+    """The mean of the ``selected`` updates of the smallest scores."""
+
+    selected: Annotated[
+        int, Field(ge=0, description="updates that are averaged, at most m - f; 0 = m - f of those that arrived")
+    ] = 0
+
+    needs: ClassVar[str] = "m >= 2 f + 3 and m >= selected + f"
+
+    @property
+    def least(self) -> int:
+        return max(super().least, self.selected + self.num_byzantine)
+
+    def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
+        return self._mean_of_best(known, self.selected or len(known) - self.num_byzantine)
+
+
+def scores(gram: Tensor, num_byzantine: int) -> Tensor:
+    """s(i) [m], from the Gram matrix [m, m]."""
+    norms = gram.diagonal()
+    squared = (norms[:, None] + norms[None, :] - 2 * gram).fill_diagonal_(inf)  # an update is not its own neighbour
+    return squared.sort(dim=1).values[:, : len(gram) - num_byzantine - 2].sum(dim=1)

@@ -1,0 +1,109 @@
+"""Who is Byzantine, and where an attack takes hold of a run: examples, updates, columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..algorithms import Algorithm, LocalTraining
+from ..data import Dataset, Examples, Partition
+from ..rng import generator, numpy_generator
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .byzantine import Attack
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """``attack`` by ``clients``, the same on every rank and in every round."""
+
+    attack: Attack
+    clients: frozenset[int]
+    seed: int
+
+    @classmethod
+    def drawn(cls, attack: Attack, population: int, seed: int) -> Adversary:
+        """``attack.num_clients`` of ``population``, a function of the seed."""
+        if not attack.num_clients:
+            return cls(attack, frozenset(), seed)
+        draw = numpy_generator(seed, "byzantine").choice(population, attack.num_clients, replace=False)
+        return cls(attack, frozenset(draw.tolist()), seed)
+
+    def poisoned(self, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
+        """Byzantine clients' examples as the attack wants them: copies behind the others, which nobody else owns.
+
+        Of data that lie divided, those of the clients that are here.
+        """
+        x, y, order, starts = [dataset.train.x], [dataset.train.y], [partition.order], partition.starts.astype(np.int64)
+        count, end = len(dataset.train), len(partition.order)
+        for k in sorted(self.clients):
+            rows = torch.from_numpy(partition.indices(k)).long()
+            own = Examples(dataset.train.x[rows], dataset.train.y[rows])
+            other = self.attack.examples(own, dataset.num_classes, generator(self.seed, "poison", k))
+            if other is own or len(own) < partition.sizes[k]:
+                continue
+            x.append(other.x)
+            y.append(other.y)
+            order.append(np.arange(count, count + len(own)))
+            starts[k] = end
+            count, end = count + len(own), end + len(own)
+        if len(x) == 1:
+            return dataset, partition
+        train = Examples(torch.cat(x), torch.cat(y))
+        return replace(dataset, train=train), replace(partition, order=np.concatenate(order), starts=starts)
+
+    def around(self, algorithm: Algorithm) -> Algorithm:
+        """``algorithm`` with the Byzantine clients' updates as the attack wants them."""
+        return Corrupted(algorithm, self) if self.clients else algorithm
+
+    def tamper(self, x: Tensor, ids: Tensor) -> Tensor:
+        """Columns ``x [m, c]`` of the clients ``ids [m]`` as the rule gets them."""
+        byzantine = torch.isin(ids, torch.tensor(sorted(self.clients), dtype=ids.dtype, device=ids.device))
+        return self.attack.columns(x, byzantine) if byzantine.any() else x
+
+    def __str__(self) -> str:
+        listed = sorted(self.clients)
+        shown = ", ".join(map(str, listed[:20])) + (", ..." if len(listed) > 20 else "")
+        return f"{len(listed)} Byzantine clients" + (f": {shown}" if listed else "")
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """Any algorithm ``inner`` whose Byzantine clients upload something else, in all vectors of an update alike."""
+
+    inner: Algorithm
+    adversary: Adversary
+
+    def vectors(self, dim: int) -> dict[str, int]:
+        return self.inner.vectors(dim)
+
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
+        return self.inner.init_server(w, num_trainable)
+
+    def init_client(self, w: Tensor) -> ClientState:
+        return self.inner.init_client(w)
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        update, state, result = self.inner.client_update(server, client, local)
+        streams = {
+            row: generator(self.adversary.seed, "attack", local.round, k)
+            for row, k in enumerate(local.ids)
+            if k in self.adversary.clients
+        }
+        if not streams:
+            return update, state, result
+        vectors = {name: rows.clone() for name, rows in update.vectors.items()}  # they may be the client's state too
+        for rows in vectors.values():
+            for row, stream in streams.items():
+                rows[row] = self.adversary.attack.update(rows[row], stream)
+        return Update(vectors, update.weight), state, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        return self.inner.server_update(server, mean, cohort)
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        return self.inner.personal_params(server, client)

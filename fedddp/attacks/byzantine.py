@@ -1,0 +1,85 @@
+"""Byzantine clients: what they do to their examples, to their update, or to it with the others' updates before them.
+
+Simulations, for judging a rule of aggregation. `Attack` changes nothing; each attack overrides what it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..data import Examples
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What all attacks have in common: how many clients are Byzantine."""
+
+    num_clients: Annotated[
+        int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 0 = a clean run, watched")
+    ] = 1
+
+    omniscient: ClassVar[bool] = False
+    """Whether it needs the honest clients' updates."""
+
+    def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
+        """What a Byzantine client trains on instead of its own examples; as many."""
+        return own
+
+    def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
+        """What it uploads instead of a vector [d]."""
+        return row
+
+    def columns(self, x: Tensor, byzantine: Tensor) -> Tensor:
+        """What the rule gets instead of some columns ``x [m, c]`` of all updates; ``byzantine`` bool [m]."""
+        return x
+
+    def probes(self, test: Examples) -> Mapping[str, Examples]:
+        """Sets of examples by whose accuracy the attack's success is measured, by the metric's name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class NoAttack(Attack):
+    """Everybody is honest."""
+
+    num_clients: Annotated[
+        int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 1 with any attack")
+    ] = 0
+
+    def __post_init__(self) -> None:
+        if self.num_clients:
+            raise ValueError(f"num_clients={self.num_clients} has no effect with attack.name=none; name an attack")
+
+
+@dataclass(frozen=True)
+class LabelFlip(Attack):
+    """y -> C - 1 - y on all of a Byzantine client's examples (Fang, Cao, Jia, Gong 2020, section 5)."""
+
+    def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
+        return Examples(own.x, num_classes - 1 - own.y)
+
+
+@dataclass(frozen=True)
+class SignFlip(Attack):
+    """x -> -scale x: an honest update, turned round (Li, Xu, Chen, Giannakis, Ling 2019, section 5)."""
+
+    scale: Annotated[float, Field(gt=0, description="how much longer the reversed update is")] = 1.0
+
+    def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
+        return -self.scale * row
+
+
+@dataclass(frozen=True)
+class Gaussian(Attack):
+    """x -> N(0, std^2 I): nothing but noise (Blanchard et al. 2017, section 6, with standard deviation 200)."""
+
+    std: Annotated[float, Field(gt=0, description="standard deviation of each coordinate")] = 1.0
+
+    def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
+        return (self.std * torch.randn(len(row), generator=stream, dtype=row.dtype)).to(row.device)

@@ -1,0 +1,68 @@
+"""Whether a rule of aggregation and Byzantine clients fit the rest of a configuration; who is Byzantine in a run."""
+
+from __future__ import annotations
+
+from .attacks import Adversary, NoAttack
+from .config import Config, UsageError, flatten, to_dict
+from .safeguards import cohort_size
+
+
+def adversary(config: Config) -> Adversary:
+    """The Byzantine clients of a resolved configuration."""
+    return Adversary.drawn(config.attack, config.data.partition.num_clients, config.run.seed)
+
+
+def needs_single_updates(config: Config) -> bool:
+    """Whether a running sum over clients is not enough."""
+    return not config.aggregation.rule.streams or config.attack.omniscient
+
+
+def told_of_attack(config: Config) -> list[str]:
+    """What a run says of its Byzantine clients at start."""
+    return [] if config.attack == NoAttack() else [f"attack {_name(config, 'attack')}: {adversary(config)}"]
+
+
+def check_robustness(config: Config) -> None:
+    """Raises UsageError, naming key and remedy, for what cannot be done with ``config`` (resolved)."""
+    population, attack = config.data.partition.num_clients, config.attack
+    if attack.num_clients > population:
+        raise UsageError(
+            f"attack.num_clients={attack.num_clients}: there are only {population} clients; at most all are Byzantine"
+        )
+    if needs_single_updates(config):
+        _check_visible(config)
+    _check_rule(config)
+
+
+def _check_visible(config: Config) -> None:
+    """Single updates must be there to be seen."""
+    section, remedy = ("attack", "another attack") if config.aggregation.rule.streams else ("aggregation.rule", "mean")
+    name = _name(config, section)
+    told = f"{section}.name={name}: {name} needs single updates"
+    if config.privacy.secure_aggregation.enabled:
+        raise UsageError(
+            f"{told}; secure aggregation hides them: use {remedy}, or privacy.secure_aggregation.enabled=false"
+        )
+    if config.privacy.level == "client":
+        raise UsageError(
+            f"{told}; privacy.level=client adds its noise to their sum: use {remedy}, or another privacy.level"
+        )
+
+
+def _check_rule(config: Config) -> None:
+    rule, m = config.aggregation.rule, cohort_size(config)
+    name = _name(config, "aggregation.rule")
+    if m < rule.least:
+        raise UsageError(
+            f"aggregation.rule.name={name}: needs {rule.least} clients a round ({rule.needs}), there are {m}; lower "
+            "aggregation.rule.num_byzantine, or let more clients take part"
+        )
+    if config.aggregation.sum == "exact" and not rule.bit_stable:
+        raise UsageError(
+            f"aggregation.sum=exact: promises the same bits for any number of ranks, but {name} rests on dot products "
+            "that are summed over ranks; use aggregation.sum=fast, or a coordinate-wise rule (median, trimmed_mean)"
+        )
+
+
+def _name(config: Config, section: str) -> str:
+    return flatten(to_dict(config))[f"{section}.name"]
