@@ -5,6 +5,7 @@ Letters besides those of `types`: q entries of w are private, S are shared (neit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,9 @@ class Masked:
 
     def for_model(self, spec: FlatSpec) -> Masked:
         return replace(self, inner=self.inner.for_model(spec))
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return self.inner.unfit(optimizer, privacy)
 
     @property
     def shared(self) -> Tensor:
@@ -111,6 +115,14 @@ class _OnOwnPart:
         self._private, self._shared = masked.private[:p].to(own.device), masked.shared[:p].to(own.device)
 
     @property
+    def ids(self) -> Sequence[int]:
+        return self._local.ids
+
+    @property
+    def round(self) -> int:
+        return self._local.round
+
+    @property
     def num_examples(self) -> Tensor:
         return self._local.num_examples
 
@@ -168,6 +180,9 @@ class Held:
     @property
     def plain_lr(self) -> None:
         return None
+
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        return self.inner.gradient_weight(steps)
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return self.inner.init(params)

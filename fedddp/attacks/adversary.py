@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..algorithms import Algorithm, LocalTraining
 from ..data import Dataset, Examples, Partition
+from ..flat import FlatSpec
+from ..optim import Optimizer
 from ..rng import generator, numpy_generator
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .byzantine import Attack
@@ -75,6 +77,12 @@ class Corrupted:
 
     inner: Algorithm
     adversary: Adversary
+
+    def for_model(self, spec: FlatSpec) -> Corrupted:
+        return replace(self, inner=self.inner.for_model(spec))
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return self.inner.unfit(optimizer, privacy)
 
     def vectors(self, dim: int) -> dict[str, int]:
         return self.inner.vectors(dim)
