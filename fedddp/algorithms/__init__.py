@@ -3,7 +3,31 @@
 from .base import Algorithm, LocalTraining
 from .client_level import AdaptiveClip, ClientLevel
 from .fedavg import FedAvg
+from .feddyn import FedDyn
+from .fednova import FedNova
+from .fedprox import FedProx
+from .qffl import QFFL
+from .scaffold import Scaffold
 
-ALGORITHMS: dict[str, type] = {"fedavg": FedAvg}
+ALGORITHMS: dict[str, type] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "feddyn": FedDyn,
+    "qffl": QFFL,
+}
 
-__all__ = ["ALGORITHMS", "AdaptiveClip", "Algorithm", "ClientLevel", "FedAvg", "LocalTraining"]
+__all__ = [
+    "ALGORITHMS",
+    "QFFL",
+    "AdaptiveClip",
+    "Algorithm",
+    "ClientLevel",
+    "FedAvg",
+    "FedDyn",
+    "FedNova",
+    "FedProx",
+    "LocalTraining",
+    "Scaffold",
+]
