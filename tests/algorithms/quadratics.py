@@ -47,6 +47,8 @@ def quadratics(folder, **sections):
     points = Examples(POINTS, torch.zeros(len(POINTS), dtype=torch.long))
     client = {"local_epochs": 5, "batch_size": 0, "precision": "float64", "optimizer": {"lr": LR}}
     client |= sections.pop("client", {})
+    if "local_steps" in client:
+        del client["local_epochs"]
     dataset = Dataset(points, points, num_classes=1, mean=(0.0,), std=(1.0,))
     return assemble(folder, dataset, SIZES, task=TASK, client=client, **sections)
 

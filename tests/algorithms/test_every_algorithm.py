@@ -113,7 +113,7 @@ def test_what_a_round_starts_from_is_not_changed(tmp_path, case):
 def test_an_upload_is_laid_out_as_announced_and_weighs_no_more_than_its_examples(tmp_path, case):
     f, server = assembled(tmp_path, CASES[case])
     for k, size in enumerate(SIZES):
-        update, state, result = f.algorithm.client_update(server, f.store.get((k,)), f.trainer.on((k,), 0))
+        update, state, _ = f.algorithm.client_update(server, f.store.get((k,)), f.trainer.on((k,), 0))
         announced = f.algorithm.vectors(len(server.w))
         assert {name: vectors.shape for name, vectors in update.vectors.items()} == {
             name: (1, length) for name, length in announced.items()

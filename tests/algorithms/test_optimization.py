@@ -1,5 +1,7 @@
 """Algorithms against the equations of their papers, written out on quadratics; what they reduce to; where they lead."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
@@ -190,16 +192,26 @@ def test_qffl_is_the_recursion(tmp_path, q):
 )
 def test_it_reaches_the_optimum_of_the_whole_where_fedavg_does_not(tmp_path, algorithm, sections):
     best = optimum(UNIFORM)
-    assert_near(final(tmp_path / "a", 60, algorithm, **sections), best, 1e-6)
+    assert_near(final(tmp_path / "a", 60, algorithm, **sections), best, 1e-4)
     beside = final(tmp_path / "b", 30, {"weighting": "uniform"}, **sections)
     assert (beside - best).abs().max() > 0.1
 
 
-def test_scaffold_and_fedavg_under_momentum(tmp_path):
-    client = {"local_epochs": 3, "optimizer": {"lr": 0.05, "momentum": 0.8}}
+def test_scaffold_with_momentum_and_weights_reaches_the_weighted_optimum(tmp_path):
+    client = {"optimizer": {"lr": 0.1, "momentum": 0.8}}
     w = final(tmp_path, 60, {"name": "scaffold", "weighting": "examples"}, client=client)
-    assert_near(w, optimum(), 1e-6)
+    assert_near(w, optimum(), 1e-4)
     assert (optimum() - optimum(UNIFORM)).abs().max() > 0.1
+
+
+def limit(f, server):
+    """Where a method without memory settles: a round is affine here, w -> A w + b, so three rounds tell."""
+    origin, *ends = (
+        federate(f.until(1), replace(server, w=w)).w for w in torch.tensor([[0, 0], [1, 0], [0, 1]]).double()
+    )
+    a = torch.stack([end - origin for end in ends], dim=1)
+    assert torch.linalg.eigvals(a).abs().max() < 1
+    return torch.linalg.solve(torch.eye(2).double() - a, origin)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6])
@@ -207,15 +219,14 @@ def test_fednova_removes_the_inconsistency_of_unequal_steps(tmp_path, momentum):
     """With small steps FedAvg settles at the optimum weighted by p_k tau_k instead of p_k (Wang et al., Theorem 1)."""
     taken, points = (2, 1, 8), {}
     for name in ("fednova", "fedavg"):
-        client = {"optimizer": {"lr": 0.01, "momentum": momentum}}
-        f, server = quadratics(tmp_path / name, algorithm={"name": name}, client=client, run={"rounds": 80})
+        client = {"optimizer": {"lr": 1e-4, "momentum": momentum}}
+        f, server = quadratics(tmp_path / name, algorithm={"name": name}, client=client)
         f.trainer._work = Drawn(taken)
-        points[name] = federate(f, server).w
-    best = optimum()
-    assert (points["fednova"] - best).abs().max() < 0.05
-    assert (points["fedavg"] - best).abs().max() > 0.3
+        points[name] = limit(f, server)
+    assert_near(points["fednova"], optimum(), 0.01)
+    assert (points["fedavg"] - optimum()).abs().max() > 0.3
     if not momentum:
-        assert_near(points["fedavg"], optimum([n * tau for n, tau in zip(SIZES, taken, strict=True)]), 0.05)
+        assert_near(points["fedavg"], optimum([n * tau for n, tau in zip(SIZES, taken, strict=True)]), 0.01)
 
 
 def test_a_larger_q_makes_losses_more_even(tmp_path):
