@@ -6,12 +6,27 @@ from .client_level import AdaptiveClip, ClientLevel
 from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedbn import FedBN
+from .feddyn import FedDyn
+from .fednova import FedNova
 from .fedper import FedPer
+from .fedprox import FedProx
 from .fedrep import FedRep
 from .ifca import IFCA
 from .personal import INNER, Personal
+from .qffl import QFFL
+from .scaffold import Scaffold
 
-ALGORITHMS: dict[str, type] = {"fedavg": FedAvg, "ditto": Ditto, "apfl": APFL, "ifca": IFCA}
+ALGORITHMS: dict[str, type] = {
+    "fedavg": FedAvg,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "fednova": FedNova,
+    "feddyn": FedDyn,
+    "qffl": QFFL,
+    "ditto": Ditto,
+    "apfl": APFL,
+    "ifca": IFCA,
+}
 INNER.update(ALGORITHMS)  # a wrapper is not offered inside a wrapper: one mask says it all
 ALGORITHMS |= {"personal": Personal, "fedbn": FedBN, "fedper": FedPer, "fedrep": FedRep}
 
@@ -19,14 +34,19 @@ __all__ = [
     "ALGORITHMS",
     "APFL",
     "IFCA",
+    "QFFL",
     "AdaptiveClip",
     "Algorithm",
     "ClientLevel",
     "Ditto",
     "FedAvg",
     "FedBN",
+    "FedDyn",
+    "FedNova",
     "FedPer",
+    "FedProx",
     "FedRep",
     "LocalTraining",
     "Personal",
+    "Scaffold",
 ]

@@ -52,15 +52,27 @@ class FedAvg:
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
         result = local.train(server.w)
-        weight = torch.ones_like(local.num_examples) if self.weighting == "uniform" else local.num_examples
-        return Update({"delta": result.delta}, weight), client, result
+        return Update({"delta": result.delta}, self.weight(local)), client, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        p, w, delta = server.num_trainable, server.w.clone(), mean.vectors["delta"]
-        state: OptimizerState = {name: [vector.clone()] for name, vector in server.extra.items()}
-        self.server_optimizer.step_([w[:p]], [-delta[:p]], state)
-        w[p:] += delta[p:]
-        return ServerState(w, p, {name: vectors[0] for name, vectors in state.items()}, server.round + 1)
+        return self.moved(server, mean.vectors["delta"])
 
     def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
         return server.w
+
+    def weight(self, local: LocalTraining) -> Tensor:
+        """Of each client in the mean, [K]."""
+        return torch.ones_like(local.num_examples) if self.weighting == "uniform" else local.num_examples
+
+    def share(self, mean: Mean, cohort: Cohort) -> float:
+        """|S| / N, by how many contributed; uniform weights add up to that also where it is told in no other way."""
+        count = len(cohort.ids) if mean.count is None else mean.count
+        return (mean.weight if self.weighting == "uniform" else count) / cohort.population
+
+    def moved(self, server: ServerState, delta: Tensor, **own: Tensor) -> ServerState:
+        """The server after its optimizer's step along ``delta [D]``, and what else it remembers from now on."""
+        p, w = server.num_trainable, server.w.clone()
+        state: OptimizerState = {name: [v.clone()] for name, v in server.extra.items() if name not in own}
+        self.server_optimizer.step_([w[:p]], [-delta[:p]], state)
+        w[p:] += delta[p:]
+        return ServerState(w, p, {**{name: vectors[0] for name, vectors in state.items()}, **own}, server.round + 1)

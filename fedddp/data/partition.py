@@ -234,6 +234,24 @@ class Quantity(Partitioner):
 
 
 @dataclass(frozen=True)
+class Similarity(Partitioner):
+    """A share of the examples is dealt at random, the rest in the order of their labels (Karimireddy et al. 2020,
+    section 7): 0 gives every client one or two labels, 1 is IID. Client sizes differ by at most one."""
+
+    similarity: Annotated[float, Field(ge=0, le=1, description="share of a client's examples that is IID")] = 0.1
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        _require(self.num_clients, len(labels))
+        shuffled = numpy_generator(seed, "partition").permutation(len(labels))
+        mixed, rest = np.split(shuffled, [round(self.similarity * len(labels))])
+        by_label = rest[np.argsort(labels[rest], kind="stable")]
+        sizes = _even(len(mixed), self.num_clients), _even(len(rest), self.num_clients)[::-1]
+        parts = [np.split(order, np.cumsum(s)[:-1]) for order, s in zip((mixed, by_label), sizes, strict=True)]
+        order = np.concatenate([part for both in zip(*parts, strict=True) for part in both])
+        return Partition.dealt(order, sizes[0] + sizes[1])
+
+
+@dataclass(frozen=True)
 class Overlapping(Partitioner):
     """Equal sizes, and as many clients as one likes: stretches of one shuffled order that starts over at its end.
 
@@ -258,5 +276,6 @@ PARTITIONS: dict[str, type] = {
     "shards": Shards,
     "dirichlet": Dirichlet,
     "quantity": Quantity,
+    "similarity": Similarity,
     "overlapping": Overlapping,
 }

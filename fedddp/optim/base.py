@@ -21,7 +21,7 @@ class Optimizer(Protocol):
         ...
 
     def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        """By how many gradients ``steps`` steps move ``w``, in units of lr: |a|_1 of w - w_0 = -lr sum_t a_t g_t.
+        """How much of a constant gradient ``steps`` steps move ``w`` by: sum_t a_t, where w_0 - w = sum_t a_t g_t.
 
         None if a step is not linear in the gradients. Weight decay counts as part of the gradient.
         """

@@ -33,13 +33,13 @@ class SGD:
         return None if self.momentum or self.weight_decay else self.lr
 
     def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        """tau; under momentum rho each gradient moves w 1 + rho + rho^2 + ... times, in what steps are left.
+        """lr tau; under momentum rho each gradient counts 1 + rho + rho^2 + ... times, in what steps are left.
 
-        So |a|_1 = (tau - s) / (1 - rho) with s = rho (1 - rho^tau) / (1 - rho); nesterov: tau + rho of that.
+        So it is lr (tau - s) / (1 - rho), s = rho (1 - rho^tau) / (1 - rho); nesterov: lr tau, and rho of that.
         """
         tau, rho = steps.double(), self.momentum
-        with_momentum = (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
-        return tau + rho * with_momentum if self.nesterov else with_momentum
+        with_momentum = self.lr * (tau - rho * (1 - rho**tau) / (1 - rho)) / (1 - rho)
+        return self.lr * tau + rho * with_momentum if self.nesterov else with_momentum
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return {"momentum": [torch.zeros_like(p) for p in params]} if self.momentum else {}

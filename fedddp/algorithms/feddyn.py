@@ -1,0 +1,58 @@
+"""FedDyn: a regulariser that each client carries along makes its optimum agree with everybody's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import LocalTraining
+from .fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class FedDyn(FedAvg):
+    """Acar et al. 2021, "Federated learning based on dynamic regularization", Algorithm 1.
+
+    theta_k = argmin L_k(theta) - <grad_k, theta> + (alpha / 2) |theta - theta_t|^2, approached by local steps
+    grad_k <- grad_k - alpha (theta_k - theta_t);   h <- h - (alpha / m) sum_{k in P} (theta_k - theta_t)
+    theta_{t+1} = mean_P theta_k - h / alpha
+
+    At a fixed point theta_k = theta_t for all k and h = 0 is the mean of the gradients: a stationary point of the
+    whole, however few local steps there are.
+    Symbols: theta_t = server.w, theta_k - theta_t = result.delta, grad_k = client["gradient"], h = server.extra["h"],
+    alpha = self.alpha, P = cohort, m = cohort.population. The move theta_{t+1} - theta_t is the server optimizer's to
+    take; its lr is 1 in the paper. Weights as in SCAFFOLD: uniform keeps h the mean of all grad_k.
+    """
+
+    weighting: Annotated[
+        Literal["uniform", "examples"], Field(description="a client's weight in the mean: 1, or its examples")
+    ] = "uniform"
+    alpha: Annotated[float, Field(gt=0, description="strength of the dynamic regulariser")] = 0.01
+
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
+        server = super().init_server(w, num_trainable)
+        return replace(server, extra={**server.extra, "h": torch.zeros_like(w[:num_trainable])})
+
+    def init_client(self, w: Tensor) -> ClientState:
+        return {"gradient": torch.zeros_like(w).unsqueeze(0)}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        p, gradient = server.num_trainable, client["gradient"]
+        linear = gradient[:, :p] + self.alpha * server.w[:p]  # [K, P]
+        result = local.train(server.w, lambda g, w: g - linear + self.alpha * w)
+        after = gradient - self.alpha * result.delta
+        after[:, p:] = 0  # buffers have no gradient
+        return Update({"delta": result.delta}, self.weight(local)), {"gradient": after}, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        delta, p = mean.vectors["delta"].clone(), server.num_trainable
+        h = server.extra["h"] - self.alpha * self.share(mean, cohort) * delta[:p]
+        delta[:p] -= h / self.alpha
+        return self.moved(server, delta, h=h)
