@@ -40,8 +40,9 @@ def test_each_client_keeps_a_share_of_its_own_apart(name):
 def test_the_share_is_drawn_at_random_not_the_end_of_a_sorted_range():
     whole = Shards(num_clients=5).split(LABELS, 0)  # each client's range is one label, then another
     _, held = whole.held_out(0.3, 0)
-    counts, all_counts = held.counts(LABELS, 10), whole.counts(LABELS, 10)
-    assert ((counts > 0) == (all_counts > 4)).all()
+    many = whole.counts(LABELS, 10) > 20
+    assert (many.sum(axis=1) > 1).any()
+    assert (held.counts(LABELS, 10)[many] > 0).all()
 
 
 def test_few_examples():
@@ -51,7 +52,7 @@ def test_few_examples():
 
 
 def test_who_shares_examples_cannot_hold_any_out():
-    with pytest.raises(ValueError, match="evaluate.holdout=0.1: clients share examples here"):
+    with pytest.raises(ValueError, match=r"holdout=0\.1: clients share examples here"):
         Overlapping(num_clients=50, size=20).split(LABELS, 0).held_out(0.1, 0)
     Overlapping(num_clients=20, size=20).split(LABELS, 0).held_out(0.1, 0)  # there is enough for all
 
@@ -152,10 +153,8 @@ def test_how_they_are_told(tmp_path):
     assert [names <= m.keys() for m in told] == [False, True, True]
     assert [len([k for k in m if "personal" in k]) for m in told] == [0, 4, 4]
     assert told[1]["personal_clients"] == 3
-    for which, spread in (
-        ("personal", sink.records[2].clients.personal),
-        ("global_on_clients", sink.records[2].clients.global_model),
-    ):
+    last = sink.records[2].clients
+    for which, spread in (("personal", last.personal), ("global_on_clients", last.global_model)):
         assert told[2][f"{which}_accuracy_mean"] == spread.mean
         assert told[2][f"{which}_accuracy_worst10"] == spread.worst10
     summary = f.telemetry.summary()
@@ -211,7 +210,7 @@ def test_refused_where_it_cannot_be_kept(sections, told):
 
 
 def test_nobody_with_two_examples(tmp_path):
-    with pytest.raises(UsageError, match="evaluate.holdout=0.25: no client has two examples"):
+    with pytest.raises(UsageError, match=r"holdout=0\.25: no client has two examples"):
         small(tmp_path, sizes=(1, 1, 0))
 
 
