@@ -21,8 +21,8 @@ class FedRep(FedPer):
         phi_k <- tau_phi passes of SGD on f_k(phi, h_k) in phi from phi_t, h_k held;   phi_{t+1} = mean of the phi_k
 
     Symbols: phi_t = the shared entries of server.w, h_k = client["personal.private"] (see `FedPer` for which these
-    are), tau_h = head_epochs, tau_phi = client.local_epochs (the paper's experiments take 10 and 1). Held entries do
-    not move by weight decay or momentum either. Both parts go through the data in the same order. Buffers belong to the
+    are), tau_h = head_epochs, tau_phi = client.local_epochs (the paper takes 10 and 1). Held entries do not
+    move by weight decay or momentum either. Both parts go through the data in the same order. Buffers belong to the
     body, unless they are named private.
     """
 

@@ -72,6 +72,8 @@ class Partition:
         order = self.order.copy()
         order[at[here]] = self.order[(self.starts[owner] + shuffled)[here]]
         held = np.minimum(np.maximum(np.rint(share * sizes), 1), np.maximum(sizes - 1, 0)).astype(np.int64)
+        if not held.any():
+            raise ValueError(f"evaluate.holdout={share:g}: no client has two examples, so that none can keep one apart")
         left = replace(self, order=order, sizes=_compact(sizes - held))
         return left, replace(left, starts=_compact(self.starts + left.sizes), sizes=_compact(held))
 
