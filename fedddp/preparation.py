@@ -104,7 +104,8 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     shape = tuple(dataset.train.x.shape[1:])
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
-    config = secured(config, place, torch.from_numpy(partition.sizes).long(), task.model(config.run.seed))
+    sizes, module = torch.from_numpy(partition.sizes).long(), task.model(config.run.seed)
+    config = secured(config, place, sizes, module, shared=partition.shares)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
     folder, saved = _run_folder(config, place) if first else (None, None)

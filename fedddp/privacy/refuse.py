@@ -21,11 +21,13 @@ def refusals(
     weighting: str | None = None,
     mixing: Sequence[str] = (),
     adaptive_clip: bool = False,
+    shared: bool = False,
 ) -> list[str]:
     """The reasons against a configuration.
 
     ``level``: none, example or client. ``units``: how many examples, or clients, there are in all. ``weighting``: the
-    algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found.
+    algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found. ``shared``: whether
+    an example may have several owners.
     """
     if level == "none":
         return list(_unprotected(noise_multiplier, target_epsilon, adaptive_clip))
@@ -54,6 +56,11 @@ def refusals(
         found.append(
             f"model.name: {', '.join(mixing)} lets an example change the gradients of others, so that clipping bounds "
             "nothing; use GroupNorm or LayerNorm"
+        )
+    if level == "example" and shared:
+        found.append(
+            "data.partition.num_clients: clients share examples, so that one costs what all its owners spend, and "
+            "epsilon would be that of one of them; use fewer clients, or a partition that gives every example one owner"
         )
     if level == "example" and adaptive_clip:
         found.append(
