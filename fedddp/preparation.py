@@ -130,7 +130,8 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         used, held = _held_out(config, partition)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    config = secured(config, place, torch.from_numpy(used.sizes).long(), task.model(config.run.seed))
+    sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
+    config = secured(config, place, sizes, module, shared=partition.shares)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
     placed = dataset if placement == "home" else dataclasses.replace(dataset, train=dataset.train.to(device))

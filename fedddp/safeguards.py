@@ -25,10 +25,11 @@ LEAST_SHARE = 2.0
 differ by about 10 R exp(-pi^2 share^2) (Kairouz, Liu, Steinke 2021), below 1e-15 R."""
 
 
-def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> Config:
+def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module, *, shared: bool = False) -> Config:
     """The configuration with the noise filled in, for clients of ``sizes`` [N] that train ``module``.
 
-    Raises UsageError, naming key and remedy, for what cannot be kept.
+    ``shared``: whether an example may belong to several clients. Raises UsageError, naming key and remedy, for what
+    cannot be kept.
     """
     keys = config.privacy
     reasons = refusals(
@@ -41,6 +42,7 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module) -> C
         mixing=mixing_layers(module),
         adaptive_clip=keys.adaptive_clip.enabled,
         uncounted=_uncounted(config),
+        shared=shared,
     )
     if reasons:
         raise UsageError(reasons[0])

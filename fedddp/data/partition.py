@@ -37,6 +37,11 @@ class Partition:
     def num_clients(self) -> int:
         return len(self.starts)
 
+    @property
+    def shares(self) -> bool:
+        """Whether some example has several owners: clients have more examples together than there are."""
+        return int(self.sizes.sum()) > len(np.unique(self.order))
+
     def indices(self, client: int) -> Ints:
         """The example indices of one client."""
         return self.order[self.starts[client] : self.starts[client] + self.sizes[client]]

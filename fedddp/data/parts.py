@@ -80,6 +80,11 @@ class Divided(Partition):
 
     public: Public
 
+    @property
+    def shares(self) -> bool:
+        """False: nobody can tell whether two parties' folders hold the same example."""
+        return False
+
     def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
         """The sizes alone, ``counts [k, 1]``: which labels the others own stays with them."""
         clients = self._spread(most)

@@ -22,12 +22,14 @@ def refusals(
     mixing: Sequence[str] = (),
     adaptive_clip: bool = False,
     uncounted: str | None = None,
+    shared: bool = False,
 ) -> list[str]:
     """The reasons against a configuration.
 
     ``level``: none, example or client. ``units``: how many examples, or clients, there are in all. ``weighting``: the
     algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found. ``uncounted``: the
-    key by which clients do other work than the epochs that are accounted for, if there is one.
+    key by which clients do other work than the epochs that are accounted for, if there is one. ``shared``: whether an
+    example may have several owners.
     """
     if level == "none":
         return list(_unprotected(noise_multiplier, target_epsilon, adaptive_clip))
@@ -60,6 +62,11 @@ def refusals(
     if level == "example" and uncounted:
         found.append(
             f"{uncounted}: the accountant counts the steps of client.local_epochs for every client; leave it off"
+        )
+    if level == "example" and shared:
+        found.append(
+            "data.partition.num_clients: clients share examples, so that one costs what all its owners spend, and "
+            "epsilon would be that of one of them; use fewer clients, or a partition that gives every example one owner"
         )
     if level == "example" and adaptive_clip:
         found.append(

@@ -43,6 +43,13 @@ CASES = {
     ),
     "no run to resume": (["--run.resume=."], ["run.resume='.'", "not a run folder"]),
     "nesterov alone": (["--client.optimizer.nesterov=true"], ["client.optimizer", "momentum above 0"]),
+    "examples with several owners": (
+        [
+            *("--privacy.level=example", "--privacy.noise_multiplier=1"),
+            *("--data.partition.name=overlapping", "--data.partition.num_clients=200"),
+        ],
+        ["data.partition.num_clients", "share examples"],
+    ),
     "unknown option": (["--verbose"], ["--verbose", "--section.key=value"]),
     "key without value": (["--run.rounds"], ["--run.rounds", "has no value"]),
 }

@@ -17,7 +17,10 @@ def test_what_has_a_guarantee_is_not_refused(level):
 
 def test_levels_refuse_only_what_breaks_their_own_guarantee():
     assert refusals("example", **FINE, weighting="examples") == []
-    assert refusals("client", **FINE, weighting="uniform", mixing=["1 (BatchNorm2d)"], adaptive_clip=True) == []
+    assert (
+        refusals("client", **FINE, weighting="uniform", mixing=["1 (BatchNorm2d)"], adaptive_clip=True, shared=True)
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,7 @@ def test_levels_refuse_only_what_breaks_their_own_guarantee():
         ("client", {"units": 100_000}, "privacy.delta=1e-05", "less than 1/100000 = 1e-05"),
         ("client", {"weighting": "examples"}, "algorithm.weighting=examples", "use uniform"),
         ("example", {"mixing": ["1 (BatchNorm2d)"]}, "model.name: 1 (BatchNorm2d)", "use GroupNorm"),
+        ("example", {"shared": True}, "data.partition.num_clients", "use fewer clients"),
         ("example", {"adaptive_clip": True}, "privacy.adaptive_clip.enabled=true", "use privacy.level=client"),
         ("none", {}, "privacy.noise_multiplier=1.0", "use privacy.level=example"),
         ("none", {"noise_multiplier": None, "target_epsilon": 8.0}, "privacy.target_epsilon=8.0", "use privacy.level"),
