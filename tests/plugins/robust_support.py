@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from fedddp.aggregation import CoordinateShards
@@ -15,6 +17,7 @@ from fedddp.aggregation.rules import (
     NormBound,
     TrimmedMean,
 )
+from fedddp.aggregation.rules.base import Coordinatewise
 from fedddp.attacks import IPM, Adversary
 
 LENGTH = 41  # a multiple of neither 2 nor 3
@@ -71,3 +74,14 @@ def every_rule(comm):
         found[f"{name}, failing"] = a_round(comm, RULES[name], who, failing=(0, 2))
     found["noise"] = a_round(comm, NormBound(4.0, noise=0.1), who, seed=5)
     return found, comm.bytes_sent
+
+
+@dataclass(frozen=True)
+class Midrange(Coordinatewise):
+    """A rule of a user's own: half way between the extremes, ``trim`` of them cut off at either end."""
+
+    trim: int = 0
+
+    def columns(self, x, weight):
+        ordered = x.sort(dim=0).values[self.trim : len(x) - self.trim]
+        return (ordered[0] + ordered[-1]) / 2
