@@ -22,7 +22,7 @@ from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .run_folder import RunFolder, locate
-from .safeguards import secured
+from .safeguards import check_compression, secured
 from .tasks import Task
 
 log = logging.getLogger("fedddp")
@@ -105,6 +105,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
     config = secured(config, place, torch.from_numpy(partition.sizes).long(), task.model(config.run.seed))
+    check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
     folder, saved = _run_folder(config, place) if first else (None, None)

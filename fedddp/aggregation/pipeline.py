@@ -137,7 +137,7 @@ class Inbox:
             rows, weight = rows[keep], weight[keep]
         for stage in self._pipeline.stages:
             rows = stage.encode(rows, self._cohort)
-        self._pipeline.reduce.add(rows, weight)
+        self._pipeline.reduce.add(rows, weight, [ids[row] for row in keep])
         if self._pipeline.denominator is None:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -16,8 +17,8 @@ class Reduce(Protocol):
 
     def open(self, length: int, tail: int, total_weight: float) -> None: ...
 
-    def add(self, rows: Tensor, weight: Tensor) -> None:
-        """Add ``weight [K] @ rows [K, length]``."""
+    def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
+        """Add ``weight [K] @ rows [K, length]``, the updates of the clients ``ids``."""
         ...
 
     @property
@@ -54,7 +55,7 @@ class FastSum:
     def tail(self) -> Tensor:
         return self._buffer[self._length :]
 
-    def add(self, rows: Tensor, weight: Tensor) -> None:
+    def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         self._buffer[: self._length].addmv_(rows.t(), weight.to(rows))
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ class ExactSum(FastSum):
         quantum = 2.0 ** (math.ceil(math.log2(self.bound * max(total_weight, 1.0))) - 51)
         self._anchor = 1.5 * 2.0**52 * quantum
 
-    def add(self, rows: Tensor, weight: Tensor) -> None:
+    def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         total = self._buffer[: self._length]
         for row, n in zip(rows, weight.tolist(), strict=True):
             total += row.to(torch.float64, copy=True).mul_(n).add_(self._anchor).sub_(self._anchor)

@@ -84,7 +84,7 @@ class RingSum:
         self._sum = torch.zeros(length, dtype=torch.int64, device=self._device)
         self.tail = torch.zeros(tail, dtype=torch.float64)
 
-    def add(self, rows: Tensor, weight: Tensor) -> None:
+    def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         for row, n in zip(rows, weight.tolist(), strict=True):
             self._sum += row.to(torch.float64, copy=True).mul_(n * 2.0**self.fraction_bits).to(torch.int64)
 

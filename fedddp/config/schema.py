@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..choice import RULES, Choice
+from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
@@ -101,6 +102,7 @@ class Aggregation(Section):
     sum: Literal["fast", "exact"] = Field(
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
+    compression: Annotated[Compression, Choice(COMPRESSIONS, {"name": "none"})] = NoCompression()
 
 
 class Evaluate(Section):

@@ -6,11 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..aggregation import ClientTally, ExactSum, FastSum, Pipeline, Reduce, RingSum, SumTally, Tally, in_the_clear
 from ..aggregation.ring import Exchange
 from ..algorithms import Algorithm
-from ..clients import Trainer, choose
+from ..clients import ClientStore, Trainer, choose
 from ..comm import Comm, CommError
+from ..compression import Setting
 from ..preparation import Prepared
 from ..privacy import Budget, NoBudget, SpendFile
 from ..safeguards import cohort_size, heaviest
@@ -28,6 +31,13 @@ class Plain:
     @cached_property
     def algorithm(self) -> Algorithm:
         return self._p.config.algorithm
+
+    @cached_property
+    def memory(self) -> ClientStore:
+        """What clients remember of what compression has left out; nothing without."""
+        compression = self._p.config.aggregation.compression
+        columns = compression.columns(self.algorithm.vectors(self._p.spec.dim), self._p.spec)
+        return ClientStore(lambda: compression.init_client(columns))
 
     def sampler(self) -> Sampler:
         return UniformSampler(self._p.data.num_clients, cohort_size(self._p.config), self._p.config.run.seed)
@@ -64,8 +74,14 @@ class Plain:
         if self._masked:
             weight = heaviest(self._p.data.sizes, cohort_size(self._p.config))
             return self._ring(self._keys.secure_aggregation.bound, weight)
-        exact = self._p.config.aggregation.sum == "exact"
-        return ExactSum(self._p.device) if exact else FastSum(self._p.spec.dtype, self._p.device)
+        p, layout = self._p, self.algorithm.vectors(self._p.spec.dim)
+        exact = p.config.aggregation.sum == "exact"
+
+        def new_sum(dtype: torch.dtype) -> Reduce:
+            return ExactSum(p.device) if exact else FastSum(dtype, p.device)
+
+        setting = Setting(layout, p.spec, p.config.run.seed, self._comm.world_size, self.memory, new_sum)
+        return p.config.aggregation.compression.sum(setting)
 
     def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
         exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)

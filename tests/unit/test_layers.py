@@ -24,7 +24,7 @@ FLOORS = [
         "place",
     ],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
-    ["algorithms", "aggregation", "clients", "privacy", "secure"],
+    ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "run_folder", "attacks", "plane"],
     ["config", "federation", "experiment", "preparation", "protection", "safeguards"],
     ["train", "show", "plot", "doctor", "demo", "data.split"],
