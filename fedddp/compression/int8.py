@@ -79,34 +79,30 @@ class Int8Sum:
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         squeezed, plain = self._columns.split(rows)
-        largest = self._in_buckets(squeezed).abs().amax(dim=-1)  # [K, buckets]
-        self._small.add(torch.cat([largest, plain], dim=1).double(), weight, ids)
+        kept = self._in_buckets(squeezed)  # [K, buckets, bucket]
+        self._small.add(torch.cat([kept.abs().amax(dim=-1), plain], dim=1).double(), weight, ids)
         self._count += len(rows)
-        self._kept += zip(ids, weight.tolist(), squeezed, strict=True)
+        self._kept += zip(ids, weight.tolist(), kept, strict=True)
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
         sums, _ = self._small.total(comm, round)
         scale, plain = sums.split([self._buckets, self._columns.plain])
         quantum = scale / levels(int(self._count))  # [buckets]
         per_quantum = torch.where(quantum > TINY, 1 / quantum, 0.0)
-        integers = torch.zeros(self._columns.squeezed, dtype=torch.int8, device=sums.device)
+        integers = torch.zeros(self._buckets, self._bucket, dtype=torch.int8, device=sums.device)
         for client, n, row in self._kept:
-            arguments = self._in_buckets(row) * (n * per_quantum).to(row)[:, None]
-            integers += self._rounded(self._flat(arguments), client, round)
+            integers += self._rounded(row, (n * per_quantum)[:, None], client, round)
         self._kept.clear()
-        comm.all_reduce(integers, "aggregate")
+        integers = comm.all_reduce(integers.flatten()[: self._columns.squeezed], "aggregate")
         total = self._in_buckets(integers.to(self._dtype)) * quantum.to(self._dtype)[:, None]
-        return self._columns.join(self._flat(total), plain), self.tail
+        return self._columns.join(total.flatten()[: self._columns.squeezed], plain), self.tail
 
-    def _rounded(self, x: Tensor, client: int, round: int) -> Tensor:
-        """Up with the probability of the fraction, by draws that are the client's own."""
-        draws = torch.rand(len(x), generator=generator(self._seed, "int8", round, client))
-        return (x.float() + draws.to(x.device)).floor_().to(torch.int8)
+    def _rounded(self, row: Tensor, factor: Tensor, client: int, round: int) -> Tensor:
+        """row * factor, up with the probability of the fraction, by draws that are the client's own."""
+        draws = torch.rand(row.shape, generator=generator(self._seed, "int8", round, client)).to(row)
+        return torch.addcmul(draws, row, factor.to(row)).floor_().to(torch.int8)
 
     def _in_buckets(self, x: Tensor) -> Tensor:
         """[..., C] as [..., buckets, bucket], padded with zeros."""
         padding = self._buckets * self._bucket - x.shape[-1]
         return torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (self._buckets, self._bucket))
-
-    def _flat(self, x: Tensor) -> Tensor:
-        return x.flatten()[: self._columns.squeezed]

@@ -34,7 +34,7 @@ class PowerSGD:
     Q: 8 (R-1)/R sum r (n + c) bytes from each rank. Convolutions are matrices of their output channels; biases, and
     matrices that the factors would not make smaller, go as they are. Biased (a projection), hence the memory; Q is
     remembered too, so that the subspace improves from round to round. Both are in the checkpoint. Orthogonalized is by
-    QR in float64, Q's columns too before the next round, which leaves the subspace what it is.
+    QR, Q's columns too before the next round, which leaves the subspace what it is.
     """
 
     rank: Annotated[int, Field(ge=1, description="r, columns of the factors")] = 4
@@ -128,5 +128,8 @@ def _numbers(shapes: Sequence[tuple[int, int]]) -> int:
 
 
 def _orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Orthonormal columns that span each matrix's (and others, where those do not have full rank)."""
-    return [torch.linalg.qr(m.double()).Q for m in matrices]
+    """Orthonormal columns that span each matrix's (and others, where those do not have full rank).
+
+    On CPU in float64, so that the bits that are left of it are the same on every rank's device.
+    """
+    return [torch.linalg.qr(m.double().cpu()).Q.to(m.device) for m in matrices]

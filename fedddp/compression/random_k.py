@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..flat import FlatSpec
-from ..rng import generator
+from ..rng import numpy_generator
 from ..types import ClientState
 from .base import Columns, Setting, Sum
 
@@ -26,8 +26,8 @@ class RandomK:
         C(u)_i = (C / k) u_i  for i in S, else 0
 
     Unbiased; its variance is (C / k - 1) |u|^2 for one client, and the same multiple of the mean's square for the mean,
-    since all clients leave out the same coordinates: a server_optimizer.lr of about ``share`` takes steps as short as
-    without compression. Linear: one all_reduce, 8 (R-1)/R k bytes from each rank; no index is sent, no state is kept.
+    since all clients leave out the same coordinates. Where steps C / k times as long are too long for a model, a
+    smaller algorithm.server_optimizer.lr makes up for it. Linear: one all_reduce, 8 (R-1)/R k bytes from each rank; no index is sent, no state is kept.
     """
 
     share: Annotated[float, Field(gt=0, le=1, description="of the coordinates that are sent")] = 0.1
@@ -65,7 +65,8 @@ class RandomKSum:
         local, tail = self._local.total(Comm.alone(), round)
         squeezed, plain = self._columns.split(local)
         size, k = len(squeezed), self._kept
-        drawn = torch.randperm(size, generator=generator(self._seed, "random_k", round))[:k].to(squeezed.device)
+        stream = numpy_generator(self._seed, "random_k", round)
+        drawn = torch.from_numpy(stream.choice(size, k, replace=False, shuffle=False)).to(squeezed.device)
         buffer = comm.all_reduce(torch.cat([squeezed[drawn], plain, tail]), "aggregate")
         values, plain, sums = buffer.split([k, len(plain), len(tail)])
         self.tail.copy_(sums)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -79,7 +80,7 @@ class TopKSum:
         squeezed, plain = self._columns.split(rows)
         corrected = squeezed + self._memory.get(ids)["error"].to(squeezed)  # p_k [K, C], a copy
         for client, n, p in zip(ids, weight.tolist(), corrected, strict=True):
-            index = p.abs().topk(self._code.k, sorted=False).indices.sort().values
+            index = _largest(p.abs(), self._code.k)
             packet = self._code.pack(index, p[index])
             p[index] -= self._code.unpack(packet)[1].to(p)  # what is not sent, whatever the packet could not hold
             self._packets.append(torch.cat([_header(client, n).to(packet.device), packet]))
@@ -101,6 +102,13 @@ class TopKSum:
                 index, values = self._code.unpack(content)
                 total[index] += n * values.to(total)
         return self._columns.join(total, plain), self.tail
+
+
+def _largest(x: Tensor, k: int) -> Tensor:
+    """Where the ``k`` largest of ``x`` are, ascending."""
+    if x.device.type == "cpu":  # numpy partitions in a third of the time of torch's topk
+        return torch.from_numpy(np.argpartition(x.numpy(), len(x) - k)[len(x) - k :]).sort().values
+    return x.topk(k, sorted=False).indices.sort().values
 
 
 def _header(client: int, n: float) -> Tensor:
