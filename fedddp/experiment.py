@@ -57,8 +57,8 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     seed, algorithm = config.run.seed, byzantine.around(protection.algorithm)
     folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
-    stateful = bool(algorithm.init_client(start.w))
-    store = ClientStore(lambda: algorithm.init_client(start.w))
+    store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
+    stateful = store.remembers
     telemetry = _telemetry(p, folder, sinks)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
     checkpoints = Checkpoints(

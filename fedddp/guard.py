@@ -44,7 +44,7 @@ class Rule:
 
 
 _IN_THE_CLEAR = (
-    Rule("all_reduce", REAL[:2] + RING),
+    Rule("all_reduce", (*REAL[:2], *RING, "int8")),
     *(Rule(op, REAL + RING + PACKED) for op in ("all_to_all", "all_gather")),
 )
 

@@ -24,7 +24,7 @@ from .flat import FlatSpec
 from .optim import CONSTANT, LearningRate, scaled
 from .robustness import adversary, check_robustness
 from .run_folder import SPENT, RunFolder, locate
-from .safeguards import secured
+from .safeguards import check_compression, secured
 from .tasks import Task
 
 log = logging.getLogger("fedddp")
@@ -132,6 +132,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         raise UsageError(str(error)) from error
     sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
     config = secured(config, place, sizes, module, shared=partition.shares)
+    check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
     placed = dataset if placement == "home" else dataclasses.replace(dataset, train=dataset.train.to(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attacks import Adversary, NoAttack
+from .compression import NoCompression
 from .config import Config, UsageError, flatten, to_dict
 from .safeguards import cohort_size
 
@@ -39,6 +40,11 @@ def _check_visible(config: Config) -> None:
     section, remedy = ("attack", "another attack") if config.aggregation.rule.streams else ("aggregation.rule", "mean")
     name = _name(config, section)
     told = f"{section}.name={name}: {name} needs single updates"
+    if not isinstance(config.aggregation.compression, NoCompression):
+        compression = _name(config, "aggregation.compression")
+        raise UsageError(
+            f"{told}; aggregation.compression.name={compression} sends sums: use {remedy}, or compression none"
+        )
     if config.privacy.secure_aggregation.enabled:
         raise UsageError(
             f"{told}; secure aggregation hides them: use {remedy}, or privacy.secure_aggregation.enabled=false"

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from .aggregation.ring import fraction_bits
 from .clients import private_steps, sampling_rate
-from .config import Config, UsageError
+from .compression import NoCompression
+from .config import Config, UsageError, to_dict
 from .config.schema import SecureAggregation
+from .flat import FlatSpec
 from .place import Place
 from .privacy import calibrate_worst
 from .privacy.refuse import mixing_layers, refusals
@@ -50,6 +52,25 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module, *, s
     config = _with_noise(config, sizes)
     _check_ring(config, place, sizes)
     return config
+
+
+def check_compression(config: Config, spec: FlatSpec) -> None:
+    """Raises UsageError where compression and another key exclude each other, or it has nothing to compress."""
+    compression, privacy = config.aggregation.compression, config.privacy
+    if isinstance(compression, NoCompression):
+        return
+    name = to_dict(config)["aggregation"]["compression"]["name"]
+    other = "secure_aggregation.enabled=true" if privacy.secure_aggregation.enabled else "level=client"
+    if privacy.secure_aggregation.enabled or privacy.level == "client":
+        raise UsageError(
+            f"aggregation.compression.name={name}: masks and noise of privacy.{other} need updates as integers of one "
+            "ring, and compressed ones are not; use compression none"
+        )
+    if not compression.columns(config.algorithm.for_model(spec).vectors(spec.dim), spec).squeezed:
+        raise UsageError(
+            f"aggregation.compression.name={name}: would make nothing of this model's updates smaller; use a smaller "
+            "rank, another compression, or none"
+        )
 
 
 def told(config: Config) -> list[str]:

@@ -135,6 +135,8 @@ class Inbox:
                 self._report_failure([k], self._why(float(largest[row]), float(weight[row])))
         if len(keep) < len(ids):
             rows, weight = rows[keep], weight[keep]
+        if not keep:
+            return keep
         for stage in self._pipeline.stages:
             rows = stage.encode(rows, self._cohort)
         self._pipeline.reduce.add(rows, weight, [ids[row] for row in keep])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..types import ClientState
+
+BESIDE = "beside/"
+"""Before the names of another store's vectors, where both are saved together."""
 
 
 class ClientStore:
@@ -16,10 +19,20 @@ class ClientStore:
     What a round writes is held back until `commit`: an interrupted round leaves the store as it found it.
     """
 
-    def __init__(self, initial: Callable[[], ClientState]) -> None:
+    def __init__(self, initial: Callable[[], ClientState], beside: ClientStore | None = None) -> None:
+        """``beside``: another store of the same clients, committed and saved with this one."""
         self._initial = initial  # -> name -> [1, d], the state of a client that never took part
         self._kept: dict[int, ClientState] = {}
         self._pending: dict[int, ClientState] = {}
+        self.shared: dict[str, Tensor] = {}
+        """What all ranks remember alike, name -> [d]."""
+        self._sharing: dict[str, Tensor] = {}
+        self._beside = beside
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients have a state at all."""
+        return bool(self._initial()) or (self._beside is not None and self._beside.remembers)
 
     def get(self, ids: Iterable[int]) -> ClientState:
         """The states of ``ids`` side by side, name -> [K, d]."""
@@ -34,23 +47,42 @@ class ClientStore:
         for row in rows if state else ():
             self._pending[ids[row]] = {name: vectors[row : row + 1].clone() for name, vectors in state.items()}
 
+    def share(self, state: Mapping[str, Tensor]) -> None:
+        """Hold what every rank remembers alike until `commit`."""
+        self._sharing = dict(state)
+
     def commit(self) -> None:
         """The round is over: what it wrote is what clients remember."""
         self._kept.update(self._pending)
+        self.shared |= self._sharing
         self._pending.clear()
+        self._sharing.clear()
+        if self._beside:
+            self._beside.commit()
 
     def _beside(self, states: Iterable[ClientState | None]) -> ClientState:
         rows = [state or self._initial() for state in states]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept, "client/name" -> [d]."""
-        return {f"{k}/{name}": v[0] for k, state in self._kept.items() for name, v in state.items()}
+        """Everything kept, "client/name" -> [d]; for the client, ``all`` stands before what is shared."""
+        own = {f"{k}/{name}": v[0] for k, state in self._kept.items() for name, v in state.items()}
+        own |= {f"all/{name}": vector for name, vector in self.shared.items()}
+        beside = self._beside.state_dict() if self._beside else {}
+        return own | {key.replace("/", f"/{BESIDE}", 1): vector for key, vector in beside.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor], mine: Callable[[int], bool]) -> None:
         """Take over the clients that live here, whatever rank they lived on when they were saved."""
         self._kept.clear()
+        self.shared.clear()
         for key, vector in saved.items():
             client, name = key.split("/", 1)
-            if mine(int(client)):
+            if name.startswith(BESIDE):
+                continue
+            if client == "all":
+                self.shared[name] = vector
+            elif mine(int(client)):
                 self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0)
+        if self._beside:
+            theirs = {key.replace(f"/{BESIDE}", "/", 1): v for key, v in saved.items() if f"/{BESIDE}" in key}
+            self._beside.load_state_dict(theirs, mine)

@@ -11,6 +11,7 @@ from ..aggregation.rules import Mean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
 from ..choice import RULES, Choice
+from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
@@ -128,6 +129,7 @@ class Aggregation(Section):
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
     rule: Annotated[Rule, Choice(AGGREGATION_RULES, {"name": "mean"})] = Mean()
+    compression: Annotated[Compression, Choice(COMPRESSIONS, {"name": "none"})] = NoCompression()
 
 
 class Evaluate(Section):

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..aggregation import (
     ClientTally,
     CoordinateShards,
@@ -20,8 +22,9 @@ from ..aggregation import (
 )
 from ..aggregation.ring import Exchange
 from ..algorithms import Algorithm
-from ..clients import Trainer, choose
+from ..clients import ClientStore, Trainer, choose
 from ..comm import Comm, CommError
+from ..compression import Setting
 from ..preparation import Prepared
 from ..privacy import Budget, NoBudget, SpendFile
 from ..robustness import adversary, needs_single_updates
@@ -44,6 +47,13 @@ class Plain:
     @property
     def _configured(self) -> Algorithm:
         return self._p.config.algorithm.for_model(self._p.spec)
+
+    @cached_property
+    def memory(self) -> ClientStore:
+        """What clients remember of what compression has left out; nothing without."""
+        compression = self._p.config.aggregation.compression
+        columns = compression.columns(self.algorithm.vectors(self._p.spec.dim), self._p.spec)
+        return ClientStore(lambda: compression.init_client(columns))
 
     def sampler(self) -> Sampler:
         return UniformSampler(self._p.data.num_clients, cohort_size(self._p.config), self._p.config.run.seed)
@@ -85,8 +95,14 @@ class Plain:
             return self._ring(self._keys.secure_aggregation.bound, weight)
         if needs_single_updates(self._p.config):
             return self._shards()
-        exact = self._p.config.aggregation.sum == "exact"
-        return ExactSum(self._p.device) if exact else FastSum(self._p.spec.dtype, self._p.device)
+        p, layout = self._p, self.algorithm.vectors(self._p.spec.dim)
+        exact = p.config.aggregation.sum == "exact"
+
+        def new_sum(dtype: torch.dtype) -> Reduce:
+            return ExactSum(p.device) if exact else FastSum(dtype, p.device)
+
+        setting = Setting(layout, p.spec, p.config.run.seed, self._comm.world_size, self.memory, new_sum)
+        return p.config.aggregation.compression.sum(setting)
 
     def _shards(self) -> CoordinateShards:
         p, config = self._p, self._p.config

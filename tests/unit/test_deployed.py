@@ -143,7 +143,7 @@ def test_mean_deviation_and_the_worst_tenth():
 
 
 def test_how_they_are_told(tmp_path):
-    """Under names that cannot be taken for the accuracy on the test set; in the rounds that found them, and at the end."""
+    """Under names that cannot be taken for the accuracy on the test set; in the rounds that found them, at the end."""
     sink = Recorder()
     evaluate = {"every": 2, "holdout": 0.25, "personal_every": 2}
     f, start = small(tmp_path, name="ditto", rounds=3, evaluate=evaluate, sinks=[sink])

@@ -24,7 +24,7 @@ FLOORS = [
         "place",
     ],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
-    ["algorithms", "aggregation", "clients", "privacy", "secure"],
+    ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "deployed", "run_folder", "attacks", "plane"],
     ["config", "federation", "experiment", "preparation", "protection", "robustness", "safeguards"],
     ["train", "show", "plot", "doctor", "demo", "data.split"],

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from fedddp.config import UsageError, build
+from fedddp.flat import FlatSpec
 from fedddp.place import Place
 from fedddp.preparation import resolve
-from fedddp.safeguards import caveat, example_level_work, heaviest, secured, told
+from fedddp.safeguards import caveat, check_compression, example_level_work, heaviest, secured, told
 from fedddp.secure import Identity, Roster
 
 SIZES = torch.tensor([10, 30, 0, 20])
@@ -77,6 +78,29 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
                 "key": str(tmp_path / "rank.key"),
             }
         )
+
+
+@pytest.mark.parametrize("name", ["int8", "random_k", "top_k", "power_sgd"])
+def test_compression_is_refused_by_reason(name):
+    compression = {"aggregation": {"compression": {"name": name}}}
+    module = nn.Linear(40, 40)
+
+    def check(privacy, module=module):
+        check_compression(resolve(build(compression, {"privacy": privacy}), PLACE), FlatSpec.of(module))
+
+    check({})
+    check({"level": "example", "noise_multiplier": 1.0})
+    with pytest.raises(UsageError, match=rf"name={name}: masks.*privacy.secure_aggregation.enabled=true.*use"):
+        check({"secure_aggregation": {"enabled": True}})
+    with pytest.raises(UsageError, match=rf"name={name}: masks.*privacy.level=client"):
+        check({"level": "client", "noise_multiplier": 1.0})
+
+
+def test_a_model_without_a_matrix_worth_factors_is_refused():
+    config = resolve(build({"aggregation": {"compression": {"name": "power_sgd", "rank": 4}}}), PLACE)
+    check_compression(config, FlatSpec.of(nn.Linear(40, 5)))
+    with pytest.raises(UsageError, match=r"power_sgd: would make nothing.*smaller rank"):
+        check_compression(config, FlatSpec.of(nn.Linear(40, 4)))
 
 
 def test_what_is_asked_for_stays_as_it_is():

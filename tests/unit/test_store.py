@@ -91,3 +91,32 @@ def test_only_the_rows_that_were_taken_change():
     s.put((3, 4), {"c": torch.tensor([[30.0], [float("nan")]])}, [0])
     s.commit()
     assert s.get((3, 4))["c"].tolist() == [[30.0], [0.0]]
+
+
+def with_another():
+    another = ClientStore(lambda: {"error": torch.zeros(1, 1)})
+    return ClientStore(lambda: {"c": torch.zeros(1, 1)}, beside=another), another
+
+
+def test_a_store_beside_is_committed_and_saved_with_the_first():
+    """The same clients' vectors and what all ranks share, of both, told apart by name."""
+    s, another = with_another()
+    s.put((3,), {"c": torch.tensor([[1.0]])}, [0])
+    another.put((3, 4), {"error": torch.tensor([[2.0], [3.0]])}, [0, 1])
+    another.share({"q": torch.tensor([5.0, 6.0])})
+    assert not another.shared
+    s.commit()
+    saved = s.state_dict()
+    assert sorted(saved) == ["3/beside/error", "3/c", "4/beside/error", "all/beside/q"]
+    again, its = with_another()
+    again.load_state_dict(saved, lambda client: client == 3)
+    assert again.get((3, 4))["c"].tolist() == [[1], [0]]
+    assert its.get((3, 4))["error"].tolist() == [[2], [0]]
+    assert its.shared["q"].tolist() == [5, 6]
+    assert not again.shared
+
+
+def test_clients_remember_something_if_one_of_the_stores_does():
+    assert with_another()[0].remembers
+    assert ClientStore(dict, beside=with_another()[1]).remembers
+    assert not ClientStore(dict, beside=ClientStore(dict)).remembers
