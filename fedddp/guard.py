@@ -76,7 +76,7 @@ class Guard:
             "resume": (Rule("broadcast", REAL), Rule("broadcast", ("int64",), 64)),
             "privacy": (Rule("broadcast", ("int64", "float64"), 8 * clients), Rule("broadcast", ("uint8",), 32)),
             "run folder": (Rule("broadcast", ("int64",), 8), Rule("broadcast", ("uint8",), 1 << 14)),
-            "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 1)),),
+            "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 2)),),
             "aggregate": (Rule("all_reduce", (ring,)),) if secure else _IN_THE_CLEAR,
             **{purpose: (Rule("all_reduce", ("float32",), 4),) for purpose in ("target accuracy", "done", "close")},
             **{purpose: (Rule("store", ("bytes",), 1 << 10),) for purpose in ("progress", "gpu", "regroup")},

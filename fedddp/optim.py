@@ -65,7 +65,38 @@ class SGD:
         torch._foreach_add_(params, grads, alpha=-self.lr)
 
 
-OPTIMIZERS: dict[str, type] = {"sgd": SGD}
+@dataclass(frozen=True)
+class Adam:
+    """Kingma & Ba 2015, Algorithm 1: w <- w - lr m' / (sqrt(v') + eps), m and v running means of g and g^2.
+
+    m' = m / (1 - beta1^t), v' = v / (1 - beta2^t); t is a tensor for each of ``params``, since clients trained together
+    take different numbers of steps.
+    """
+
+    lr: Annotated[float, Field(gt=0, description="learning rate")] = 0.001
+    beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the mean gradient")] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the mean squared gradient")] = 0.999
+    eps: Annotated[float, Field(gt=0, description="added to the root of the mean square")] = 1e-8
+
+    @property
+    def plain_lr(self) -> float | None:
+        return None
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        zeros = {name: [torch.zeros_like(p) for p in params] for name in ("first", "second")}
+        return {**zeros, "step": [torch.zeros((), dtype=p.dtype, device=p.device) for p in params]}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        first, second, step = state["first"], state["second"], state["step"]
+        torch._foreach_add_(step, 1.0)
+        torch._foreach_lerp_(first, grads, 1 - self.beta1)
+        torch._foreach_mul_(second, self.beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - self.beta2)
+        for p, m, v, t in zip(params, first, second, step, strict=True):
+            p.sub_(self.lr / (1 - self.beta1**t) * m / ((v / (1 - self.beta2**t)).sqrt_() + self.eps))
+
+
+OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adam": Adam}
 
 ClientOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd"})]
 ServerOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0})]

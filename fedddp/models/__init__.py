@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from .cnn import CNN
+from .gan import GAN
 from .logistic import Logistic
 from .mlp import MLP
 
@@ -34,6 +35,6 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "logistic": Logistic, "mlp": MLP}
+MODELS: dict[str, type] = {"cnn": CNN, "gan": GAN, "logistic": Logistic, "mlp": MLP}
 
-__all__ = ["CNN", "MLP", "MODELS", "ImportedModule", "Logistic", "ModelFactory"]
+__all__ = ["CNN", "GAN", "MLP", "MODELS", "ImportedModule", "Logistic", "ModelFactory"]

@@ -48,6 +48,8 @@ class Lines:
         parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
         if m["test_accuracy"] is not None:
             parts.append(f"test accuracy {m['test_accuracy']:.4f}")
+        elif m["test_loss"] is not None:
+            parts.append(f"test loss {m['test_loss']:.4f}")
         if m["train_loss"] is not None:
             parts.append(f"train loss {m['train_loss']:.4f}")
         if m["participants"] is not None:

@@ -23,7 +23,7 @@ MISTAKES = [
     ("--client.optimizer=3", "client.optimizer=3: is a section"),
     ("--model=[1]", "model=[1]: is a section"),
     ("--algorithm.server_optimizer=true", "algorithm.server_optimizer=True: is a section"),
-    ("--client.optimizer.name=[1]", "client.optimizer.name=[1]: should be 'sgd' or package.module:Class"),
+    ("--client.optimizer.name=[1]", "client.optimizer.name=[1]: should be 'sgd'"),
     ("--client.optimizer.name=sdg", "client.optimizer.name='sdg': should be 'sgd'", "did you mean 'sgd'?"),
     ("--client.optimizer.lr=-1", "client.optimizer.lr=-1: should be greater than 0"),
     ("--client.optimizer.lr=nan", "client.optimizer.lr=nan: should be a finite number"),
