@@ -14,6 +14,7 @@ from .clients.folded import FoldedModel
 from .comm import Comm
 from .data import Examples, Normalizer
 from .flat import FlatModule
+from .rng import global_seed
 from .tasks import Task
 
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
@@ -21,13 +22,18 @@ BATCH = 200  # large enough to spread the cost of a call, small enough that acti
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is: ``confusion [C, C]`` counts (true label, prediction); ``also``: further metrics by name."""
+    """How good a model is: ``confusion [C, C]`` counts (true label, prediction); ``also``: further metrics by name.
 
-    accuracy: float
+    Where the task names no class, there is no accuracy, and ``confusion`` is empty. ``pictures``: what the model draws,
+    see `Task.pictures`.
+    """
+
+    accuracy: float | None
     loss: float
     confusion: Tensor
     mistakes: tuple[Mistake, ...] = ()
     also: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def per_class(self) -> Tensor:
@@ -46,10 +52,11 @@ class Mistake:
 
 
 class Evaluator:
-    """Scores ``w`` where ``where`` says, ``sharded`` or ``rank0``.
+    """Scores ``w`` where ``where`` says, ``sharded``, ``rank0`` or ``own``.
 
     Sharded, rank r takes every R-th test example and the counts are summed; every rank then knows the score. On rank 0,
-    the others go on with the next round, in which rank 0 gets fewer clients where they can be trained elsewhere.
+    the others go on with the next round, in which rank 0 gets fewer clients where they can be trained elsewhere. Own:
+    each rank has a test set of its own, and the counts are summed.
     """
 
     def __init__(
@@ -74,11 +81,14 @@ class Evaluator:
         self._where, self._every, self._target = where, every, target_accuracy
         self._test_size = len(test)
         self._test = test
-        self._takes_part = where == "sharded" or comm.rank == 0
+        self._takes_part, self._seed = where != "rank0" or comm.rank == 0, seed
         if self._takes_part:
             self._take_share()
             self._model = scoring_model(
-                lambda: task.model(seed).to(normalize.dtype), comm.device, normalize(self._x[:2])
+                lambda: task.model(seed).to(normalize.dtype),
+                comm.device,
+                normalize(self._x[:2]),
+                self._outputs,
             )
         self.load = 0
         """What rank 0 did in the last evaluation while the others trained, in training examples."""
@@ -91,7 +101,8 @@ class Evaluator:
         """Whether the target accuracy is reached; the same answer on every rank."""
         if self._target is None:
             return False
-        return self._comm.any(score is not None and score.accuracy >= self._target, "target accuracy")
+        accuracy = (score.accuracy if score else None) or 0.0
+        return self._comm.any(accuracy >= self._target, "target accuracy")
 
     def score(self, w: Tensor) -> Score | None:
         """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded)."""
@@ -111,21 +122,30 @@ class Evaluator:
     def _take_share(self) -> None:
         """Of the test examples every one that is this rank's, or all of them on rank 0."""
         self._members = self._comm.members
-        ranks = self._members if self._where == "sharded" else (0,)
+        ranks = self._members if self._where == "sharded" else (self._comm.rank,)
         own = slice(ranks.index(self._comm.rank), None, len(ranks))
         self._x, self._y = self._test.x[own].to(self._comm.device), self._test.y[own].to(self._comm.device)
 
+    def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Of the first examples, whatever is drawn at random the same each time."""
+        with global_seed(self._seed, "evaluate"):
+            return self._task.outputs(module, x, self._y[: len(x)])
+
     def _measure(self, w: Tensor) -> Score:
         self._model.load(w)
-        predicted, losses = [], []
-        with torch.no_grad():
+        task, predicted, losses = self._task, [], []
+        with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
             for start in range(0, len(self._y), BATCH):
                 interrupt.check()
                 x, y = self._x[start : start + BATCH], self._y[start : start + BATCH]
-                output = self._model.module(self._normalize(x))
-                losses.append(self._task.loss(output, y))
+                output = task.outputs(self._model.module, self._normalize(x), y)
+                losses.append(task.loss(output, y))
                 predicted.append(output.argmax(dim=-1))
-        return self._tally(torch.cat(predicted).cpu(), torch.cat(losses).double().cpu())
+        loss = torch.cat(losses).double().cpu()
+        if not task.classifies:
+            pictures = task.pictures(self._model.module) if self._comm.rank == 0 else {}
+            return Score(None, float(loss.mean()), torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
+        return self._tally(torch.cat(predicted).cpu(), loss)
 
     def _tally(self, predicted: Tensor, losses: Tensor) -> Score:
         y, num_classes = self._y.cpu(), self._task.num_classes
@@ -137,13 +157,12 @@ class Evaluator:
         return Score(right / len(y), float(losses.mean()), confusion.double(), mistakes)
 
     def _summed(self, score: Score) -> Score:
-        own = score.confusion.sum()
-        buffer = torch.cat([score.confusion.view(-1), (own * score.loss).view(1)])
+        own = len(self._y)
+        buffer = torch.cat([score.confusion.view(-1), torch.tensor([own * score.loss, own], dtype=torch.float64)])
         self._comm.all_reduce(buffer, "evaluate")
-        confusion = buffer[:-1].view_as(score.confusion)
-        total = float(confusion.sum())
-        accuracy = float(confusion.diagonal().sum()) / total
-        return Score(accuracy, float(buffer[-1]) / total, confusion, score.mistakes)
+        confusion, (loss, total) = buffer[:-2].view_as(score.confusion), buffer[-2:].tolist()
+        accuracy = None if score.accuracy is None else float(confusion.diagonal().sum()) / total
+        return replace(score, accuracy=accuracy, loss=loss / total, confusion=confusion)
 
 
 def local_cores() -> int:
@@ -151,7 +170,12 @@ def local_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def scoring_model(build: Callable[[], nn.Module], device: torch.device, inputs: Tensor) -> FlatModule | FoldedModel:
+def scoring_model(
+    build: Callable[[], nn.Module],
+    device: torch.device,
+    inputs: Tensor,
+    outputs: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x),
+) -> FlatModule | FoldedModel:
     """The model in evaluation mode, with folded layers where they give the same: faster on a CPU."""
     plain = FlatModule(build(), device)
     plain.module.eval()
@@ -160,7 +184,7 @@ def scoring_model(build: Callable[[], nn.Module], device: torch.device, inputs: 
         folded.module.eval()
         folded.load(plain.w)
         with torch.no_grad():
-            same = torch.allclose(folded.module(inputs), plain.module(inputs), rtol=1e-3, atol=1e-4)
+            same = torch.allclose(outputs(folded.module, inputs), outputs(plain.module, inputs), rtol=1e-3, atol=1e-4)
     except Exception:  # of any kind: a forward of one's own may ask a layer for what only a plain one has
         return plain
     return folded if same else plain

@@ -2,7 +2,8 @@
 
 Every algorithm is vector algebra on ``w``; only this file knows which slice is which layer. Buffers that are not
 floating point (BatchNorm's ``num_batches_tracked``) have no mean over clients: they stay out of ``w`` and return to
-their initial value whenever a vector is loaded, so nothing passes from one client to the next through them.
+their initial value whenever a vector is loaded, so nothing passes from one client to the next through them. Buffers
+that are not persistent stay out too: they are constants that every rank builds from the seed (random features).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class FlatModule:
         for name, tensor in _flat_tensors(module):
             tensor.data = views[name]
         self.params = [p for p in module.parameters() if p.requires_grad]
-        self._held = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+        self._held = [(b, b.clone()) for name, b in module.named_buffers() if name not in views]
 
     def load(self, w: Tensor) -> None:
         """Copy ``w [D]`` in; buffers outside the vector return to their initial values."""
@@ -111,4 +112,6 @@ def _flat_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
     named = list(module.named_parameters())
     trainable = [(n, p) for n, p in named if p.requires_grad]
     frozen = [(n, p) for n, p in named if not p.requires_grad]
-    return [*trainable, *frozen, *((n, b) for n, b in module.named_buffers() if b.is_floating_point())]
+    kept = module.state_dict(keep_vars=True).keys()  # a buffer that is not persistent is a constant
+    buffers = [(n, b) for n, b in module.named_buffers() if b.is_floating_point() and n in kept]
+    return [*trainable, *frozen, *buffers]

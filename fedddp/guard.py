@@ -77,7 +77,7 @@ class Guard:
             "resume": (Rule("broadcast", REAL), Rule("broadcast", ("int64",), 64)),
             "privacy": (Rule("broadcast", ("int64", "float64"), 8 * clients), Rule("broadcast", ("uint8",), 32)),
             "run folder": (Rule("broadcast", ("int64",), 8), Rule("broadcast", ("uint8",), 1 << 14)),
-            "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 1)),),
+            "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 2)),),
             **({} if secure else {"evaluate clients": (Rule("all_reduce", ("float64",), 16 * min(clients, 1000)),)}),
             "aggregate": (Rule("all_reduce", (ring,)),) if secure else _IN_THE_CLEAR,
             **{purpose: (Rule("all_reduce", ("float32",), 4),) for purpose in ("target accuracy", "done", "close")},

@@ -21,6 +21,7 @@ from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, P
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
+from .losses import check as check_loss
 from .optim import CONSTANT, LearningRate, scaled
 from .robustness import adversary, check_robustness
 from .run_folder import SPENT, RunFolder, locate
@@ -120,9 +121,9 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     """The same with a dataset and a partition at hand, for a task of one's own if it is given."""
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
-    dtype = torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
-    shape = tuple(dataset.train.x.shape[1:])
-    task = task or Task(lambda: config.model.build(shape, dataset.num_classes).to(dtype), dataset.num_classes)
+    shape, dtype = tuple(dataset.train.x.shape[1:]), _dtype(config)
+    task = task or task_of(config, dataset)
+    _check_task(config, task)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
     dataset, partition = _attacked(config, dataset, partition)
     try:
@@ -164,6 +165,36 @@ def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partitio
     """What clients train on, and what each of them keeps out of it (None: nothing). Raises ValueError."""
     share = config.evaluate.holdout
     return partition.held_out(share, config.run.seed) if share else (partition, None)
+
+
+def task_of(config: Config, dataset: Dataset) -> Task:
+    """What the sections task, loss and model describe, on ``dataset``. Raises UsageError naming key and remedy."""
+    shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _dtype(config)
+    table = to_dict(config)
+    try:
+        check_loss(config.loss, num_classes)
+        return config.task.build(lambda: config.model.build(shape, num_classes).to(dtype), config.loss, dataset)
+    except ValueError as error:
+        raise UsageError(f"loss.name={table['loss']['name']!r}: {error}") from error
+
+
+def _dtype(config: Config) -> torch.dtype:
+    return torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
+
+
+def _check_task(config: Config, task: Task) -> None:
+    """Whether the task has what other sections rely on. Raises UsageError."""
+    if task.classifies:
+        return
+    name = to_dict(config)["task"]["name"]
+    if config.evaluate.target_accuracy is not None:
+        target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
+        raise UsageError(f"{target}: task.name={name!r} has no accuracy; write evaluate.target_accuracy=off")
+    if config.privacy.level == "example":
+        raise UsageError(
+            f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "
+            "use level client"
+        )
 
 
 def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Partition]:
@@ -315,13 +346,15 @@ def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec
         module = task.model(config.run.seed).eval()
         spec = FlatSpec.of(module)
         with torch.no_grad():
-            outputs = module(inputs)
+            outputs = task.outputs(module, inputs, torch.zeros(len(inputs), dtype=torch.long))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(
             f"model.name={name!r}: does not run on inputs of shape {list(inputs.shape)} "
             f"({type(error).__name__}: {reason})"
         ) from error
+    if not task.classifies:
+        return spec
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (len(inputs), task.num_classes):
         got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
         raise UsageError(

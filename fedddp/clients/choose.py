@@ -62,6 +62,8 @@ def choose(
     small = SequentialTrainer(task, data, optimizer, device=device, dtype=dtype, autocast=autocast, **how)
     if name == "sequential":
         return small, "sequential: as configured"
+    if not task.classifies:
+        return small, "sequential: this task draws noise of its own in every step"
     reasons = []
     for told, build in (AUTOCAST if autocast else ORACLES).items():
         try:

@@ -88,7 +88,7 @@ class SequentialTrainer(Trainer):
                 interrupt.check()
                 batch = slice(step * width, step * width + size)
                 with self._arithmetic:
-                    output = module(inputs[batch]).to(flat.w.dtype)
+                    output = task.outputs(module, inputs[batch], labels[batch]).to(flat.w.dtype)
                 loss = task.loss(output, labels[batch])
                 grads = list(torch.autograd.grad(loss.mean(), flat.params, materialize_grads=True))
                 with torch.no_grad():

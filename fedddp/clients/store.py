@@ -36,11 +36,11 @@ class ClientStore:
 
     def get(self, ids: Iterable[int]) -> ClientState:
         """The states of ``ids`` side by side, name -> [K, d]."""
-        return self._beside(self._kept.get(k) for k in ids)
+        return self._stacked(self._kept.get(k) for k in ids)
 
     def latest(self, ids: Iterable[int]) -> ClientState:
         """The same as `commit` will make it."""
-        return self._beside(self._pending.get(k) or self._kept.get(k) for k in ids)
+        return self._stacked(self._pending.get(k) or self._kept.get(k) for k in ids)
 
     def put(self, ids: Sequence[int], state: ClientState, rows: Iterable[int]) -> None:
         """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`."""
@@ -60,7 +60,7 @@ class ClientStore:
         if self._beside:
             self._beside.commit()
 
-    def _beside(self, states: Iterable[ClientState | None]) -> ClientState:
+    def _stacked(self, states: Iterable[ClientState | None]) -> ClientState:
         rows = [state or self._initial() for state in states]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 

@@ -22,7 +22,8 @@ class VmappedModel:
         self.spec = FlatSpec.of(module)
         self._module = module.to(device).train()
         self._arithmetic = arithmetic(device, autocast)
-        buffers = [name for name, _ in module.named_buffers()]
+        kept = module.state_dict(keep_vars=True).keys()  # others are constants, the same for all clients
+        buffers = [name for name, _ in module.named_buffers() if name in kept]
         if buffers:
             raise ValueError(f"{buffers[0]} is a buffer: batched clients would share it")
         self._trainable = [name for name, p in module.named_parameters() if p.requires_grad]
@@ -38,7 +39,8 @@ class VmappedModel:
             trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             with self._arithmetic:
-                outputs = functional_call(self._module, {**trained, **fixed}, (x,)).to(share.dtype)
+                outputs = task.outputs(lambda *args: functional_call(self._module, {**trained, **fixed}, args), x, y)
+                outputs = outputs.to(share.dtype)
             losses = task.loss(outputs, y)
             return (losses * share).sum(), (outputs, losses)
 

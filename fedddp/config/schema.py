@@ -15,8 +15,10 @@ from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, Partitioner
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
+from ..losses import LOSSES, CrossEntropy, Loss
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
+from ..tasks import TASKS, Classification, TaskFactory
 
 
 def _off(value: Any) -> Any:
@@ -211,6 +213,8 @@ class Config(Section):
     run: Run = Run()
     data: Data = Data()
     model: Annotated[ModelFactory, Choice(MODELS, {"name": "cnn"}, wrap=ImportedModule)] = CNN()
+    task: Annotated[TaskFactory, Choice(TASKS, {"name": "classification"})] = Classification()
+    loss: Annotated[Loss, Choice(LOSSES, {"name": "cross_entropy"})] = CrossEntropy()
     client: Client = Client()
     cohort: Cohort = Cohort()
     algorithm: Annotated[Algorithm, Choice(ALGORITHMS, {"name": "fedavg"})] = FedAvg()

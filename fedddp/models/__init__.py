@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from .cnn import CNN
+from .gan import GAN
 from .lenet import LeNet
 from .logistic import Logistic
 from .mlp import MLP
@@ -37,6 +38,14 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "lenet": LeNet, "logistic": Logistic, "mlp": MLP, "resnet": ResNet, "vgg": VGG}
+MODELS: dict[str, type] = {
+    "cnn": CNN,
+    "gan": GAN,
+    "lenet": LeNet,
+    "logistic": Logistic,
+    "mlp": MLP,
+    "resnet": ResNet,
+    "vgg": VGG,
+}
 
-__all__ = ["CNN", "MLP", "MODELS", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]
+__all__ = ["CNN", "GAN", "MLP", "MODELS", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ..data import Excerpt
 from ..evaluation import Mistake, Score
@@ -42,7 +44,7 @@ def confusion(score: Score, round: int) -> Figure:
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", norm=LogNorm(vmin=1, vmax=max(2, counts.max())))
     figure.colorbar(image, ax=axes, label="test examples")
-    axes.set(xlabel="predicted", ylabel="true", title=f"round {round}: test accuracy {score.accuracy:.4f}")
+    axes.set(xlabel="predicted", ylabel="true", title=f"round {round}: test accuracy {score.accuracy or 0:.4f}")
     if classes <= 12:
         axes.set(xticks=range(classes), yticks=range(classes))
         for true, predicted in zip(*np.nonzero(counts), strict=True):
@@ -64,6 +66,15 @@ def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
         axes.axis("off")
     figure.suptitle(f"round {round}: worst mistakes" if worst else f"round {round}: no mistake")
     return figure
+
+
+def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Images in [0, 1], [rows, columns, C, H, W], side by side on black: uint8 [height, width, 3]."""
+    rgb = images.expand(-1, -1, 3, -1, -1) if images.shape[2] == 1 else images  # [rows, columns, 3, H, W]
+    framed = torch.nn.functional.pad(rgb, (0, gap, 0, gap))
+    page = framed.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)  # [rows (H + gap), columns (W + gap), 3]
+    page = page.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1)
+    return (255 * page).round().to(torch.uint8).numpy()
 
 
 def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float | None) -> Figure:

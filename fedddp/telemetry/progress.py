@@ -48,6 +48,8 @@ class Lines:
         parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
         if m["test_accuracy"] is not None:
             parts.append(f"test accuracy {m['test_accuracy']:.4f}")
+        elif m["test_loss"] is not None:
+            parts.append(f"test loss {m['test_loss']:.4f}")
         if "personal_clients" in m:
             figures = ", ".join(f"{m[f'personal_accuracy_{k}']:.4f}" for k in ("mean", "worst10"))
             parts.append(

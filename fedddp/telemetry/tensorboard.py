@@ -72,14 +72,17 @@ class TensorBoard:
         if score is not None:
             for label, accuracy in enumerate(score.per_class.tolist()):
                 writer.add_scalar(f"class accuracy/{label}", accuracy, t)
+            for name, images in score.pictures.items():
+                writer.add_image(name, figures.grid(images), t, dataformats="HWC")
             self._last = (t, score)
             if str(t).rstrip("0") in ("1", "2", "5"):
                 self._draw(t, score)
         writer.flush()
 
     def _draw(self, t: int, score: Score) -> None:
-        self._writer.add_figure("confusion", figures.confusion(score, t), t)
-        self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
+        if len(score.confusion):
+            self._writer.add_figure("confusion", figures.confusion(score, t), t)
+            self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
         self._drawn = t
 
     def close(self, summary: Metrics | None) -> None:

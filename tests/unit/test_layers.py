@@ -23,11 +23,11 @@ FLOORS = [
         "notes",
         "place",
     ],
-    ["comm", "data", "models", "tasks", "optim", "sampling"],
+    ["comm", "data", "losses", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "deployed", "run_folder", "attacks", "plane"],
     ["config", "federation", "experiment", "preparation", "protection", "robustness", "safeguards"],
-    ["train", "show", "plot", "doctor", "demo", "data.split"],
+    ["train", "show", "plot", "doctor", "demo", "data.split", "generate", "tune"],
 ]
 PROGRAMS = {"data.split"}  # a program beside what it is about
 APART = FLOORS[2]

@@ -1,0 +1,33 @@
+"""What is learned from a batch, and what is told of it: a task is chosen by ``task.name``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from ..data import Dataset
+from ..losses import Loss
+from .conditional_gan import Adversarial, ConditionalGAN
+from .task import Task
+
+
+class TaskFactory(Protocol):
+    """What a task section becomes. Raises ValueError for a loss it would ignore."""
+
+    def build(self, make_model: Callable[[], nn.Module], loss: Loss, dataset: Dataset) -> Task: ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Tell the label of an input, by the loss of the section ``loss``."""
+
+    def build(self, make_model: Callable[[], nn.Module], loss: Loss, dataset: Dataset) -> Task:
+        return Task(make_model, dataset.num_classes, loss)
+
+
+TASKS: dict[str, type] = {"classification": Classification, "conditional_gan": ConditionalGAN}
+
+__all__ = ["TASKS", "Adversarial", "Classification", "ConditionalGAN", "Task", "TaskFactory"]
