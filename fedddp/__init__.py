@@ -32,7 +32,18 @@ _HOME = {
     "run": "api",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = [
+    "Dataset",
+    "Examples",
+    "Partition",
+    "Result",
+    "Task",
+    "UsageError",
+    "__version__",
+    "assemble",
+    "federate",
+    "run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,7 +89,7 @@ def run(
     with _threads_as_they_were():
         prepared = _prepared(layers, sections, dataset, partition, task)
         experiment = connect(prepared, sinks)
-        summary = None
+        summary: Metrics | None = None
         try:
             server = federate(experiment.federation, experiment.server)
             if experiment.federation.telemetry.nothing_learned:
@@ -107,6 +107,7 @@ def run(
             experiment.federation.telemetry.close(summary)
             experiment.federation.comm.guard = None
         experiment.federation.comm.close()
+    assert summary is not None
     folder = experiment.folder.path if experiment.folder else None
     return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task)
 
@@ -176,7 +177,9 @@ def _prepared(
 def _owners(partition: Partition | Sequence[Sequence[int]] | None) -> Partition | None:
     if partition is None or isinstance(partition, Partition):
         return partition
-    return Partition.dealt(np.concatenate([np.asarray(p, int) for p in partition]), np.array([len(p) for p in partition]))
+    return Partition.dealt(
+        np.concatenate([np.asarray(p, int) for p in partition]), np.array([len(p) for p in partition])
+    )
 
 
 def _table(layer: Layer) -> dict[str, Any]:

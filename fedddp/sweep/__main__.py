@@ -2,8 +2,8 @@
 
     python -m fedddp.sweep SWEEP.toml [--dry-run] [--only=PATTERN ...] [--section.key=value ...]
 
-The same command goes on where it was stopped, within a run too, and leaves out what is done. In <sweep.dir>/<sweep.name>/:
-a folder a run, table.md, table.csv, curves.png, and logs/ of what each run said.
+The same command goes on where it was stopped, within a run too, and leaves out what is done. What is left in
+<sweep.dir>/<sweep.name>/: a folder a run, table.md, table.csv, curves.png, and logs/ of what each run said.
 
   --dry-run            show the runs and how far each is, and exit
   --only=PATTERN       runs whose name or label matches (fedavg, "seed=[01]", iid,shards); given again: both must match
@@ -34,11 +34,11 @@ log = logging.getLogger("fedddp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code: 0 done, 1 a run failed, 2 bad usage, 75 interrupted (the same command goes on)."""
+    """Run the program; the exit code: 0 done, 1 a run failed, 2 bad usage, 75 interrupted."""
     log_to_stderr(0, 1)
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or {"-h", "--help"} & {*words}:
-        print(__doc__ + _settings())
+        print(f"{__doc__}{_settings()}")
         return DONE if words else USAGE
     try:
         with interrupt.handled():

@@ -1,15 +1,15 @@
 """What a sweep file describes: a base configuration, axes of labelled changes to it, and the runs of their product.
 
-    [sweep]                                  # how to go through it, see `Settings`
-    nproc = 2
-    files = ["../mnist/fedavg.toml"]         # what all runs have in common, relative to this file ...
-    [base]                                   # ... and more of it
-    run.rounds = 50
-    [axis.partition]                         # an axis: label = the keys that it stands for
-    iid = { data.partition.name = "iid" }
-    "2 labels" = { data.partition = { name = "labels", labels_per_client = 2 } }
-    [grid]                                   # an axis a key: its values are their own labels
-    run.seed = [0, 1, 2]
+[sweep]                                  # how to go through it, see `Settings`
+nproc = 2
+files = ["../mnist/fedavg.toml"]         # what all runs have in common, relative to this file ...
+[base]                                   # ... and more of it
+run.rounds = 50
+[axis.partition]                         # an axis: label = the keys that it stands for
+iid = { data.partition.name = "iid" }
+"2 labels" = { data.partition = { name = "labels", labels_per_client = 2 } }
+[grid]                                   # an axis a key: its values are their own labels
+run.seed = [0, 1, 2]
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class SweepFile(Section):
     """A sweep file as it is written."""
 
     sweep: Settings = Settings()
-    base: dict[str, Any] = {}
-    axis: dict[str, dict[str, dict[str, Any]]] = {}
-    grid: dict[str, Any] = {}
+    base: dict[str, Any] = Field(default={})
+    axis: dict[str, dict[str, dict[str, Any]]] = Field(default={})
+    grid: dict[str, Any] = Field(default={})
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Sweep:
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep of a file, ``--section.key=value`` on top of all its runs. Raises UsageError before anything is made."""
+    """A file's sweep, ``--section.key=value`` on top of all its runs. Raises UsageError before anything is made."""
     over = _overrides(overrides)
     table = merge(read_toml(path), {"sweep": over.pop("sweep", {})})
     try:
@@ -137,17 +137,20 @@ def _runs(settings: Settings, axes: Sequence[Axis], base: dict[str, Any], over: 
             config = resolve(build(table), Place(world_size=settings.nproc, local_world_size=settings.nproc))
         except UsageError as error:
             raise UsageError(f"run {name}: {error}") from None
-        runs[name] = Run(name, words, {axis.name: label for axis, label in zip(axes, labels, strict=True)}, table, config)
+        runs[name] = Run(
+            name, words, {axis.name: label for axis, label in zip(axes, labels, strict=True)}, table, config
+        )
     return tuple(runs.values())
 
 
 def _overrides(words: Sequence[str]) -> dict[str, Any]:
     request = parse(words)
-    if len(request.layers) > 1:
+    *files, over = request.layers
+    if files:
         raise UsageError("one SWEEP.toml at a time; files that its runs share go into sweep.files")
     if request.flags:
         raise UsageError(f"{sorted(request.flags)[0]}: not an option of fedddp.sweep; --dry-run shows what it would do")
-    return request.layers[0]
+    return over
 
 
 def _axes(file: SweepFile, order: Sequence[str]) -> tuple[Axis, ...]:

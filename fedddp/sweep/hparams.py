@@ -7,12 +7,10 @@ write none of their own.)
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from ..config import flatten, to_dict
 from ..telemetry.tensorboard import COMPARED, PLAIN
@@ -23,26 +21,16 @@ def write(sweep: Sweep) -> None:
     """The list of columns, in place of an earlier one."""
     for stale in sweep.folder.glob("events.out.tfevents.*"):
         stale.unlink()
-    infos = [api_pb2.HParamInfo(name=key, type=_type(values)) for key, values in varied(sweep).items()]
-    metrics = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=f"summary/{key}")) for key in COMPARED]
-    experiment = api_pb2.Experiment(name=sweep.settings.name, hparam_infos=infos, metric_infos=metrics)
-    content = plugin_data_pb2.HParamsPluginData(experiment=experiment, version=metadata.PLUGIN_DATA_VERSION)
-    plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
-    value = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=SummaryMetadata(plugin_data=plugin))
+    columns, _, _ = hparams(varied(sweep), {f"summary/{key}": 0.0 for key in COMPARED})
     with SummaryWriter(str(sweep.folder)) as writer:
-        writer._get_file_writer().add_summary(Summary(value=[value]))
+        writer._get_file_writer().add_summary(columns)
 
 
-def varied(sweep: Sweep) -> dict[str, list[Any]]:
-    """The keys in which runs differ, with each run's value of those that have one."""
+def varied(sweep: Sweep) -> dict[str, Any]:
+    """The keys in which runs differ, with a value of each: text if any run's is, since that says the column's kind."""
     configs = [flatten(to_dict(run.config)) for run in sweep.runs]
     keys = dict.fromkeys(key for config in configs for key in config if key != "run.name")
     found = {key: [config.get(key) for config in configs] for key in keys}
     differing = {key: values for key, values in found.items() if any(value != values[0] for value in values)}
     plain = {key: [value for value in values if isinstance(value, PLAIN)] for key, values in differing.items()}
-    return {key: values for key, values in plain.items() if values}
-
-
-def _type(values: list[Any]) -> Any:
-    text = any(isinstance(value, str) for value in values)
-    return api_pb2.DATA_TYPE_STRING if text else api_pb2.DATA_TYPE_FLOAT64  # a truth value is stored as 0 or 1
+    return {key: max(values, key=lambda value: isinstance(value, str)) for key, values in plain.items() if values}

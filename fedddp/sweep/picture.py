@@ -15,7 +15,7 @@ COLUMNS = 3
 
 
 def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
-    """Test accuracy by round: a line a row, its deviation as a band; with several axes a panel for each of the first."""
+    """Test accuracy by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
     panels: dict[str, list[Row]] = {}
     for row in table:
         panels.setdefault(row.labels[0] if len(row.labels) > 1 else "", []).append(row)

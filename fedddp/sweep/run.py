@@ -1,7 +1,7 @@
 """One run of a sweep: how far it is, and training it in processes of its own.
 
 A run is the program itself on a file of its own, so that whatever happens to it (a crash, no memory) happens to it
-alone. It starts in a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks the run to stop.
+alone. It starts in a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks it to stop.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from ..run_folder import locate
 from .grid import Run, Sweep
 
 PATIENCE = 40.0  # seconds that a run has to stop in: torchrun gives its ranks 30
+LOST = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""What torchrun says of a rank that a signal ended; the others are then stopped, and note that alone."""
+
 TELLING = re.compile(r"^(fedddp(\[rank \d+\])?: |(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b)")
 
 
@@ -122,6 +125,8 @@ def _reason(status: dict[str, Any], said: str, code: int) -> str:
     """Why a run is not done, in a line: what it noted itself, or the last thing it said that tells of a mistake."""
     if status.get("state") == "failed":
         return str(status.get("error", "failed"))
+    if lost := LOST.search(said):
+        return f"rank {lost[2]} was ended by {signal.Signals(int(lost[1])).name}; the same command goes on"
     if status.get("state") == "interrupted":
         return f"stopped from outside ({status.get('reason')}); the same command goes on"
     lines = [line.strip() for line in said.splitlines() if line.strip()]

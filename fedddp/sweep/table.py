@@ -8,7 +8,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .grid import Run, Sweep
@@ -137,18 +136,14 @@ def as_csv(sweep: Sweep, table: Sequence[Row]) -> str:
 
 def _shown(row: Row) -> list[str]:
     reached, seconds = row.rounds_to_target, row.mean("seconds_total")
-    rounds = _plus_minus(reached, 1, ".1f") + (f" ({reached.n} of {len(row.done)})" if _some(reached, row) else "")
+    some = f" ({reached.n} of {len(row.done)})" if reached and reached.n < len(row.done) else ""
     return [
         _plus_minus(row.mean("final_test_accuracy"), 100, ".2f"),
         _plus_minus(row.mean("best_test_accuracy"), 100, ".2f"),
-        rounds,
+        _plus_minus(reached, 1, ".1f") + some,
         f"{len(row.done)}/{len(row.outcomes)}",
         f"{seconds.mean:.1f}" if seconds else "-",
     ]
-
-
-def _some(reached: Mean | None, row: Row) -> bool:
-    return reached is not None and reached.n < len(row.done)
 
 
 def _plus_minus(mean: Mean | None, scale: float, digits: str) -> str:

@@ -54,7 +54,13 @@ def own_dataset():
 
 
 def test_a_run_is_the_programs_run(run, tmp_path):
-    words = ["--model.name=mlp", "--model.hidden=4", "--run.rounds=2", "--client.optimizer.lr=0.05", "--run.name=program"]
+    words = [
+        "--model.name=mlp",
+        "--model.hidden=4",
+        "--run.rounds=2",
+        "--client.optimizer.lr=0.05",
+        "--run.name=program",
+    ]
     words += ["--data.name=synthetic", "--data.args={num_train=120, num_test=40}", "--data.partition.num_clients=3"]
     words += ["--telemetry.tensorboard=false", "--telemetry.progress=off", f"--run.dir={tmp_path}", "--run.threads=1"]
     assert main(words) == 0
@@ -117,7 +123,9 @@ def test_nothing_is_left_behind(run, surroundings):
 
 
 def test_the_import_alone_costs_nothing():
-    code = "import sys, fedddp; assert 'run' in dir(fedddp); sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    code = (
+        "import sys, fedddp; assert 'run' in dir(fedddp); sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
