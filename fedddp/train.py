@@ -105,7 +105,7 @@ def _train(prepared: Prepared) -> int:
         if folder:
             folder.status("failed", error=f"{type(error).__name__}: {error}")
         raise
-    summary = _summary(prepared, experiment, vector_sha256(server.w))
+    summary = summary_of(prepared, experiment, vector_sha256(server.w))
     federation.telemetry.close(summary)
     federation.comm.close()
     if folder:
@@ -130,7 +130,8 @@ def _tensorboard_command(runs: Path) -> str:
     return f"{program} --logdir {runs}"
 
 
-def _summary(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
+def summary_of(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
+    """``summary.json`` of a run that went through."""
     promise = experiment.federation.budget.guarantee
     return experiment.federation.telemetry.summary(
         **({"privacy": promise.text() + caveat(prepared.config)} if promise else {}),

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from ..choice import dump, fields_of, suggestion
 from .schema import Config
 
 FLAGS = ("--help", "--print-config", "--version")
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class UsageError(ValueError):
@@ -80,10 +81,23 @@ def build(*layers: Mapping[str, Any]) -> Config:
     table: dict[str, Any] = {}
     for layer in layers:
         table = merge(table, layer)
+    return checked(Config, table)
+
+
+def checked(schema: type[Schema], table: Mapping[str, Any]) -> Schema:
+    """A table as its schema has it. Raises UsageError with the first mistake."""
     try:
-        return Config.model_validate(table)
+        return schema.model_validate(table)
     except ValidationError as error:
-        raise UsageError(_first_mistake(error)) from None
+        raise UsageError(_first_mistake(error, schema)) from None
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables whose keys may be dotted, as tables in tables."""
+    table: dict[str, Any] = {}
+    for key, value in flat.items():
+        table = merge(table, _nested(key.split("."), nested(value) if isinstance(value, Mapping) else value))
+    return table
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -119,8 +133,8 @@ def _value(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str | list | dict) else text  # no key takes a date
 
 
-def _first_mistake(error: ValidationError) -> str:
-    mistakes = list(_mistakes(error.errors(), (), Config))
+def _first_mistake(error: ValidationError, schema: type) -> str:
+    mistakes = list(_mistakes(error.errors(), (), schema))
     more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return mistakes[0] + more
 

@@ -54,6 +54,24 @@ class Dataset:
             if len(examples.x) != len(examples.y) or not len(examples):
                 raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
 
+    @classmethod
+    def of(cls, train: Any, test: Any) -> Dataset:
+        """Of two `Examples`, or (x, y) pairs of arrays, or objects that have ``data`` and ``targets`` or yield (x, y).
+
+        Pixels are normalised by the training set's own mean and standard deviation; floating-point inputs are taken
+        as they are. The classes are 0 to the largest label.
+        """
+        train, test = (_examples(part) for part in (train, test))
+        num_classes = int(torch.cat([train.y, test.y]).max()) + 1
+        by_channel = train.x if train.x.dim() > 2 else train.x.unsqueeze(1)
+        if train.x.is_floating_point():
+            channels = by_channel.shape[1]
+            return cls(train, test, num_classes, (0.0,) * channels, (1.0,) * channels)
+        dims = [d for d in range(by_channel.dim()) if d != 1]
+        pixels = by_channel.double() / 255
+        mean, std = pixels.mean(dims), pixels.std(dims).clamp(min=1e-6)
+        return cls(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()))
+
 
 def mnist_mini(root: Path, download: bool) -> Dataset:
     """10,000 training and 2,000 test digits of the real MNIST, 1,000 and 200 a class, embedded in the package."""
@@ -119,19 +137,9 @@ def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:
 def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any) -> Dataset:
     """A user's class, called as torchvision's are: ``cls(root=..., train=..., download=..., **args)``.
 
-    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start). Pixels are normalised by
-    the training set's own mean and standard deviation; floating-point inputs are taken as they are.
+    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start); see `Dataset.of`.
     """
-    train, test = _load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args)
-    num_classes = int(torch.cat([train.y, test.y]).max()) + 1
-    by_channel = train.x if train.x.dim() > 2 else train.x.unsqueeze(1)
-    if train.x.is_floating_point():
-        channels = by_channel.shape[1]
-        return Dataset(train, test, num_classes, (0.0,) * channels, (1.0,) * channels)
-    dims = [d for d in range(by_channel.dim()) if d != 1]
-    pixels = by_channel.double() / 255
-    mean, std = pixels.mean(dims), pixels.std(dims).clamp(min=1e-6)
-    return Dataset(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()))
+    return Dataset.of(*_load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args))
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -198,6 +206,12 @@ def _turn(root: Path) -> Iterator[None]:
             raise
 
 
+def _examples(part: Any) -> Examples:
+    if isinstance(part, Examples):
+        return part
+    return _shaped(*map(torch.as_tensor, part)) if isinstance(part, tuple) else _tensors(part)
+
+
 def _tensors(dataset: Any) -> Examples:
     """[n, C, H, W] and [n] from torchvision's ``data``/``targets``, or by iterating once."""
     if hasattr(dataset, "data") and hasattr(dataset, "targets"):
@@ -208,6 +222,11 @@ def _tensors(dataset: Any) -> Examples:
             torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]),
             torch.tensor([t for _, t in pairs]),
         )
+    return _shaped(x, y)
+
+
+def _shaped(x: Tensor, y: Tensor) -> Examples:
+    """Channels first, and one where there are none."""
     if x.dim() == 4 and x.dtype == torch.uint8 and x.shape[-1] in (1, 3):
         x = x.permute(0, 3, 1, 2).contiguous()
     if x.dim() == 3 and x.dtype == torch.uint8:

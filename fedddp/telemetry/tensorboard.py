@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from ..data import Excerpt
 from ..evaluation import Score
@@ -16,6 +17,9 @@ from .telemetry import Metrics, RoundRecord
 COMPARED = ("final_test_accuracy", "best_test_accuracy", "rounds", "rounds_to_target", "seconds_total")
 """The summary's entries that the HParams page lists beside the configuration."""
 
+PLAIN = str | int | float | bool
+"""What the HParams page can hold of a configuration."""
+
 
 class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
@@ -24,10 +28,10 @@ class TensorBoard:
     attempt wrote of later rounds is hidden.
     """
 
-    def __init__(self, folder: Path, done: int, config: str, hparams: Mapping[str, Any], owners: Excerpt) -> None:
+    def __init__(self, folder: Path, done: int, config: str, keys: Mapping[str, Any], owners: Excerpt) -> None:
         self._folder = folder
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
-        self._hparams = {k: v for k, v in hparams.items() if isinstance(v, str | int | float | bool)}
+        self._hparams = {k: v for k, v in keys.items() if isinstance(v, PLAIN)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
         self._terms = ""
@@ -90,5 +94,14 @@ class TensorBoard:
             self._draw(*self._last)
         if summary is not None:
             results = {f"summary/{k}": summary[k] for k in COMPARED if summary[k] is not None}
-            self._writer.add_hparams(self._hparams, results, run_name=".", global_step=summary["rounds"])
+            self._add_hparams(results, summary["rounds"])
         self._writer.close()
+
+    def _add_hparams(self, results: Metrics, t: int) -> None:
+        """What was asked for and what came of it, without torch's list of columns: TensorBoard would take one run's
+        list for that of all runs beside it, and not show the keys that this run does not have."""
+        _, asked, ended = hparams(self._hparams, results)
+        for part in (asked, ended):
+            self._writer._get_file_writer().add_summary(part)
+        for name, value in results.items():
+            self._writer.add_scalar(name, value, t)

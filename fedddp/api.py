@@ -1,0 +1,230 @@
+"""fedddp in a script or a notebook: the same runs, described in Python, with objects of one's own where one likes.
+
+    result = fedddp.run(rounds=3, data="mnist-mini", model=Net, client={"local_epochs": 5})
+    result.summary["final_test_accuracy"], result.module
+
+Nothing is left behind but the run folder: no process group, signal handler, random state or number of threads.
+Mistakes raise `UsageError`. Ctrl-C is a KeyboardInterrupt, with the last finished round written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import vector_sha256
+from .choice import path_of, suggestion
+from .comm import Comm
+from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
+from .data import Dataset, Partition
+from .experiment import Experiment, connect
+from .federation import federate
+from .flat import FlatModule
+from .models import ImportedModule
+from .place import Place
+from .preparation import Prepared, load_data, resolve, share
+from .tasks import Task
+from .telemetry import Metrics, Sink
+from .train import NothingLearned, summary_of
+from .types import ServerState
+
+GIVEN = "given"
+"""data.name of a dataset that is an object."""
+
+Layer = str | Path | Mapping[str, Any] | Config
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run: the server's last state, a line of metrics a round, the summary, where the files are."""
+
+    server: ServerState
+    history: list[Metrics]
+    summary: Metrics
+    folder: Path | None
+    task: Task
+
+    @property
+    def w(self) -> Tensor:
+        """The model as a flat vector, [D]."""
+        return self.server.w
+
+    @property
+    def module(self) -> nn.Module:
+        """A new module with the trained parameters, on the CPU, in evaluation mode."""
+        flat = FlatModule(self.task.model(0))
+        flat.load(self.w.cpu())
+        return flat.module.eval()
+
+    def __repr__(self) -> str:
+        keys = ("rounds", "final_test_accuracy", "num_parameters")
+        return f"Result({', '.join(f'{key}={self.summary[key]}' for key in keys)}, folder={str(self.folder)!r})"
+
+
+def run(
+    *layers: Layer,
+    dataset: Dataset | None = None,
+    partition: Partition | Sequence[Sequence[int]] | None = None,
+    task: Task | None = None,
+    sinks: Sequence[Sink] = (),
+    **sections: Any,
+) -> Result:
+    """Train a federation to its end.
+
+    ``layers``: TOML files and tables ({"client.optimizer.lr": 0.05}), left to right. ``sections`` go on top: a
+    section's table, its name (model="mlp"), an object (algorithm=FedAvg(...), a module class, a function that makes a
+    module, or a module to start from), or a key of [run] by itself (rounds=3, seed=1).
+
+    ``dataset``: one's own, see `Dataset.of`. ``partition``: which examples each client owns, instead of data.partition.
+    ``task``: one's own loss and metrics. ``sinks`` hear of every round (see `fedddp.telemetry.Sink`).
+    """
+    with _threads_as_they_were():
+        prepared = _prepared(layers, sections, dataset, partition, task)
+        experiment = connect(prepared, sinks)
+        summary: Metrics | None = None
+        try:
+            server = federate(experiment.federation, experiment.server)
+            if experiment.federation.telemetry.nothing_learned:
+                raise NothingLearned("every client failed in every round; the warnings above say why")
+            experiment.federation.comm.barrier("done")
+            summary = summary_of(prepared, experiment, vector_sha256(server.w))
+        except KeyboardInterrupt:
+            written = experiment.federation.checkpoints.flush(patience=3.0)
+            _note(experiment, "interrupted", round=written, reason="KeyboardInterrupt")
+            raise
+        except Exception as error:
+            _note(experiment, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            experiment.federation.telemetry.close(summary)
+            experiment.federation.comm.guard = None
+        experiment.federation.comm.close()
+    assert summary is not None
+    folder = experiment.folder.path if experiment.folder else None
+    return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task)
+
+
+def assemble(
+    *layers: Layer,
+    dataset: Dataset | None = None,
+    partition: Partition | Sequence[Sequence[int]] | None = None,
+    task: Task | None = None,
+    sinks: Sequence[Sink] = (),
+    comm: Comm | None = None,
+    **sections: Any,
+) -> Experiment:
+    """The same up to the first round, to go through by hand; torch keeps the number of threads that it has.
+
+    server = experiment.server
+    for rounds in range(1, 6):
+        server = federate(experiment.federation.until(rounds), server)
+    """
+    with _threads_as_they_were():
+        return connect(_prepared(layers, sections, dataset, partition, task), sinks, comm)
+
+
+def configured(*layers: Layer, **sections: Any) -> Config:
+    """What `run` would train, checked. Raises UsageError."""
+    tables = [_table(layer) for layer in layers]
+    over: dict[str, Any] = {}
+    for name, value in sections.items():
+        over = merge(over, _section(name, value))
+    return build(*tables, over)
+
+
+def _prepared(
+    layers: Sequence[Layer],
+    sections: Mapping[str, Any],
+    dataset: Dataset | None,
+    partition: Partition | Sequence[Sequence[int]] | None,
+    task: Task | None,
+) -> Prepared:
+    if task is not None and "model" in sections:
+        raise UsageError("model, task: a task makes its own model; give one of them")
+    place = Place.from_env()
+    config = configured(*layers, **sections)
+    owners = _owners(partition)
+    if dataset is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN})})
+    if owners is not None:
+        asked = config.data.partition
+        if asked.num_clients not in (0, owners.num_clients):
+            raise UsageError(
+                f"data.partition.num_clients={asked.num_clients}: the partition given has {owners.num_clients} clients"
+            )
+        given = replace(asked, num_clients=owners.num_clients)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"partition": given})})
+    config = resolve(config, place)
+    if dataset is None:
+        dataset, drawn = load_data(config, place)
+        owners = owners or drawn
+    if owners is None:
+        try:
+            owners = config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    return share(config, place, dataset, owners, task)
+
+
+def _owners(partition: Partition | Sequence[Sequence[int]] | None) -> Partition | None:
+    if partition is None or isinstance(partition, Partition):
+        return partition
+    return Partition.dealt(
+        np.concatenate([np.asarray(p, int) for p in partition]), np.array([len(p) for p in partition])
+    )
+
+
+def _table(layer: Layer) -> dict[str, Any]:
+    if isinstance(layer, str | Path):
+        return read_toml(Path(layer))
+    return to_dict(layer) if isinstance(layer, Config) else nested(layer)
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    """A keyword as a layer of configuration."""
+    if name not in Config.model_fields:
+        run_keys = type(Config().run).model_fields
+        if name not in run_keys:
+            near = suggestion(name, [*Config.model_fields, *run_keys])
+            raise UsageError(f"{name}: unknown keyword{near or '; the sections are ' + ', '.join(Config.model_fields)}")
+        return {"run": {name: value}}
+    if isinstance(value, Mapping):
+        return {name: nested(value)}
+    if isinstance(value, str):
+        return {name: {"name": value}}
+    if isinstance(value, type) and is_dataclass(value):
+        return {name: value()}
+    return {name: _model(value) if name == "model" and callable(value) else value}
+
+
+def _model(value: Any) -> Any:
+    """A module class, a function that makes a module, or a module: of that, a copy is where training starts."""
+    if isinstance(value, nn.Module):
+        return ImportedModule(path_of(type(value)), _copier(value))
+    return ImportedModule(path_of(getattr(value, "func", value)), value)  # of a functools.partial, its function's name
+
+
+def _copier(module: nn.Module) -> Any:
+    return lambda: copy.deepcopy(module)
+
+
+def _note(experiment: Experiment, state: str, **more: Any) -> None:
+    if experiment.folder:
+        experiment.folder.status(state, **more)
+
+
+@contextmanager
+def _threads_as_they_were() -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

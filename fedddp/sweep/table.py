@@ -1,0 +1,171 @@
+"""What came of a sweep: one row a point of the grid, mean and deviation over its seeds; as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .grid import Run, Sweep
+from .run import Standing, read_json
+
+Curve = list[tuple[int, float]]
+"""(round, test accuracy) where it was measured."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run, or why there is none (empty if it was not tried)."""
+
+    run: Run
+    summary: Mapping[str, Any] | None
+    curve: Curve
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> float | None:
+        return self.summary["final_test_accuracy"] if self.summary else None
+
+    def rounds_to(self, target: float | None) -> int | None:
+        """The first round whose test accuracy is ``target`` or more."""
+        target = self.run.config.evaluate.target_accuracy if target is None else target
+        return None if target is None else next((t for t, accuracy in self.curve if accuracy >= target), None)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over ``n`` runs: mean and sample deviation (n - 1 below the fraction; None for a single run)."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean | None:
+        if not values:
+            return None
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but the axis that is averaged over."""
+
+    labels: tuple[str, ...]
+    outcomes: tuple[Outcome, ...]
+    target: float | None
+
+    @property
+    def done(self) -> list[Outcome]:
+        return [outcome for outcome in self.outcomes if outcome.summary is not None]
+
+    def mean(self, key: str) -> Mean | None:
+        """Of an entry of the runs' summaries."""
+        values = [outcome.summary[key] for outcome in self.done if outcome.summary is not None]
+        return Mean.of([value for value in values if value is not None])
+
+    @property
+    def rounds_to_target(self) -> Mean | None:
+        """Over the runs that reached it."""
+        reached = [outcome.rounds_to(self.target) for outcome in self.done]
+        return Mean.of([rounds for rounds in reached if rounds is not None])
+
+    @property
+    def remark(self) -> str:
+        return "; ".join(f"{o.run.name} failed: {o.reason}" for o in self.outcomes if o.reason)
+
+
+def outcome(run: Run, found: Standing, reason: str = "") -> Outcome:
+    """What the run's folder tells. A run that is not done has no place in a mean."""
+    if found.kind != "done":
+        return Outcome(run, None, [], reason)
+    lines = (found.folder / "metrics.jsonl").read_text().splitlines()
+    curve = [(m["round"], m["test_accuracy"]) for m in map(json.loads, lines) if m["test_accuracy"] is not None]
+    return Outcome(run, read_json(found.folder / "summary.json"), curve)
+
+
+def rows(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Row]:
+    """The outcomes by what tells rows apart, in the grid's order."""
+    grouped: dict[tuple[str, ...], list[Outcome]] = {}
+    for one in outcomes:
+        grouped.setdefault(tuple(one.run.labels[axis] for axis in sweep.shown), []).append(one)
+    return [Row(labels, tuple(group), sweep.settings.target_accuracy) for labels, group in grouped.items()]
+
+
+def write(sweep: Sweep, table: Sequence[Row]) -> None:
+    """``table.md`` and ``table.csv`` in the sweep's folder, replaced as a whole."""
+    for name, content in (("table.md", markdown(sweep, table)), ("table.csv", as_csv(sweep, table))):
+        hidden = sweep.folder / f".{name}"
+        hidden.write_text(content)
+        hidden.replace(sweep.folder / name)
+
+
+def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
+    """For people: percent, mean ± deviation; with two axes, a second table that crosses them."""
+    heads = [*sweep.shown, "final test accuracy", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
+    lines = [[*row.labels, *_shown(row)] for row in table]
+    if any(row.remark for row in table):
+        heads.append("remark")
+        lines = [[*line, row.remark] for line, row in zip(lines, table, strict=True)]
+    text = f"# {sweep.settings.name}\n\n{_markdown(heads, lines)}"
+    if len(sweep.shown) == 2:
+        text += f"\nFinal test accuracy, {sweep.shown[0]} by {sweep.shown[1]}:\n\n{_crossed(sweep, table)}"
+    averaged = next((axis for axis in sweep.axes if axis.name == sweep.settings.average), None)
+    over = f"over {averaged.name} = {', '.join(averaged.changes)}" if averaged else "of single runs"
+    return f"{text}\nAccuracy in percent, mean ± sample standard deviation {over}.\n"
+
+
+def as_csv(sweep: Sweep, table: Sequence[Row]) -> str:
+    """For programs: plain numbers, accuracy as a fraction; empty where there is none."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    figures = ("final_test_accuracy", "best_test_accuracy", "rounds_to_target", "seconds_total")
+    heads = [name for figure in figures for name in (figure, f"{figure}_deviation")]
+    writer.writerow([*sweep.shown, *heads, "runs_done", "runs_reaching_target", "runs", "remark"])
+    for row in table:
+        means = [row.rounds_to_target if key == "rounds_to_target" else row.mean(key) for key in figures]
+        numbers = [number for mean in means for number in ((mean.mean, mean.deviation) if mean else (None, None))]
+        reached = row.rounds_to_target.n if row.rounds_to_target else 0
+        writer.writerow([*row.labels, *numbers, len(row.done), reached, len(row.outcomes), row.remark])
+    return out.getvalue()
+
+
+def _shown(row: Row) -> list[str]:
+    reached, seconds = row.rounds_to_target, row.mean("seconds_total")
+    some = f" ({reached.n} of {len(row.done)})" if reached and reached.n < len(row.done) else ""
+    return [
+        _plus_minus(row.mean("final_test_accuracy"), 100, ".2f"),
+        _plus_minus(row.mean("best_test_accuracy"), 100, ".2f"),
+        _plus_minus(reached, 1, ".1f") + some,
+        f"{len(row.done)}/{len(row.outcomes)}",
+        f"{seconds.mean:.1f}" if seconds else "-",
+    ]
+
+
+def _plus_minus(mean: Mean | None, scale: float, digits: str) -> str:
+    if mean is None:
+        return "-"
+    spread = "" if mean.deviation is None else f" ± {format(scale * mean.deviation, digits)}"
+    return format(scale * mean.mean, digits) + spread
+
+
+def _target(sweep: Sweep) -> str:
+    targets = {run.config.evaluate.target_accuracy for run in sweep.runs}
+    target = sweep.settings.target_accuracy or (targets.pop() if len(targets) == 1 else None)
+    return f"{target:g}" if target else "target"
+
+
+def _crossed(sweep: Sweep, table: Sequence[Row]) -> str:
+    cells = {row.labels: _plus_minus(row.mean("final_test_accuracy"), 100, ".2f") for row in table}
+    downs, acrosses = (list(dict.fromkeys(labels[i] for labels in cells)) for i in (0, 1))
+    lines = [[down, *(cells.get((down, across), "-") for across in acrosses)] for down in downs]
+    return _markdown([sweep.shown[0], *acrosses], lines)
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(heads)
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in (heads, rule, *lines))

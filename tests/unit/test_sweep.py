@@ -1,0 +1,280 @@
+"""fedddp.sweep: runs once and for all, goes on where it was, one table of what came of it. Runs in this process."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
+
+from fedddp import train
+from fedddp.sweep import __main__ as program
+from fedddp.sweep import run as running
+from fedddp.sweep.grid import read
+from fedddp.sweep.picture import curves
+from fedddp.sweep.table import Mean, Outcome, as_csv, markdown, rows
+
+FILE = """
+[sweep]
+target_accuracy = 0.5
+[base]
+run = { rounds = 2, threads = 1 }
+data = { name = "synthetic", args = { num_train = 60, num_test = 20 }, partition.num_clients = 3 }
+model = { name = "mlp", hidden = 4 }
+telemetry = { tensorboard = false, progress = "off" }
+[axis.rate]
+slow = { client.optimizer.lr = 0.01 }
+fast = { client.optimizer = { lr = 0.1, momentum = 0.5 } }
+[grid]
+run.seed = [0, 1]
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """sweep(*words) runs the program on FILE, each run in this process; ``sweep.trained`` lists those that started."""
+    monkeypatch.chdir(tmp_path)
+    Path("trial.toml").write_text(FILE)
+    trained = []
+
+    def in_process(words, out, look):
+        plan = words[-1]
+        trained.append(Path(plan).stem)
+        code = train.main([plan])
+        look()
+        return code
+
+    def run(*words):
+        trained.clear()
+        return program.main(["trial.toml", *words])
+
+    monkeypatch.setattr(running, "_supervised", in_process)
+    run.trained = trained
+    return run
+
+
+def summaries():
+    return {path.parent.name: json.loads(path.read_text()) for path in Path("runs/trial").glob("*/summary.json")}
+
+
+ALL = ["slow-seed=0", "slow-seed=1", "fast-seed=0", "fast-seed=1"]
+
+
+def test_every_run_once_and_the_table_says_what_they_gave(sweep, capsys):
+    assert sweep() == 0
+    assert sweep.trained == ALL
+    found = summaries()
+    with open("runs/trial/table.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["rate"] for line in lines] == ["slow", "fast"]
+    for line in lines:
+        one, other = (found[f"{line['rate']}-seed={seed}"]["final_test_accuracy"] for seed in (0, 1))
+        assert float(line["final_test_accuracy"]) == pytest.approx((one + other) / 2)
+        assert float(line["final_test_accuracy_deviation"]) == pytest.approx(abs(one - other) / math.sqrt(2))
+        assert (line["runs_done"], line["runs"], line["remark"]) == ("2", "2", "")
+    text = Path("runs/trial/table.md").read_text()
+    assert "| rate | final test accuracy | best | rounds to 0.5 | runs | seconds a run |" in text
+    assert text in capsys.readouterr().out
+    assert Path("runs/trial/curves.png").stat().st_size > 5000
+    assert sweep() == 0
+    assert sweep.trained == []
+    assert "4 of 4 runs are done already" in capsys.readouterr().out
+
+
+def test_only_some_of_them_and_the_table_has_all(sweep):
+    assert sweep("--only=fast", "--only=seed=1") == 0
+    assert sweep.trained == ["fast-seed=1"]
+    with open("runs/trial/table.csv") as file:
+        assert [(line["rate"], line["runs_done"]) for line in csv.DictReader(file)] == [("slow", "0"), ("fast", "1")]
+    assert sweep() == 0
+    assert sweep.trained == ["slow-seed=0", "slow-seed=1", "fast-seed=0"]
+
+
+def test_more_rounds_go_on_and_end_where_an_uninterrupted_sweep_ends(sweep):
+    assert sweep("--run.rounds=1", "--only=seed=0") == 0
+    assert sweep("--only=seed=0") == 0
+    assert sweep.trained == ["slow-seed=0", "fast-seed=0"]
+    assert sweep("--sweep.name=whole", "--only=seed=0") == 0
+    for name in ("slow-seed=0", "fast-seed=0"):
+        parts, whole = (json.loads(Path(f"runs/{at}/{name}/summary.json").read_text()) for at in ("trial", "whole"))
+        assert (parts["rounds"], parts["model_sha256"]) == (2, whole["model_sha256"])
+
+
+def test_a_run_that_was_cut_off_goes_on(sweep, capsys):
+    assert sweep("--only=slow") == 0
+    folder = Path("runs/trial/slow-seed=1")
+    (folder / "summary.json").unlink()  # killed after the last round, before it told
+    capsys.readouterr()
+    assert sweep("--dry-run") == 0
+    told = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "seed=" in line}
+    assert ["done" in told["slow-seed=0"], "goes on after round 2" in told["slow-seed=1"]] == [True, True]
+    assert "new" in told["fast-seed=0"]
+    assert sweep("--only=slow") == 0
+    assert sweep.trained == ["slow-seed=1"]
+    assert (folder / "summary.json").exists()
+
+
+def test_another_configuration_is_not_mixed_in(sweep, capsys):
+    assert sweep("--only=slow-seed=0") == 0
+    capsys.readouterr()
+    assert sweep("--client.batch_size=5") == 2
+    assert sweep.trained == []
+    line = capsys.readouterr().err.strip()
+    assert "run slow-seed=0: runs/trial/slow-seed=0 was made with another configuration" in line
+    assert "client.batch_size is 10 there, 5 here" in line
+    assert line.count("\n") == 0
+    for changeable in ("--run.timeout=60", "--checkpoint.keep=1", "--data.download=false"):
+        assert sweep(changeable, "--only=slow-seed=0") == 0
+        assert sweep.trained == []
+
+
+def test_a_mistake_starts_nothing_and_makes_nothing(sweep, capsys):
+    text = Path("trial.toml").read_text()
+    Path("trial.toml").write_text(text.replace("momentum = 0.5", "momentum = 1.5"))
+    assert sweep() == 2
+    assert sweep.trained == []
+    assert not Path("runs").exists()
+    assert capsys.readouterr().err.strip() == (
+        "fedddp: trial.toml: run fast-seed=0: client.optimizer.momentum=1.5: should be less than 1"
+    )
+    assert program.main(["--dry-run"]) == 2
+    assert "--dry-run: names no SWEEP.toml" in capsys.readouterr().err
+
+
+def test_a_failed_run_costs_its_own_row(sweep, capsys):
+    Path("trial.toml").write_text(
+        FILE + '\n[axis.algorithm]\ngood.algorithm.name = "fedavg"\n'
+        'bad.algorithm = { name = "faulty:Faulty", client = -1 }\n'
+    )
+    assert sweep("--only=seed=0", "--only=slow") == 1
+    assert sweep.trained == ["slow-good-seed=0", "slow-bad-seed=0"]
+    reason = "slow-bad-seed=0: NothingLearned: every client failed in every round; the warnings above say why"
+    assert f"slow-bad-seed=0 failed: {reason.partition(': ')[2]}" in Path("runs/trial/table.md").read_text()
+    assert "run 2/2  slow-bad-seed=0  failed: NothingLearned: every client failed" in capsys.readouterr().out
+
+
+def test_the_lock_keeps_a_second_sweep_out(sweep, capsys):
+    with program._alone(Path("runs/trial")):
+        assert sweep() == 2
+    assert "runs/trial: a sweep, or a run that it left, is at work there" in capsys.readouterr().err
+    assert sweep.trained == []
+
+
+def test_the_folder_is_one_hparams_table(sweep):
+    """Asked of TensorBoard's own backend: a row a run, the columns those keys in which runs differ."""
+    assert sweep("--telemetry.tensorboard=true", "--only=seed=0") == 0
+    events = EventMultiplexer().AddRunsFromDirectory("runs/trial")
+    events.Reload()
+    provider = MultiplexerDataProvider(events, "runs/trial")
+    asked = context.RequestContext(), backend_context.Context(base_plugin.TBContext(data_provider=provider)), "trial"
+    experiment = get_experiment.Handler(*asked, api_pb2.GetExperimentRequest()).run()
+    keys = [info.name for info in experiment.hparam_infos]
+    assert sorted(keys) == ["client.optimizer.lr", "client.optimizer.momentum", "run.seed"]
+    assert "summary/final_test_accuracy" in [info.name.tag for info in experiment.metric_infos]
+    columns = [api_pb2.ColParams(hparam=key) for key in keys]
+    request = api_pb2.ListSessionGroupsRequest(
+        col_params=columns, start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_SUCCESS]
+    )
+    groups = list_session_groups.Handler(*asked, request).run().session_groups
+    told = {group.sessions[0].name: group for group in groups}
+    assert sorted(told) == ["fast-seed=0/tensorboard", "slow-seed=0/tensorboard"]
+    fast = told["fast-seed=0/tensorboard"]
+    assert fast.hparams["client.optimizer.momentum"].number_value == 0.5
+    final = next(v.value for v in fast.metric_values if v.name.tag == "summary/final_test_accuracy")
+    assert final == pytest.approx(summaries()["fast-seed=0"]["final_test_accuracy"])
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """A 2 x 2 grid over three seeds, with outcomes made up: the seed's curve moved down by 0.1 a row."""
+    text = FILE.replace("run.seed = [0, 1]", "run.seed = [0, 1, 2]\nclient.local_epochs = [1, 5]")
+    (tmp_path / "made.toml").write_text(text)
+    sweep = read(tmp_path / "made.toml")
+    order = {"slow": 0, "fast": 2}
+    outcomes = []
+    for run in sweep.runs:
+        row, seed = order[run.labels["rate"]] + (run.labels["client.local_epochs"] == "5"), run.config.run.seed
+        curve = [(t, 0.2 * t + 0.02 * seed - 0.1 * row) for t in (1, 2, 3, 4)]
+        summary = {"final_test_accuracy": curve[-1][1], "best_test_accuracy": 0.9, "seconds_total": 2.0}
+        outcomes.append(Outcome(run, summary, curve))
+    return sweep, outcomes
+
+
+def test_mean_deviation_and_rounds_are_those_of_the_seeds(made_up):
+    sweep, outcomes = made_up
+    table = rows(sweep, outcomes)
+    assert [row.labels for row in table] == [("slow", "1"), ("slow", "5"), ("fast", "1"), ("fast", "5")]
+    mean = table[1].mean("final_test_accuracy")
+    assert (mean.mean, mean.deviation, mean.n) == (pytest.approx(0.72), pytest.approx(0.02), 3)
+    assert table[0].rounds_to_target == Mean(3.0, 0.0, 3)  # 0.4, 0.42, 0.44 after two rounds, above 0.5 after three
+    assert table[3].rounds_to_target == Mean(4.0, 0.0, 3)
+    text = markdown(sweep, table)
+    assert "| slow | 5 | 72.00 ± 2.00 | 90.00 ± 0.00 | 3.0 ± 0.0 | 3/3 | 2.0 |" in text
+    assert "| rate | 1 | 5 |" in text
+    assert "| fast | 62.00 ± 2.00 | 52.00 ± 2.00 |" in text
+    assert "over run.seed = 0, 1, 2" in text
+
+
+def test_what_was_not_reached_or_failed_is_left_out_of_the_mean_and_said(made_up):
+    sweep, outcomes = made_up
+    low = [Outcome(o.run, o.summary, [(t, a - 0.05) for t, a in o.curve]) for o in outcomes]
+    last = [
+        i for i, o in enumerate(low) if o.run.labels["rate"] == "fast" and o.run.labels["client.local_epochs"] == "5"
+    ]
+    low[last[0]] = Outcome(low[last[0]].run, None, [], "no memory | at all")
+    row = rows(sweep, low)[3]
+    assert row.rounds_to_target is None or row.rounds_to_target.n < len(row.done)
+    text = markdown(sweep, rows(sweep, low))
+    assert "fast-seed=0-local_epochs=5 failed: no memory / at all" in text
+    assert "2/3" in text
+    assert "no memory | at all" in as_csv(sweep, rows(sweep, low))
+    single = Mean.of([0.5])
+    assert (single.deviation, Mean.of([])) == (None, None)
+
+
+def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
+    sweep, outcomes = made_up
+    figure = curves(sweep, rows(sweep, outcomes))
+    panels = figure.axes
+    assert [axes.get_title() for axes in panels] == ["slow", "fast"]
+    assert [line.get_label() for line in panels[0].get_lines()[:2]] == ["1", "5"]
+    assert list(panels[1].get_lines()[1].get_ydata()) == pytest.approx([-0.08, 0.12, 0.32, 0.52])
+    assert len(panels[0].collections) == 2  # bands of deviation
+    curves(sweep, rows(sweep, [Outcome(o.run, None, []) for o in outcomes])).canvas.draw()  # nothing yet
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code", "reason"),
+    [
+        ({"state": "failed", "error": "OSError: disk full"}, "whatever", 1, "OSError: disk full"),
+        (
+            {"state": "interrupted", "reason": "SIGTERM"},
+            "",
+            75,
+            "stopped from outside (SIGTERM); the same command goes on",
+        ),
+        ({}, "fedddp: data.root='x': does not exist\n", 2, "data.root='x': does not exist"),
+        (
+            {},
+            "fedddp[rank 0]: first\nfedddp[rank 1]: rank 1 is missing\n=====\nRoot Cause\n",
+            1,
+            "fedddp[rank 1]: rank 1 is missing",
+        ),
+        ({}, "Traceback:\n  File\nImportError: no torch\n", 1, "ImportError: no torch"),
+        ({"state": "running"}, "", -9, "ended by SIGKILL"),
+        (
+            {"state": "interrupted", "reason": "SIGTERM"},
+            "E1125 api.py:1] failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python\n",
+            1,
+            "rank 1 was ended by SIGKILL; the same command goes on",
+        ),
+        ({}, "round 1\n", 3, "exit code 3: round 1"),
+    ],
+)
+def test_the_reason_of_a_failure_is_a_line(status, said, code, reason):
+    assert running._reason(status, said, code) == reason
