@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..choice import RULES, Choice
-from ..data import DATASETS, PARTITIONS, Partitioner
+from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
@@ -58,6 +58,7 @@ class Data(Section):
         "client (simulation); auto = home where each client is a rank, else shared",
     )
     partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()
+    skew: Annotated[Skew, Choice(SKEWS, {"name": "none"})] = NoSkew()
 
 
 class Execution(Section):

@@ -27,10 +27,14 @@ DEFAULT_ROOT = "data"  # made when it is needed; another one that does not exist
 
 @dataclass(frozen=True)
 class Examples:
-    """``x [n, C, H, W]`` (uint8, or floating point as it is to be used) and ``y [n]`` int64."""
+    """``x [n, C, H, W]`` (uint8, or floating point as it is to be used), ``y [n]`` int64, and who made each, if known.
+
+    ``owner [n]`` are any whole numbers, as many different ones as there are owners.
+    """
 
     x: Tensor
     y: Tensor
+    owner: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -50,6 +54,8 @@ class Dataset:
         for part, examples in (("training", self.train), ("test", self.test)):
             if len(examples.x) != len(examples.y) or not len(examples):
                 raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
+            if examples.owner is not None and len(examples.owner) != len(examples.y):
+                raise ValueError(f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids")
 
 
 def mnist_mini(root: Path, download: bool) -> Dataset:
@@ -116,7 +122,8 @@ def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:
 def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any) -> Dataset:
     """A user's class, called as torchvision's are: ``cls(root=..., train=..., download=..., **args)``.
 
-    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start). Pixels are normalised by
+    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start); with ``client_ids``, one
+    number an example, it also says who owns what (``data.partition.name=natural``). Pixels are normalised by
     the training set's own mean and standard deviation; floating-point inputs are taken as they are.
     """
     train, test = _load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args)
@@ -209,4 +216,5 @@ def _tensors(dataset: Any) -> Examples:
         x = x.permute(0, 3, 1, 2).contiguous()
     if x.dim() == 3 and x.dtype == torch.uint8:
         x = x.unsqueeze(1)
-    return Examples(x, y.long())
+    owner = getattr(dataset, "client_ids", None)
+    return Examples(x, y.long(), None if owner is None else torch.as_tensor(owner).long())
