@@ -29,7 +29,7 @@ from .telemetry import figures, log_to_stderr
 ROWS_PRINTED = 40
 CLIENTS_AT_ONCE = 10_000
 FILES = ("out", "save", "images")
-IMAGES_OF, IMAGES_EACH = 8, 10  # clients in the picture of images, and examples of each
+IMAGES_OF, IMAGES_EACH = 8, 8  # clients in the picture of images, and examples of each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partit
     for client in range(min(IMAGES_OF, partition.num_clients)):
         first = torch.arange(min(IMAGES_EACH, int(partition.sizes[client])))
         shown[client] = data.gather([client], first.view(1, 1, -1))[0].flatten(0, 2)
-    figures.images(shown).savefig(path, dpi=60)
+    figures.images(shown).savefig(path, dpi=72)
 
 
 def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:

@@ -44,9 +44,10 @@ def images(shown: Mapping[int, Tensor]) -> Figure:
     darkest, brightest = np.nanpercentile(tiles, (1, 99))
     sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(len(shown) * (height + 1), most * (width + 1), channels)
     sheet = (sheet.clip(darkest, brightest) - darkest) / max(brightest - darkest, 1e-9)
-    figure = Figure(figsize=(0.6 * most + 1, 0.6 * len(shown) + 0.6), layout="constrained")
+    sheet = (7 * sheet).round() / 7  # noise does not compress: eight shades make a smaller file
+    figure = Figure(figsize=(0.4 * most + 0.5, 0.4 * len(shown) + 0.1), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(np.nan_to_num(sheet if channels == 3 else sheet[..., 0], nan=1.0), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(np.nan_to_num(sheet if channels == 3 else sheet[..., 0], nan=1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], ylabel="client")
     axes.set_yticks([(i + 0.5) * (height + 1) for i in range(len(shown))], [str(client) for client in shown])
     return figure
