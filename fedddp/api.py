@@ -168,7 +168,7 @@ def _prepared(
         owners = owners or drawn
     if owners is None:
         try:
-            owners = config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
+            owners = config.data.partition.deal(dataset.train, config.run.seed)
         except ValueError as error:
             raise UsageError(str(error)) from None
     return share(config, place, dataset, owners, task)

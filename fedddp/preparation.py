@@ -35,6 +35,7 @@ LOCAL = (  # may differ between machines
     "run.resume",
     "run.threads",
     "data.root",
+    "data.partition.path",
     "privacy.secure_aggregation.roster",
     "privacy.secure_aggregation.key",
 )
@@ -68,7 +69,10 @@ def resolve(config: Config, place: Place) -> Config:
     partition, parts = config.data.partition, _parts(config)
     if parts:
         partition = _as_divided(config, parts)
-    partition = dataclasses.replace(partition, num_clients=partition.num_clients or place.world_size)
+    try:
+        partition = dataclasses.replace(partition, num_clients=partition.population(place.world_size))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     population, cohort = partition.num_clients, config.cohort
     if cohort.size is not None and cohort.size > population:
         raise UsageError(
@@ -143,6 +147,8 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         "placement": placement,
         "device": device,
         "dtype": spec.dtype,
+        "skew": config.data.skew,
+        "seed": config.run.seed,
     }
     folder, saved = _run_folder(config, place) if first else (None, None)
     return Prepared(
@@ -207,7 +213,7 @@ def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Part
         if parts := _parts(config):
             return parts.divided(Path(config.data.root), place.rank, place.world_size)
         dataset = _dataset(config)
-        return dataset, config.data.partition.split(dataset.train.y.numpy(), config.run.seed)
+        return dataset, config.data.partition.deal(dataset.train, config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -1,50 +1,65 @@
 """Print and draw who owns what: the partition that a configuration describes, without training.
 
-    python -m fedddp.show [FILE.toml ...] [--section.key=value ...] [--out=partition.png]
+    python -m fedddp.show [FILE.toml ...] [--section.key=value ...] [--out=partition.png] [--save=FILE] [--images=FILE]
 
 Takes the keys of `fedddp.train`; the population is ``data.partition.num_clients`` (default: 4, as in the quickstart).
+``--save`` writes the partition (.json, .csv or .npz) for ``data.partition.name=file``; ``--images`` draws the first
+examples of some clients as they see them, ``data.skew`` included.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from .comm import Place
 from .config import Config, UsageError, build, help_text, parse
-from .data import Partition
+from .data import ClientData, Dataset, Partition, write_partition
 from .data.partition import Ints
 from .preparation import load_data, resolve
 from .telemetry import figures, log_to_stderr
 
 ROWS_PRINTED = 40
 CLIENTS_AT_ONCE = 10_000
+FILES = ("out", "save", "images")
+IMAGES_OF, IMAGES_EACH = 8, 8  # clients in the picture of images, and examples of each
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
     log_to_stderr(0, 1)
     words = sys.argv[1:] if argv is None else list(argv)
-    out = next((Path(w.removeprefix("--out=")) for w in words if w.startswith("--out=")), Path("partition.png"))
+    files = {key: Path(w.partition("=")[2]) for w in words for key in FILES if w.startswith(f"--{key}=")}
     try:
-        request = parse([w for w in words if not w.startswith("--out=")])
+        request = parse([w for w in words if w.partition("=")[0].removeprefix("--") not in FILES])
         if "--help" in request.flags:
             print(__doc__, help_text(), sep="\n")
             return 0
-        _show(resolve(build(*request.layers), Place(world_size=4)), out)
+        _show(resolve(build(*request.layers), Place(world_size=4)), {"out": Path("partition.png"), **files})
     except UsageError as error:
         print(f"fedddp: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _show(config: Config, out: Path) -> None:
+def _show(config: Config, files: dict[str, Path]) -> None:
     dataset, partition = load_data(config)
+    for key, write in {"save": write_partition, "images": partial(_draw_images, config, dataset)}.items():
+        if key in files:
+            try:
+                write(files[key], partition)
+            except ValueError as error:
+                raise UsageError(f"--{key}={error}") from None
+            except OSError as error:
+                raise UsageError(f"--{key}={files[key]}: cannot be written ({error.strerror})") from None
+            print(f"written to {files[key]}")
     y, num_classes, num_clients = dataset.train.y.numpy(), dataset.num_classes, partition.num_clients
     table = Table(title=f"{config.data.name}: {config.data.partition}")
     for column in ("client", *map(str, range(num_classes)), "examples"):
@@ -59,11 +74,32 @@ def _show(config: Config, out: Path) -> None:
         f"{num_clients} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
         f"{labels.min()} to {labels.max()} labels each (mean {labels.mean():.1f})"
     )
+    out = files["out"]
     try:
         figures.partition(partition.excerpt(y, num_classes)).savefig(out, dpi=120)
     except OSError as error:
         raise UsageError(f"--out={out}: cannot be written ({error.strerror})") from None
     print(f"drawn in {out}")
+
+
+def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partition) -> None:
+    """The first examples of the first clients, as local training sees them."""
+    data = ClientData.of(
+        dataset,
+        partition,
+        rank=0,
+        world_size=1,
+        placement="shared",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        skew=config.data.skew,
+        seed=config.run.seed,
+    )
+    shown = {}
+    for client in range(min(IMAGES_OF, partition.num_clients)):
+        first = torch.arange(min(IMAGES_EACH, int(partition.sizes[client])))
+        shown[client] = data.gather([client], first.view(1, 1, -1))[0].flatten(0, 2)
+    figures.images(shown).savefig(path, dpi=72)
 
 
 def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:

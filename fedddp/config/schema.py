@@ -12,7 +12,7 @@ from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
 from ..choice import RULES, Choice
 from ..compression import COMPRESSIONS, Compression, NoCompression
-from ..data import DATASETS, PARTITIONS, Partitioner
+from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..losses import LOSSES, CrossEntropy, Loss
@@ -64,6 +64,7 @@ class Data(Section):
         "client (simulation); auto = home where each client is a rank, else shared",
     )
     partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()
+    skew: Annotated[Skew, Choice(SKEWS, {"name": "none"})] = NoSkew()
 
 
 class Execution(Section):

@@ -3,8 +3,9 @@
 from .batches import Plan, num_steps, plan
 from .clients import ClientData, Normalizer, Placement, sent
 from .datasets import DATASETS, Dataset, Examples
-from .partition import PARTITIONS, Excerpt, Partition, Partitioner
+from .partition import PARTITIONS, Excerpt, Partition, Partitioner, write_partition
 from .parts import Parts
+from .skew import SKEWS, NoSkew, Skew
 from .work import Work
 
 DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
@@ -12,18 +13,22 @@ DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
 __all__ = [
     "DATASETS",
     "PARTITIONS",
+    "SKEWS",
     "ClientData",
     "Dataset",
     "Examples",
     "Excerpt",
+    "NoSkew",
     "Normalizer",
     "Partition",
     "Partitioner",
     "Parts",
     "Placement",
     "Plan",
+    "Skew",
     "Work",
     "num_steps",
     "plan",
     "sent",
+    "write_partition",
 ]

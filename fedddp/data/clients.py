@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .datasets import Dataset, Examples
 from .partition import Ints, Partition
+from .skew import NoSkew, Pictures, Skew
 
 
 class Normalizer:
@@ -32,6 +33,12 @@ class Normalizer:
         if x.dtype == torch.uint8:
             return x.to(self.dtype).mul_(self._scale).add_(self._shift)
         return x.to(self.dtype) if x.is_floating_point() else x
+
+    def pictures(self, like: Tensor) -> Pictures:
+        """How examples like ``like [...]`` look once they are normalised: what black is, and what a step of 1."""
+        black = self(torch.zeros_like(like))
+        unit = self(torch.full_like(like, 255)) - black if like.dtype == torch.uint8 else torch.ones_like(black)
+        return Pictures(black, unit)
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
@@ -60,10 +67,15 @@ class ClientData:
         world_size: int = 1,
         placement: Placement = "home",
         device: torch.device | str = "cpu",
+        skew: Skew | None = None,
+        seed: int = 0,
     ) -> None:
         self.sizes = torch.from_numpy(partition.sizes).long()  # [N], of everybody: public, the weights of the mean
         self.normalize, self.placement = normalize, placement
         self._rank, self._world_size, self._device = rank, world_size, torch.device(device)
+        self._skew = (skew or NoSkew()).of(
+            normalize.pictures(examples.x.new_zeros(examples.x.shape[1:]).to(device)), self.num_clients, seed
+        )
         if placement == "shared":
             self._x, self._y = examples.x.to(device), examples.y.to(device)  # no copy where they are there already
             self._order: Tensor | None = torch.from_numpy(partition.order).to(device)
@@ -86,6 +98,8 @@ class ClientData:
         placement: Placement,
         device: torch.device,
         dtype: torch.dtype,
+        skew: Skew | None = None,
+        seed: int = 0,
     ) -> ClientData:
         """What this rank needs of ``dataset``'s training examples."""
         normalize = Normalizer(dataset.mean, dataset.std, dtype, device)
@@ -97,6 +111,8 @@ class ClientData:
             world_size=world_size,
             placement=placement,
             device=device,
+            skew=skew,
+            seed=seed,
         )
 
     @property
@@ -110,11 +126,15 @@ class ClientData:
         )
 
     def examples(self, client: int) -> tuple[Tensor, Tensor]:
-        """One client's raw inputs [n, ...] and labels [n]. Raises KeyError for a client that does not live here."""
+        """One client's inputs [n, ...] for `normalize` and labels [n]. Raises KeyError for one that does not live here.
+
+        They are raw, or, where ``data.skew`` changes them, normalised already, which `normalize` leaves as it is.
+        """
         (start,) = self._first([client]).tolist()
         own = slice(start, start + int(self.sizes[client]))
         rows = own if self._order is None else self._order[own]
-        return self._x[rows], self._y[rows]
+        x, y = self._x[rows], self._y[rows]
+        return (self._skew(self.normalize(x), client, range(len(y))) if self._skew else x), y
 
     def gather(self, ids: Sequence[int], index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised inputs [T, K, B, ...] and labels [T, K, B] at ``index [T, K, B]`` of each client's own examples.
@@ -128,7 +148,12 @@ class ClientData:
         x, y = (
             of.index_select(0, rows).unflatten(0, index.shape) for of in (self._x, self._y)
         )  # 20 times as fast as [rows]
-        return self.normalize(x), y
+        x = self.normalize(x)
+        if self._skew:
+            for k, client in enumerate(ids):
+                own = x[:, k]
+                own.copy_(self._skew(own.flatten(0, 1), client, index[:, k].flatten().tolist()).view_as(own))
+        return x, y
 
     def _first(self, ids: Sequence[int]) -> Tensor:
         """Where the ranges of ``ids`` begin, [K]; that of a client without examples may begin behind the last one."""

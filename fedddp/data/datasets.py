@@ -27,16 +27,20 @@ DEFAULT_ROOT = "data"  # made when it is needed; another one that does not exist
 
 @dataclass(frozen=True)
 class Examples:
-    """``x [n, C, H, W]`` (uint8, or floating point as it is to be used) and ``y [n]`` int64."""
+    """``x [n, C, H, W]`` (uint8, or floating point as it is to be used), ``y [n]`` int64, and who made each, if known.
+
+    ``owner [n]`` are any whole numbers, as many different ones as there are owners.
+    """
 
     x: Tensor
     y: Tensor
+    owner: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def to(self, device: torch.device) -> Examples:
-        return Examples(self.x.to(device), self.y.to(device))
+        return Examples(self.x.to(device), self.y.to(device), self.owner)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Dataset:
         for part, examples in (("training", self.train), ("test", self.test)):
             if len(examples.x) != len(examples.y) or not len(examples):
                 raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
+            if examples.owner is not None and len(examples.owner) != len(examples.y):
+                raise ValueError(f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids")
 
     @classmethod
     def of(cls, train: Any, test: Any) -> Dataset:
@@ -137,7 +143,8 @@ def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:
 def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any) -> Dataset:
     """A user's class, called as torchvision's are: ``cls(root=..., train=..., download=..., **args)``.
 
-    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start); see `Dataset.of`.
+    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start); see `Dataset.of`. With
+    ``client_ids``, one number an example, it also says who owns what (``data.partition.name=natural``).
     """
     return Dataset.of(*_load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args))
 
@@ -222,13 +229,14 @@ def _tensors(dataset: Any) -> Examples:
             torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]),
             torch.tensor([t for _, t in pairs]),
         )
-    return _shaped(x, y)
+    owner = getattr(dataset, "client_ids", None)
+    return _shaped(x, y, None if owner is None else torch.as_tensor(owner).long())
 
 
-def _shaped(x: Tensor, y: Tensor) -> Examples:
+def _shaped(x: Tensor, y: Tensor, owner: Tensor | None = None) -> Examples:
     """Channels first, and one where there are none."""
     if x.dim() == 4 and x.dtype == torch.uint8 and x.shape[-1] in (1, 3):
         x = x.permute(0, 3, 1, 2).contiguous()
     if x.dim() == 3 and x.dtype == torch.uint8:
         x = x.unsqueeze(1)
-    return Examples(x, y.long())
+    return Examples(x, y.long(), owner)

@@ -36,6 +36,30 @@ def partition(owners: Excerpt) -> Figure:
     return figure
 
 
+def images(shown: Mapping[int, Tensor]) -> Figure:
+    """A row of images [n, C, H, W] for each client, on one scale."""
+    most, (channels, height, width) = max(map(len, shown.values())), next(iter(shown.values())).shape[1:]
+    tiles = np.full((len(shown), most, height + 1, width + 1, channels), np.nan)  # a line of nothing between them
+    for row, own in zip(tiles, shown.values(), strict=True):
+        row[: len(own), 1:, 1:] = own.permute(0, 2, 3, 1).numpy()
+    darkest, brightest = np.nanpercentile(tiles, (1, 99))
+    sheet = tiles.transpose(0, 2, 1, 3, 4).reshape(len(shown) * (height + 1), most * (width + 1), channels)
+    sheet = (sheet.clip(darkest, brightest) - darkest) / max(brightest - darkest, 1e-9)
+    sheet = (7 * sheet).round() / 7  # noise does not compress: eight shades make a smaller file
+    figure = Figure(figsize=(0.4 * most + 0.5, 0.4 * len(shown) + 0.1), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(
+        np.nan_to_num(sheet if channels == 3 else sheet[..., 0], nan=1.0),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axes.set(xticks=[], ylabel="client")
+    axes.set_yticks([(i + 0.5) * (height + 1) for i in range(len(shown))], [str(client) for client in shown])
+    return figure
+
+
 def confusion(score: Score, round: int) -> Figure:
     """True label against prediction, counts on a logarithmic colour scale."""
     counts = score.confusion.numpy()

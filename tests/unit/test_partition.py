@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from fedddp.data.partition import IID, PARTITIONS, Dirichlet, Overlapping, Partition, Quantity, Shards
+from fedddp.data.partition import (
+    IID,
+    PARTITIONS,
+    Dirichlet,
+    DirichletLabels,
+    FromFile,
+    Labels,
+    Natural,
+    Overlapping,
+    Partition,
+    Quantity,
+    Shards,
+)
 from fedddp.rng import numpy_generator
 
 DISJOINT = [
@@ -15,8 +27,9 @@ DISJOINT = [
     Dirichlet(num_clients=13, alpha=50.0),
     Quantity(num_clients=7),
     Quantity(num_clients=7, alpha=0.05, min_size=3),
+    DirichletLabels(num_clients=7, alpha=0.5, min_size=2),
 ]
-CASES = [*DISJOINT, Overlapping(num_clients=7, size=20), Overlapping(num_clients=2000, size=9)]
+CASES = [*DISJOINT, Labels(num_clients=7), Overlapping(num_clients=7, size=20), Overlapping(num_clients=2000, size=9)]
 
 
 def labels(n=503, classes=10, seed=0):
@@ -55,7 +68,8 @@ def test_a_partition_is_a_function_of_its_seed(partitioner):
 
 
 def test_every_partition_by_name_is_covered_here():
-    assert {type(case) for case in CASES} == set(PARTITIONS.values())
+    given = {Natural, FromFile}  # see test_given_partitions
+    assert {type(case) for case in CASES} == set(PARTITIONS.values()) - given
 
 
 @pytest.mark.parametrize("num_clients", [1, 7, 100, 503])

@@ -1,0 +1,41 @@
+"""Partitions by name: rules that say which client owns which training examples. See docs/partitions.md."""
+
+from __future__ import annotations
+
+from .base import Excerpt, Ints, Partition, Partitioner
+from .dirichlet import Dirichlet, DirichletLabels
+from .given import FromFile, Natural, write_partition
+from .labels import Labels, Shards, Similarity
+from .shuffled import IID, Overlapping, Quantity
+
+PARTITIONS: dict[str, type] = {
+    "iid": IID,
+    "shards": Shards,
+    "labels": Labels,
+    "dirichlet": Dirichlet,
+    "dirichlet_labels": DirichletLabels,
+    "quantity": Quantity,
+    "similarity": Similarity,
+    "overlapping": Overlapping,
+    "natural": Natural,
+    "file": FromFile,
+}
+
+__all__ = [
+    "IID",
+    "PARTITIONS",
+    "Dirichlet",
+    "DirichletLabels",
+    "Excerpt",
+    "FromFile",
+    "Ints",
+    "Labels",
+    "Natural",
+    "Overlapping",
+    "Partition",
+    "Partitioner",
+    "Quantity",
+    "Shards",
+    "Similarity",
+    "write_partition",
+]

@@ -1,0 +1,155 @@
+"""Partitions: which client owns which training examples. Deterministic in the seed, drawn alike on every rank.
+
+A partition is three arrays, not N lists: client k owns ``order[starts[k] : starts[k] + sizes[k]]``. Ranges may overlap,
+so that a population can be larger than the data: a client costs two numbers, wherever its examples are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ...rng import numpy_generator
+from ..datasets import Examples
+
+Ints = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """``order [n]`` (example indices), ``starts [N]`` and ``sizes [N]``: where in it each client's range lies."""
+
+    order: Ints
+    starts: Ints
+    sizes: Ints
+
+    @classmethod
+    def dealt(cls, order: Ints, sizes: Ints) -> Partition:
+        """Client after client, back to back: no example of ``order`` has two owners."""
+        return cls(compact(order), compact(np.cumsum(sizes) - sizes), compact(sizes))
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.starts)
+
+    @property
+    def shares(self) -> bool:
+        """Whether some example has several owners: clients have more examples together than there are."""
+        return int(self.sizes.sum()) > len(np.unique(self.order))
+
+    def indices(self, client: int) -> Ints:
+        """The example indices of one client."""
+        return self.order[self.starts[client] : self.starts[client] + self.sizes[client]]
+
+    def of(self, clients: Ints) -> Ints:
+        """The example indices of several clients, client after client, without a Python loop."""
+        return self.order[ranges(self.starts[clients], self.sizes[clients])]
+
+    def counts(self, labels: Ints, num_classes: int, clients: Ints | None = None) -> Ints:
+        """Examples a client and label, [k, C], of ``clients [k]`` or of everybody."""
+        clients = np.arange(self.num_clients) if clients is None else clients
+        row = np.repeat(np.arange(len(clients)), self.sizes[clients])
+        flat = np.bincount(row * num_classes + labels[self.of(clients)], minlength=len(clients) * num_classes)
+        return flat.reshape(len(clients), num_classes)
+
+    def held_out(self, share: float, seed: int) -> tuple[Partition, Partition]:
+        """A partition for training and one of what is kept out of it: a random ``share`` of each client's examples.
+
+        Rounded, but at least one of two; a client with one trains on it. Where a rank sees its own clients only, it
+        finds for them what others would. Raises ValueError where clients share examples: another would train on them.
+        """
+        sizes = self.sizes.astype(np.int64)
+        owner, before = np.repeat(np.arange(self.num_clients), sizes), np.cumsum(sizes) - sizes
+        key = numpy_generator(seed, "holdout").random(len(owner))
+        shuffled = np.lexsort((key, owner)) - before[owner]  # each client's own positions, in random order
+        at = ranges(self.starts.astype(np.int64), sizes)
+        here = at < len(self.order)
+        if len(np.unique(self.order[at[here]])) < here.sum():
+            raise ValueError(
+                f"evaluate.holdout={share:g}: clients share examples here, so that one would train on what another "
+                "holds out; use a partition without overlap, or evaluate.holdout=0"
+            )
+        order = self.order.copy()
+        order[at[here]] = self.order[(self.starts[owner] + shuffled)[here]]
+        held = np.minimum(np.maximum(np.rint(share * sizes), 1), np.maximum(sizes - 1, 0)).astype(np.int64)
+        if not held.any():
+            raise ValueError(f"evaluate.holdout={share:g}: no client has two examples, so that none can keep one apart")
+        left = replace(self, order=order, sizes=compact(sizes - held))
+        return left, replace(left, starts=compact(self.starts + left.sizes), sizes=compact(held))
+
+    def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
+        """At most ``most`` clients, evenly spread over the population, the first and the last among them."""
+        clients = self._spread(most)
+        return Excerpt(clients, self.counts(labels, num_classes, clients), self.num_clients)
+
+    def fingerprint(self, labels: Ints) -> str:
+        """A sum over the labels and who owns them, equal where these are."""
+        owners = hashlib.sha256()
+        for numbers in (labels, self.order, self.starts, self.sizes):
+            owners.update(np.ascontiguousarray(numbers).data)  # in place: a million clients are megabytes
+        return owners.hexdigest()
+
+    def _spread(self, most: int) -> Ints:
+        return np.unique(np.linspace(0, self.num_clients - 1, min(self.num_clients, most)).astype(int))
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Who owns what, as far as an eye can take it in: ``counts [k, C]`` of ``clients [k]`` out of ``num_clients``.
+
+    Where the labels are not known, ``by_label`` is false and ``counts [k, 1]`` are the sizes.
+    """
+
+    clients: Ints
+    counts: Ints
+    num_clients: int
+    by_label: bool = True
+
+
+@dataclass(frozen=True)
+class Partitioner(ABC):
+    """A rule that deals ``labels [n]`` out to ``num_clients``; raises ValueError if the request is impossible."""
+
+    num_clients: Annotated[int, Field(ge=0, description="N, population; 0 = as many as ranks")] = 0
+
+    def population(self, world_size: int) -> int:
+        """N, where ``num_clients`` is 0."""
+        return self.num_clients or world_size
+
+    def deal(self, examples: Examples, seed: int) -> Partition:
+        """The partition of ``examples``. A rule that looks at more than labels overrides this."""
+        return self.split(examples.y.numpy(), seed)
+
+    @abstractmethod
+    def split(self, labels: Ints, seed: int) -> Partition: ...
+
+
+def compact(numbers: Ints) -> Ints:
+    """The same in 4 bytes each where they fit: a million clients are 8 MB instead of 16."""
+    return numbers.astype(np.int32) if numbers.max(initial=0) <= np.iinfo(np.int32).max else numbers
+
+
+def ranges(starts: Ints, sizes: Ints) -> Ints:
+    """``start, start + 1, ..., start + size - 1`` of one range after the other."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(sizes.sum())
+
+
+def even(total: int, parts: int) -> Ints:
+    """``parts`` sizes that differ by at most one and sum to ``total``."""
+    return np.full(parts, total // parts) + (np.arange(parts) < total % parts)
+
+
+def require(num_clients: int, examples: int, each: int = 1) -> None:
+    if num_clients * each > examples:
+        needs = f"at least {each} examples each" if each > 1 else "at least one example each"
+        raise ValueError(
+            f"data.partition.num_clients={num_clients}: {examples} examples cannot give {num_clients} clients {needs}; "
+            f"ask for at most {examples // each} clients"
+        )

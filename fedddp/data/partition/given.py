@@ -1,0 +1,153 @@
+"""Partitions that are given: by the data's own owners, or by a file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from ..datasets import Examples
+from .base import Ints, Partition, Partitioner
+
+
+@dataclass(frozen=True)
+class Natural(Partitioner):
+    """Everybody's own: the dataset says who made each example (writers, speakers, hospitals), client k is the k-th.
+
+    A dataset class says it by an attribute ``client_ids``, one number an example, beside ``data`` and ``targets``;
+    owners are counted in the order of their numbers.
+    """
+
+    def deal(self, examples: Examples, seed: int) -> Partition:
+        """See `Partitioner.deal`."""
+        if examples.owner is None:
+            raise ValueError(
+                "data.partition.name='natural': this dataset does not say who owns its examples; use one whose class "
+                "has the attribute client_ids, or another partition"
+            )
+        return self.split(examples.owner.numpy(), seed)
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        """``labels``: the owner of each example."""
+        owners, sizes = np.unique(labels, return_counts=True)
+        if len(owners) != self.num_clients:
+            raise ValueError(
+                f"data.partition.num_clients={self.num_clients}: the data have {len(owners)} owners; "
+                f"set it to {len(owners)}"
+            )
+        return Partition.dealt(np.argsort(labels, kind="stable"), sizes)
+
+
+@dataclass(frozen=True)
+class FromFile(Partitioner):
+    """As a file says: .json holds a list of each client's example numbers; .csv has lines ``client,example``; .npz
+    has ``order`` and ``sizes``, the example numbers client after client and how many each has.
+
+    `fedddp.show` writes such files. An example may have several owners, but no owner twice.
+    """
+
+    path: Annotated[str, Field(description="the file, .json, .csv or .npz; see fedddp.show --save")] = ""
+
+    def population(self, world_size: int) -> int:
+        """As many as the file has."""
+        return self.num_clients or len(self._read()[1])
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        order, sizes = self._read()
+        if self.num_clients and len(sizes) != self.num_clients:
+            raise ValueError(
+                f"data.partition.num_clients={self.num_clients}: {self.path} has {len(sizes)} clients; leave it out"
+            )
+        outside = (order < 0) | (order >= len(labels))
+        if outside.any():
+            raise self._mistake(
+                f"example {order[outside][0]} does not exist, the {len(labels)} training examples are numbered from 0; "
+                "was it made for another dataset?"
+            )
+        client = np.repeat(np.arange(len(sizes)), sizes)
+        pairs, counts = np.unique(client.astype(np.int64) * len(labels) + order, return_counts=True)
+        if (counts > 1).any():
+            twice = int(pairs[counts > 1][0])
+            raise self._mistake(
+                f"client {twice // len(labels)} has example {twice % len(labels)} more than once; take it out"
+            )
+        return Partition.dealt(order, sizes)
+
+    def _read(self) -> tuple[Ints, Ints]:
+        """(order, sizes)."""
+        if not self.path:
+            raise ValueError("data.partition.path='': partition file needs one; write it with fedddp.show --save=FILE")
+        _checked_ending(f"data.partition.path={self.path!r}", self.path)
+        try:
+            order, sizes = READERS[Path(self.path).suffix](Path(self.path))
+        except OSError as error:
+            raise self._mistake(f"cannot be read ({error.strerror or error}); name an existing file") from None
+        except Exception as error:
+            raise self._mistake(f"is not a partition ({error}); see docs/partitions.md for the three formats") from None
+        if not len(sizes):
+            raise self._mistake("has no clients; list one or more")
+        if sizes.min() < 1:
+            raise self._mistake(f"client {int(sizes.argmin())} has no examples; leave it out")
+        return order, sizes
+
+    def _mistake(self, reason: str) -> ValueError:
+        return ValueError(f"data.partition.path={self.path!r}: {reason}")
+
+
+def write_partition(path: Path, partition: Partition) -> None:
+    """Write it in the format that the ending of ``path`` says. Raises ValueError for another ending."""
+    _checked_ending(f"{path}", str(path))
+    hands = [partition.indices(k).tolist() for k in range(partition.num_clients)]
+    if path.suffix == ".npz":
+        np.savez_compressed(path, order=partition.of(np.arange(partition.num_clients)), sizes=partition.sizes)
+    elif path.suffix == ".json":
+        path.write_text("[\n" + ",\n".join(json.dumps(own) for own in hands) + "\n]\n")
+    else:
+        lines = [f"{client},{example}" for client, own in enumerate(hands) for example in own]
+        path.write_text("\n".join(["client,example", *lines]) + "\n")
+
+
+def _checked_ending(what: str, path: str) -> None:
+    if Path(path).suffix not in READERS:
+        raise ValueError(f"{what}: should end in one of {', '.join(READERS)}")
+
+
+def _from_json(path: Path) -> tuple[Ints, Ints]:
+    hands = json.loads(path.read_text())
+    if not isinstance(hands, list) or not all(isinstance(own, list) for own in hands):
+        raise ValueError("it should be a list of lists")
+    flat = [i for own in hands for i in own]
+    if not all(type(i) is int for i in flat):
+        raise ValueError("the inner lists should hold whole numbers")
+    return np.array(flat, dtype=np.int64), np.array([len(own) for own in hands], dtype=np.int64)
+
+
+def _from_csv(path: Path) -> tuple[Ints, Ints]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if header != ["client", "example"]:
+        raise ValueError(f"its first line should be client,example and is {','.join(header)}")
+    pairs = np.array([[int(field) for field in row] for row in rows], dtype=np.int64).reshape(-1, 2)
+    if (pairs[:, 0] < 0).any():
+        raise ValueError("clients are numbered from 0")
+    by_client = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    return by_client[:, 1], np.bincount(by_client[:, 0])
+
+
+def _from_npz(path: Path) -> tuple[Ints, Ints]:
+    with np.load(path) as arrays:
+        order, sizes = arrays["order"], arrays["sizes"]
+    if order.dtype.kind not in "iu" or sizes.dtype.kind not in "iu" or order.ndim != 1 or sizes.ndim != 1:
+        raise ValueError("order and sizes should be one-dimensional whole numbers")
+    if len(order) != sizes.sum():
+        raise ValueError(f"sizes sum to {sizes.sum()}, order has {len(order)}")
+    return order.astype(np.int64), sizes.astype(np.int64)
+
+
+READERS: dict[str, Callable[[Path], tuple[Ints, Ints]]] = {".json": _from_json, ".csv": _from_csv, ".npz": _from_npz}

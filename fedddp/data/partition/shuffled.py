@@ -1,0 +1,62 @@
+"""Rules that do not look at labels: every client's examples are a random sample of the data, of some size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from ...rng import numpy_generator
+from .base import Ints, Partition, Partitioner, compact, even, require
+
+
+@dataclass(frozen=True)
+class IID(Partitioner):
+    """Shuffled and dealt evenly: client sizes differ by at most one (McMahan et al. 2017, section 3)."""
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        require(self.num_clients, len(labels))
+        order = numpy_generator(seed, "partition").permutation(len(labels))
+        return Partition.dealt(order, even(len(labels), self.num_clients))
+
+
+@dataclass(frozen=True)
+class Quantity(Partitioner):
+    """Labels alike, sizes unequal: shares of the examples drawn from Dir(alpha) (Li et al. 2022, NIID-Bench)."""
+
+    alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few clients own most")] = 0.5
+    min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 1
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        require(self.num_clients, len(labels), self.min_size)
+        rng = numpy_generator(seed, "partition")
+        order = rng.permutation(len(labels))
+        share = rng.dirichlet(np.full(self.num_clients, self.alpha))
+        if not np.isfinite(share).all():
+            share = np.eye(self.num_clients)[rng.integers(self.num_clients)]
+        spare = len(labels) - self.num_clients * self.min_size
+        sizes = self.min_size + np.floor(spare * share).astype(np.int64)
+        sizes[np.argsort(-share)[: len(labels) - sizes.sum()]] += 1
+        return Partition.dealt(order, sizes)
+
+
+@dataclass(frozen=True)
+class Overlapping(Partitioner):
+    """Equal sizes, and as many clients as one likes: stretches of one shuffled order that starts over at its end.
+
+    For measuring with populations larger than the data. Starts are evenly spaced, so that every example has as many
+    owners as every other (give or take one), and nobody shares while there is enough for all. Neighbours share most.
+    """
+
+    size: Annotated[int, Field(ge=1, description="examples a client owns")] = 60
+
+    def split(self, labels: Ints, seed: int) -> Partition:
+        n = len(labels)
+        if self.size > n:
+            raise ValueError(f"data.partition.size={self.size}: there are only {n} examples; ask for at most {n}")
+        order = numpy_generator(seed, "partition").permutation(n)
+        starts = np.arange(self.num_clients) * n // self.num_clients
+        sizes = np.full(self.num_clients, self.size)
+        return Partition(compact(np.concatenate([order, order[: self.size - 1]])), compact(starts), compact(sizes))
