@@ -14,10 +14,8 @@ import ctypes
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -31,8 +29,9 @@ from .guard import AROUND, OBJECTS, Guard, Refused, refuse_around, restore
 from .ledger import Ledger
 from .notes import CommError, LostRank, Notes
 from .place import Place
+from .sockets import cut, open_sockets
 
-__all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "leave", "record"]
+__all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "record"]
 
 MODULES = (dist, dist.distributed_c10d)
 FOREVER = timedelta(days=1)  # gloo's own timeout; `_poll` keeps the time, since it can name the missing rank
@@ -108,9 +107,9 @@ class Comm:
         assert self._notes is not None
         store = dist.PrefixStore(f"group/{self._notes.epoch}", self._store)
         place = self.members.index(self.rank)
-        before = _sockets()
+        before = open_sockets()
         group = dist.ProcessGroupGloo(store, place, len(self.members), timedelta(seconds=timeout))
-        self._connections = _sockets() - before
+        self._connections = open_sockets() - before
         group._set_default_timeout(FOREVER)
         return group
 
@@ -342,7 +341,7 @@ class Comm:
         """
         self._buffer = None
         if self.backend == "gloo" and self._group is not None:
-            _cut(self._connections)
+            cut(self._connections)
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._group))
             self._group, self._connections = None, set()
 
@@ -393,27 +392,3 @@ def _launchers_store(place: Place, timeout: float) -> dist.Store:
         holder = "the launcher" if held_by_agent else "rank 0"
         told = f"the store at {address}:{port}, which {holder} holds, cannot be reached within {timeout:g} s"
         raise CommError(f"start: {told}") from error
-
-
-def leave(code: int) -> None:
-    """End this process at once: a process group with work under way would wait for it in its destructor."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _sockets() -> set[tuple[int, str]]:
-    """This process's open sockets: file descriptor and inode; none where there is no /proc."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with suppress(OSError):
-            found.add((int(fd), os.readlink(f"/proc/self/fd/{fd}")))
-    return {(fd, link) for fd, link in found if link.startswith("socket:")}
-
-
-def _cut(connections: set[tuple[int, str]]) -> None:
-    """Shut down those that are still what they were and have a peer: gloo offers no way to end its own."""
-    for fd, _ in connections & _sockets():
-        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-            connection.getpeername()  # not the socket that listens
-            connection.shutdown(socket.SHUT_RDWR)

@@ -19,11 +19,11 @@ from typing import Any
 
 from . import __version__, interrupt
 from .checkpoint import vector_sha256
-from .comm import CommError, leave, record
+from .comm import CommError, record
 from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
 from .experiment import Experiment, connect
 from .federation import Federation, federate
-from .interrupt import Interrupted
+from .interrupt import Interrupted, leave
 from .place import SPANS_HOSTS, Place, spans_hosts
 from .preparation import Prepared, prepare, resolve
 from .safeguards import caveat

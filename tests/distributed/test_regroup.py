@@ -186,7 +186,7 @@ def asked_by_one(comm, cuts):
     """Rank 2 asks to regroup while nobody is lost: those that wait elsewhere hear of it soon, by its connection or,
     where that cannot be cut, by the store."""
     if not cuts:
-        fedddp.comm._cut = lambda _: None
+        fedddp.comm.cut = lambda _: None
     comm.barrier("first")
     began = time.monotonic()
     if comm.rank == 2:

@@ -22,6 +22,7 @@ FLOORS = [
         "guard",
         "notes",
         "place",
+        "sockets",
     ],
     ["comm", "data", "losses", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],

@@ -15,6 +15,7 @@ from fedddp.data.partition import (
     Partition,
     Quantity,
     Shards,
+    Similarity,
 )
 from fedddp.rng import numpy_generator
 
@@ -28,6 +29,7 @@ DISJOINT = [
     Quantity(num_clients=7),
     Quantity(num_clients=7, alpha=0.05, min_size=3),
     DirichletLabels(num_clients=7, alpha=0.5, min_size=2),
+    Similarity(num_clients=7, similarity=0.3),
 ]
 CASES = [*DISJOINT, Labels(num_clients=7), Overlapping(num_clients=7, size=20), Overlapping(num_clients=2000, size=9)]
 
