@@ -27,7 +27,8 @@ class RandomK:
 
     Unbiased; its variance is (C / k - 1) |u|^2 for one client, and the same multiple of the mean's square for the mean,
     since all clients leave out the same coordinates. Where steps C / k times as long are too long for a model, a
-    smaller algorithm.server_optimizer.lr makes up for it. Linear: one all_reduce, 8 (R-1)/R k bytes from each rank; no index is sent, no state is kept.
+    smaller algorithm.server_optimizer.lr makes up for it. Linear: one all_reduce, 8 (R-1)/R k bytes from each rank; no
+    index is sent, no state is kept.
     """
 
     share: Annotated[float, Field(gt=0, le=1, description="of the coordinates that are sent")] = 0.1

@@ -85,7 +85,7 @@ class TopKSum:
             p[index] -= self._code.unpack(packet)[1].to(p)  # what is not sent, whatever the packet could not hold
             self._packets.append(torch.cat([_header(client, n).to(packet.device), packet]))
         self._small.add(plain, weight, ids)
-        self._memory.put(ids, {"error": corrected}, range(len(ids)))
+        self._memory.put(ids, {"error": corrected.cpu()}, range(len(ids)))
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
         self._counts[comm.rank] = len(self._packets)
