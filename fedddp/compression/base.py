@@ -40,7 +40,7 @@ class Sum(Protocol):
 
 
 class Memory(Protocol):
-    """What clients remember of what was not sent, and what all ranks remember alike (``shared``)."""
+    """What clients remember of what was not sent, on CPU, and what all ranks remember alike (``shared``)."""
 
     @property
     def shared(self) -> Mapping[str, Tensor]: ...

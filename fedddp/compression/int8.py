@@ -39,7 +39,8 @@ class Int8:
 
     Linear. Two all_reduces: of S_b, what is not compressed and the tail (8 bytes each), then of one byte a
     coordinate: 2 (R-1)/R (C + 8 C / bucket) bytes from each rank, a quarter of float32's. The result is the same for
-    any number of ranks. A rank keeps its clients' updates until the scales are known: m / R times 4 D bytes.
+    any number of ranks (to the bit if aggregation.sum=exact makes the scales so). A rank keeps its clients' updates
+    until the scales are known: 4 D m / R bytes.
     """
 
     bucket: Annotated[int, Field(ge=16, description="coordinates that share a scale")] = 1024

@@ -105,7 +105,7 @@ class PowerSum:
             q = [m.T @ b for m, b in zip(m, basis, strict=True)]
             self._q_sum.add(_flat(q)[None], weight, [client])
             left = [m - b @ q.T for m, b, q in zip(m, basis, q, strict=True)]
-            self._memory.put([client], {"error": _flat(left)[None]}, [0])
+            self._memory.put([client], {"error": _flat(left)[None].cpu()}, [0])
         self._kept.clear()
         q_sum, _ = self._q_sum.total(comm, round)
         q = _matrices(q_sum, self._q_shapes)

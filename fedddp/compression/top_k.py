@@ -38,7 +38,7 @@ class TopK:
     packet has about 2.1 bytes an entry (5.1 with float32 values): indices take 1.07 (`SparseCode`), values 1, scales 1
     in 64. (R-1) (m/R) packets from each rank: m share 2.1 / 8 of float32's ring, 2.6% for 10 clients at 1%. It
     grows with m, which the ring does not: for hundreds of clients a round take a smaller share. Packets are added in
-    the order of clients' ids, so that the result has the same bits for any number of ranks.
+    the order of clients' ids, so that their sum has the same bits for any number of ranks.
     """
 
     share: Annotated[float, Field(gt=0, le=1, description="of each client's coordinates that are sent")] = 0.01
@@ -58,12 +58,8 @@ class TopKSum:
     """Rows become packets as they come; these are gathered in the end."""
 
     def __init__(self, method: TopK, setting: Setting) -> None:
-        self._columns, self._memory, self._ranks = (
-            method.columns(setting.layout, setting.spec),
-            setting.memory,
-            setting.ranks,
-        )
-        size = self._columns.squeezed
+        self._columns = method.columns(setting.layout, setting.spec)
+        self._memory, self._ranks, size = setting.memory, setting.ranks, self._columns.squeezed
         self._code = SparseCode(size, max(1, round(method.share * size)), 8 if method.values == "int8" else 32)
         self._small = setting.new_sum(setting.spec.dtype)
 
@@ -79,13 +75,15 @@ class TopKSum:
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         squeezed, plain = self._columns.split(rows)
         corrected = squeezed + self._memory.get(ids)["error"].to(squeezed)  # p_k [K, C], a copy
+        packets = []
         for client, n, p in zip(ids, weight.tolist(), corrected, strict=True):
             index = _largest(p.abs(), self._code.k)
             packet = self._code.pack(index, p[index])
             p[index] -= self._code.unpack(packet)[1].to(p)  # what is not sent, whatever the packet could not hold
-            self._packets.append(torch.cat([_header(client, n).to(packet.device), packet]))
+            packets.append(torch.cat([_header(client, n).to(packet.device), packet]))
         self._small.add(plain, weight, ids)
-        self._memory.put(ids, {"error": corrected}, range(len(ids)))
+        self._packets += packets
+        self._memory.put(ids, {"error": corrected.cpu()}, range(len(ids)))
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
         self._counts[comm.rank] = len(self._packets)

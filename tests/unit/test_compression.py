@@ -108,6 +108,16 @@ def test_with_an_exact_sum_order_and_blocks_do_not_matter(method):
         assert torch.equal(one, two)
 
 
+def test_packets_are_added_in_the_order_of_ids_whoever_came_first():
+    """In float32, where the order of five terms shows."""
+    rows, order = updates() * 10.0 ** torch.arange(-2, 3)[:, None], [3, 0, 4, 2, 1]
+    totals = []
+    for ids in (list(range(5)), order):
+        run = Run(TopK(share=0.9))
+        totals.append(run.columns.split(run.round(0, rows[ids], WEIGHT[ids], ids)[0])[0])
+    assert torch.equal(*totals)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_updates_are_not_changed(method):
     rows = updates()
