@@ -75,6 +75,8 @@ def _kind(hint: Any) -> str:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return f"[{_kind(typing.get_args(hint)[0])}, ...]"
     options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
     if options and typing.get_origin(hint) is not dict:
         return "|".join(_kind(option) for option in options)
@@ -84,6 +86,8 @@ def _kind(hint: Any) -> str:
 def _shown(default: Any) -> str:
     if default is None or default in ("", {}):
         return ""
+    if isinstance(default, tuple):
+        return str(list(default))
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
