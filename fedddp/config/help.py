@@ -84,7 +84,7 @@ def _kind(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
-        return "list"
+        return f"[{_kind(typing.get_args(hint)[0])}, ...]"
     options = [arg for arg in typing.get_args(hint) if arg is not type(None)]
     if options and typing.get_origin(hint) is not dict:
         return "|".join(_kind(option) for option in options)

@@ -48,13 +48,8 @@ def images(shown: Mapping[int, Tensor]) -> Figure:
     sheet = (7 * sheet).round() / 7  # noise does not compress: eight shades make a smaller file
     figure = Figure(figsize=(0.4 * most + 0.5, 0.4 * len(shown) + 0.1), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(
-        np.nan_to_num(sheet if channels == 3 else sheet[..., 0], nan=1.0),
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-    )
+    sheet = np.nan_to_num(sheet if channels == 3 else sheet[..., 0], nan=1.0)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], ylabel="client")
     axes.set_yticks([(i + 0.5) * (height + 1) for i in range(len(shown))], [str(client) for client in shown])
     return figure
