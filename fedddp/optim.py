@@ -77,6 +77,7 @@ class Adam:
     beta1: Annotated[float, Field(ge=0, lt=1, description="decay of the mean gradient")] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1, description="decay of the mean squared gradient")] = 0.999
     eps: Annotated[float, Field(gt=0, description="added to the root of the mean square")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty added to the gradient")] = 0.0
 
     @property
     def plain_lr(self) -> float | None:
@@ -87,6 +88,8 @@ class Adam:
         return {**zeros, "step": [torch.zeros((), dtype=p.dtype, device=p.device) for p in params]}
 
     def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        if self.weight_decay:
+            grads = list(torch._foreach_add(grads, params, alpha=self.weight_decay))
         first, second, step = state["first"], state["second"], state["step"]
         torch._foreach_add_(step, 1.0)
         torch._foreach_lerp_(first, grads, 1 - self.beta1)

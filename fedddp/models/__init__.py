@@ -15,6 +15,7 @@ from .cnn import CNN
 from .gan import GAN
 from .logistic import Logistic
 from .mlp import MLP
+from .svm import SVM
 
 
 class ModelFactory(Protocol):
@@ -35,6 +36,6 @@ class ImportedModule:
         return self.module(**self.args)
 
 
-MODELS: dict[str, type] = {"cnn": CNN, "gan": GAN, "logistic": Logistic, "mlp": MLP}
+MODELS: dict[str, type] = {"cnn": CNN, "gan": GAN, "logistic": Logistic, "mlp": MLP, "svm": SVM}
 
-__all__ = ["CNN", "GAN", "MLP", "MODELS", "ImportedModule", "Logistic", "ModelFactory"]
+__all__ = ["CNN", "GAN", "MLP", "MODELS", "SVM", "ImportedModule", "Logistic", "ModelFactory"]
