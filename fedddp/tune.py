@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.WARNING)  # what a run says of itself at start would come with every fold
     with interrupt.handled():
         try:
-            record(_tune)(_search(words, place), place)
+            record(_tune)(search_of(words, place), place)
             return 0
         except UsageError as error:
             code = 2
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _search(words: Sequence[str], place: Place) -> Search:
+def search_of(words: Sequence[str], place: Place) -> Search:
     """Read the command line, and check every combination before anything starts."""
     options, grids, rest, queue = dict(DEFAULTS), [], [], list(words)
     while queue:
@@ -139,22 +139,29 @@ def _tune(search: Search, place: Place) -> None:
     target = Path(search.out) if search.out else target
     config = first.config.run
     comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
-    candidates: list[Candidate] = []
-    for words, choice in zip(search.choices, search.configs, strict=True):
-        begun = time.perf_counter()
-        folds = [_folded(choice, search, fold, dataset, partition, place) for fold in range(search.folds)]
-        scores = [score for p in folds if (score := _scored(p, comm))]
-        if place.rank == 0:
-            parameters = flatten(parse(words).layers[-1])
-            done = Candidate(parameters, [s.accuracy or 0.0 for s in scores], [s.loss for s in scores])
-            candidates.append(done)
-            print(f"{done.text}: {done.mean:.4f}, {time.perf_counter() - begun:.1f} s", flush=True)
+    candidates = searched(search, dataset, partition, place, comm)
     comm.barrier("done")
     comm.close()
     if place.rank == 0:
         told(candidates, search.folds)
         written(target, candidates, search.folds, search.examples, search.base.run.rounds)
         print(f"written to {target}; train with what was chosen: ... -m fedddp.train FILE.toml {target}/chosen.toml")
+
+
+def searched(search: Search, dataset: Dataset, partition: Partition, place: Place, comm: Comm) -> list[Candidate]:
+    """Every combination in every fold; rank 0 knows the scores, the others get none."""
+    candidates: list[Candidate] = []
+    for words, choice in zip(search.choices, search.configs, strict=True):
+        begun, scores = time.perf_counter(), []
+        for fold in range(search.folds):
+            score = _scored(_folded(choice, search, fold, dataset, partition, place), comm)
+            scores += [score] if score else []
+        if place.rank == 0:
+            parameters = flatten(parse(words).layers[-1])
+            done = Candidate(parameters, [s.accuracy or 0.0 for s in scores], [s.loss for s in scores])
+            candidates.append(done)
+            print(f"{done.text}: {done.mean:.4f}, {time.perf_counter() - begun:.1f} s", flush=True)
+    return candidates
 
 
 def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
