@@ -17,6 +17,7 @@ from .lenet import LeNet
 from .logistic import Logistic
 from .mlp import MLP
 from .resnet import ResNet
+from .svm import SVM
 from .vgg import VGG
 
 
@@ -45,7 +46,8 @@ MODELS: dict[str, type] = {
     "logistic": Logistic,
     "mlp": MLP,
     "resnet": ResNet,
+    "svm": SVM,
     "vgg": VGG,
 }
 
-__all__ = ["CNN", "GAN", "MLP", "MODELS", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]
+__all__ = ["CNN", "GAN", "MLP", "MODELS", "SVM", "VGG", "ImportedModule", "LeNet", "Logistic", "ModelFactory", "ResNet"]

@@ -1,0 +1,96 @@
+"""What a search for parameters tells: a table, and files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One combination (dotted key to value), and its validation accuracy and loss in each fold."""
+
+    parameters: Mapping[str, Any]
+    accuracies: list[float]
+    losses: list[float]
+
+    @property
+    def text(self) -> str:
+        return "  ".join(f"{key}={value}" for key, value in self.parameters.items())
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def deviation(self) -> float:
+        """Of the folds, with k - 1 in the denominator."""
+        return statistics.stdev(self.accuracies)
+
+    @property
+    def loss(self) -> float:
+        return statistics.fmean(self.losses)
+
+
+def chosen(candidates: Sequence[Candidate]) -> Candidate:
+    """The highest mean accuracy; of equals, the lowest loss."""
+    return max(candidates, key=lambda c: (c.mean, -c.loss))
+
+
+def told(candidates: Sequence[Candidate], folds: int) -> None:
+    """The table on the terminal, the best first."""
+    best = chosen(candidates)
+    table = Table(title=f"{folds}-fold cross-validation")
+    for column in _columns(best):
+        table.add_column(column, justify="right")
+    for candidate in sorted(candidates, key=lambda c: -c.mean):
+        table.add_row(*_cells(candidate), style="bold" if candidate is best else None)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def written(folder: Path, candidates: Sequence[Candidate], folds: int, examples: int, rounds: int) -> None:
+    """``results.json``, ``results.md`` and ``chosen.toml`` in ``folder``; ``examples`` a client at most, 0 = all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    best = chosen(candidates)
+    results = {
+        "folds": folds,
+        "rounds": rounds,
+        "examples_per_client": examples or None,
+        "candidates": [{**asdict(c), "mean": c.mean, "deviation": c.deviation} for c in candidates],
+        "chosen": dict(best.parameters),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    header = _columns(best)
+    lines = [header, ["---:"] * len(header), *map(_cells, candidates)]
+    (folder / "results.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+    table = tomli_w.dumps(_nested(best.parameters))
+    (folder / "chosen.toml").write_text(f"# by {folds}-fold cross-validation\n\n{table}")
+
+
+def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for path, value in parameters.items():
+        *sections, key = path.split(".")
+        inner = table
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return table
+
+
+def _columns(candidate: Candidate) -> list[str]:
+    return [*candidate.parameters, "accuracy", "deviation", "loss"]
+
+
+def _cells(candidate: Candidate) -> list[str]:
+    figures = (candidate.mean, candidate.deviation, candidate.loss)
+    return [*map(str, candidate.parameters.values()), *(f"{figure:.4f}" for figure in figures)]

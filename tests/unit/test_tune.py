@@ -1,0 +1,145 @@
+"""fedddp.tune: folds of each client's own examples, and what is chosen by them."""
+
+import json
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+
+from fedddp.config import build, read_toml
+from fedddp.data.folds import fold_sizes, without_fold
+from fedddp.data.partition import Partition
+from fedddp.data.parts import Divided
+from fedddp.telemetry.tuning import Candidate, chosen
+from fedddp.tune import main
+
+SIZES = np.array([7, 1, 12, 0, 5])
+ORDER = np.random.default_rng(0).permutation(40)[: SIZES.sum()]
+WORDS = (
+    "--data.name=synthetic",
+    "--data.args={num_train = 160, num_test = 10, num_classes = 4, shape = [1, 6, 6], noise = 0.2}",
+    "--data.partition.num_clients=4",
+    "--model.name=logistic",
+    "--run.rounds=1",
+    "--run.threads=1",
+    "--run.name=small",
+)
+
+
+def partition():
+    return Partition.dealt(ORDER, SIZES)
+
+
+def test_folds_of_a_client_are_disjoint_and_together_all_of_it():
+    seen = {client: [] for client in range(5)}
+    for fold in range(3):
+        kept, held = without_fold(partition(), fold, 3, seed=0)
+        for client in range(5):
+            own = set(partition().indices(client).tolist())
+            rows, rest = held[client].tolist(), kept.indices(client).tolist()
+            assert set(rows) | set(rest) == own
+            assert len(rows) + len(rest) == len(own)
+            seen[client] += rows
+        assert [len(held[client]) for client in range(5)] == fold_sizes(SIZES, fold, 3).tolist()
+        assert kept.sizes.tolist() == (SIZES - fold_sizes(SIZES, fold, 3)).tolist()
+    assert {client: sorted(rows) for client, rows in seen.items()} == {
+        client: sorted(partition().indices(client).tolist()) for client in range(5)
+    }
+
+
+def test_folds_are_of_the_seed():
+    def held(seed):
+        return without_fold(partition(), 0, 2, seed=seed)[1][2].tolist()
+
+    assert held(0) == held(0) != held(1)
+
+
+def test_at_most_so_many_examples_and_not_the_first_ones():
+    kept, held = without_fold(partition(), 0, 2, seed=0, most=6)
+    assert kept.sizes.tolist() == [3, 0, 3, 0, 2]
+    assert [len(held[k]) for k in range(5)] == [3, 1, 3, 0, 3]
+    assert set(held[2].tolist()) | set(kept.indices(2).tolist()) != set(partition().indices(2)[:6].tolist())
+
+
+def test_of_clients_elsewhere_the_sizes_are_enough():
+    """As a rank sees data that lie divided: it holds clients 0, 2 and 4."""
+    n = 7 + 12 + 5
+    divided = Divided(np.arange(n), np.array([0, n, 7, n, 19]), SIZES, public=None)
+    kept, held = without_fold(divided, 1, 3, seed=0)
+    assert isinstance(kept, Divided)
+    assert kept.sizes.tolist() == (SIZES - fold_sizes(SIZES, 1, 3)).tolist()
+    assert {k for k in held if len(held[k])} == {0, 2, 4}
+    for client, own in ((0, range(7)), (2, range(7, 19)), (4, range(19, 24))):
+        assert set(kept.indices(client).tolist()) | set(held[client].tolist()) == set(own)
+
+
+def test_the_best_mean_is_chosen_and_of_equals_the_lowest_loss():
+    a, b = Candidate({"x.y": 1}, [0.5, 0.7], [1.0, 1.0]), Candidate({"x.y": 2}, [0.6, 0.6], [0.5, 0.9])
+    c = Candidate({"x.y": 3}, [0.9, 0.2], [0.1, 0.1])
+    assert chosen([a, b, c]) is b
+    assert a.deviation == pytest.approx(0.1 * 2**0.5)
+
+
+def test_a_good_choice_is_found_written_and_trains_as_written(tmp_path, capsys):
+    """A learning rate of 1e-6 learns nothing."""
+    words = [*WORDS, "--grid", "client.optimizer.lr=1e-6,0.1", "--grid=client.batch_size=5,10", "--folds=2"]
+    assert main([*words, f"--run.dir={tmp_path}"]) == 0
+    folder = tmp_path / "small-tune"
+    results = json.loads((folder / "results.json").read_text())
+    assert [c["parameters"] for c in results["candidates"]] == [
+        {"client.optimizer.lr": lr, "client.batch_size": size} for lr in (1e-6, 0.1) for size in (5, 10)
+    ]
+    assert results["chosen"]["client.optimizer.lr"] == 0.1
+    by_lr = {c["parameters"]["client.optimizer.lr"]: c["mean"] for c in results["candidates"]}
+    assert by_lr[0.1] > 0.8 > by_lr[1e-6] + 0.1
+    table = tomllib.loads((folder / "chosen.toml").read_text())
+    assert table == {"client": {"optimizer": {"lr": 0.1}, "batch_size": results["chosen"]["client.batch_size"]}}
+    assert build(read_toml(folder / "chosen.toml")).client.optimizer.lr == 0.1
+    assert (folder / "results.md").read_text().count("\n") == 6
+    assert "2-fold cross-validation" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["small-tune"]  # no run folder of a fold
+    assert main([*words, f"--run.dir={tmp_path}", "--out", str(tmp_path / "again")]) == 0
+    assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+
+
+def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
+    """Training examples and those scored are disjoint, for every client, and the test set is not among them."""
+    from fedddp import tune
+
+    seen = []
+    share = tune.share
+
+    def noting(config, place, dataset, partition):
+        seen.append((dataset, partition))
+        return share(config, place, dataset, partition)
+
+    monkeypatch.setattr(tune, "share", noting)
+    assert main([*WORDS, "--grid=client.optimizer.lr=0.1", "--folds=2", f"--run.dir={tmp_path}"]) == 0
+    scored = []
+    for dataset, kept in seen[1:]:
+        trained_on = dataset.train.x[torch.from_numpy(kept.order).long()].flatten(1)
+        assert len(kept.order) == len(dataset.test) == 80
+        assert torch.cdist(dataset.test.x.flatten(1).double(), trained_on.double()).min() > 0
+        scored.append(dataset.test.y)
+    assert torch.cat(scored).bincount().tolist() == seen[0][0].train.y.bincount().tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "give what to choose from: --grid KEY=VALUE"),
+        (["--grid=lr"], "--grid=lr: should be section.key=value,value"),
+        (["--grid=data.partition.num_clients=2,4"], "the folds are of one dataset"),
+        (["--grid=client.optimizer.lr=0.1,-1"], "client.optimizer.lr=-1: should be greater than 0"),
+        (["--grid=client.optimizer.lr=0.1", "--folds=1"], "--folds=1: should be a whole number of at least 2"),
+        (["--grid=client.optimizer.lr=0.1", "--folds=500"], "--folds=500: the clients of some rank have too few"),
+        (["--grid=client.optimizer.lr=0.1", "--privacy.level=client"], "every combination would spend a budget"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_starts(tmp_path, words, told, capsys):
+    assert main([*WORDS, *words, f"--run.dir={tmp_path}"]) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
