@@ -6,6 +6,7 @@ from .fedavg import FedAvg
 from .feddyn import FedDyn
 from .fednova import FedNova
 from .fedprox import FedProx
+from .moon import Moon
 from .qffl import QFFL
 from .scaffold import Scaffold
 
@@ -16,6 +17,7 @@ ALGORITHMS: dict[str, type] = {
     "fednova": FedNova,
     "feddyn": FedDyn,
     "qffl": QFFL,
+    "moon": Moon,
 }
 
 __all__ = [
@@ -29,5 +31,6 @@ __all__ = [
     "FedNova",
     "FedProx",
     "LocalTraining",
+    "Moon",
     "Scaffold",
 ]

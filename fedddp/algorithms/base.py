@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
 
 
 class LocalTraining(Protocol):
@@ -22,7 +22,9 @@ class LocalTraining(Protocol):
         """The client optimizer, as it is in this round."""
         ...
 
-    def train(self, start: Tensor, correct=None, *, epochs: int | None = None) -> LocalResult: ...
+    def train(
+        self, start: Tensor, correct=None, *, epochs: int | None = None, contrast: Contrast | None = None
+    ) -> LocalResult: ...
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), [K]."""

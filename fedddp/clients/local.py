@@ -14,7 +14,7 @@ from ..data import ClientData, Plan, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, LearningRate, Optimizer, scaled
 from ..tasks import Task
-from ..types import LocalResult
+from ..types import Contrast, LocalResult
 
 Correction = Callable[[Tensor, Tensor], Tensor]
 """``correct(g [K, P], w [K, P]) -> g [K, P]``, applied to the gradient of every local step."""
@@ -99,15 +99,24 @@ class Local:
     num_examples: Tensor  # [K]
     epochs: int | None = None
     """E, where it is not the configured one."""
+    contrast: Contrast | None = None
 
     @property
     def optimizer(self) -> Optimizer:
         """The client optimizer, as it is in this round."""
         return self.trainer.optimizer(self.round)
 
-    def train(self, start: Tensor, correct: Correction | None = None, *, epochs: int | None = None) -> LocalResult:
+    def train(
+        self,
+        start: Tensor,
+        correct: Correction | None = None,
+        *,
+        epochs: int | None = None,
+        contrast: Contrast | None = None,
+    ) -> LocalResult:
         """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once."""
-        return self.trainer.train(replace(self, epochs=epochs) if epochs else self, start, correct)
+        changed = replace(self, epochs=epochs, contrast=contrast) if epochs or contrast else self
+        return self.trainer.train(changed, start, correct)
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""
