@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from . import interrupt
-from .comm import Comm, CommError, leave, record
+from .comm import Comm, CommError, record
 from .config import Config, UsageError, build, flatten, parse
 from .data import Dataset, Examples, Partition
 from .data.folds import fold_sizes, without_fold
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = 1
             log.error("%s", error)
     if place.world_size > 1:
-        leave(code)
+        interrupt.leave(code)
     return code
 
 

@@ -7,7 +7,7 @@ D length of the flat model vector, P its trainable part (P <= D), d the length o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -59,6 +59,18 @@ class LocalResult:
     def w(self) -> Tensor:
         """Where the clients ended, ``w_k = start + delta [K, D]``."""
         return self.start + self.delta
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A loss besides the task's, of a client's features against those that other models make of the same examples.
+
+    ``models [R, K, D]``; ``loss``: features [B, d] of a batch and theirs [R, B, d] to [B]. Features are what goes into
+    the last linear layer.
+    """
+
+    models: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
 from .ifca import IFCA
+from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
 from .scaffold import Scaffold
@@ -23,6 +24,7 @@ ALGORITHMS: dict[str, type] = {
     "fednova": FedNova,
     "feddyn": FedDyn,
     "qffl": QFFL,
+    "moon": Moon,
     "ditto": Ditto,
     "apfl": APFL,
     "ifca": IFCA,
@@ -47,6 +49,7 @@ __all__ = [
     "FedProx",
     "FedRep",
     "LocalTraining",
+    "Moon",
     "Personal",
     "Scaffold",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
 
 
 class LocalTraining(Protocol):
@@ -30,7 +30,13 @@ class LocalTraining(Protocol):
         ...
 
     def train(
-        self, start: Tensor, correct=None, *, epochs: int | None = None, optimizer: Optimizer | None = None
+        self,
+        start: Tensor,
+        correct=None,
+        *,
+        epochs: int | None = None,
+        optimizer: Optimizer | None = None,
+        contrast: Contrast | None = None,
     ) -> LocalResult: ...
 
     def loss(self, w: Tensor) -> Tensor:

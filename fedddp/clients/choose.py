@@ -84,7 +84,9 @@ def choose(
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)
             told = f"{told}, {found}"
-        return VectorizedTrainer(task, data, optimizer, oracle, k, **how), f"vectorized: {k} clients at once, {told}"
+        return VectorizedTrainer(
+            task, data, optimizer, oracle, k, small, **how
+        ), f"vectorized: {k} clients at once, {told}"
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
 
 

@@ -14,7 +14,7 @@ from ..data import ClientData, Plan, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, LearningRate, Optimizer, scaled
 from ..tasks import Task
-from ..types import LocalResult
+from ..types import Contrast, LocalResult
 
 Correction = Callable[[Tensor, Tensor], Tensor]
 """``correct(g [K, P], w [K, P]) -> g [K, P]``, applied to the gradient of every local step."""
@@ -102,7 +102,8 @@ class Local:
     chosen: Optimizer | None = None
     """The optimizer, where it is not the configured one."""
     origin: Local | None = None
-    """What this is a variant of, with other epochs or another optimizer."""
+    """What this is a variant of, with other epochs, another optimizer or a contrast."""
+    contrast: Contrast | None = None
 
     @property
     def optimizer(self) -> Optimizer:
@@ -116,13 +117,14 @@ class Local:
         *,
         epochs: int | None = None,
         optimizer: Optimizer | None = None,
+        contrast: Contrast | None = None,
     ) -> LocalResult:
         """E local epochs from ``start`` ([D], or [K, D] where clients start apart). May be called more than once.
 
         Another ``optimizer`` gets flat vectors ([P] of each client) if there is a ``correct``, else a list of layers.
         """
-        variant = replace(self, epochs=epochs, chosen=optimizer, origin=self) if epochs or optimizer else self
-        return self.trainer.train(variant, start, correct)
+        changed = replace(self, epochs=epochs, chosen=optimizer, contrast=contrast, origin=self)
+        return self.trainer.train(changed if epochs or optimizer or contrast else self, start, correct)
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""

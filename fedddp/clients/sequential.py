@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..rng import global_seed
 from ..tasks import Task
 from ..types import LocalResult
 from .arithmetic import arithmetic
+from .features import Comparison
 from .local import NUMBERS_AT_ONCE, Correction, Local, Trainer
 
 
@@ -50,9 +52,12 @@ class SequentialTrainer(Trainer):
         order = self.plan(local)
         self._flat.load(start.view(-1))
         self._flat.module.train()
-        with global_seed(self._seed, "local", local.round, client):  # dropout
+        compared = self._compared(local, x)
+        with global_seed(self._seed, "local", local.round, client), compared or nullcontext():  # the seed: of dropout
             sizes = order.mask[0].sum(dim=1).tolist()
-            loss, correct_count = self._steps(x, y, sent(order.index[0], x.device), sizes, correct, local.optimizer)
+            loss, correct_count = self._steps(
+                x, y, sent(order.index[0], x.device), sizes, correct, local.optimizer, compared
+            )
         seen = max(1, int(order.mask.sum()))
         return LocalResult(
             start=start,
@@ -62,6 +67,13 @@ class SequentialTrainer(Trainer):
             accuracy=torch.tensor([correct_count / seen], dtype=torch.float64),
         )
 
+    def _compared(self, local: Local, x: Tensor) -> Comparison | None:
+        """What compares the features of the client's examples ``x`` with those of other models, if anything does."""
+        if local.contrast is None or not len(x):
+            return None
+        at_once = max(1, NUMBERS_AT_ONCE // x[0].numel())
+        return Comparison(self._flat, local.contrast, [self.data.normalize(part) for part in x.split(at_once)])
+
     def _steps(
         self,
         x: Tensor,
@@ -70,6 +82,7 @@ class SequentialTrainer(Trainer):
         sizes: list[int],
         correct: Correction | None,
         optimizer: Optimizer,
+        compared: Comparison | None,
     ) -> tuple[float, int]:
         """All local steps; the summed loss and number of right answers over what was seen."""
         flat, task, module = self._flat, self._task, self._flat.module
@@ -90,7 +103,8 @@ class SequentialTrainer(Trainer):
                 with self._arithmetic:
                     output = task.outputs(module, inputs[batch], labels[batch]).to(flat.w.dtype)
                 loss = task.loss(output, labels[batch])
-                grads = list(torch.autograd.grad(loss.mean(), flat.params, materialize_grads=True))
+                target = loss.mean() if compared is None else (loss + compared.loss(rows[batch])).mean()
+                grads = list(torch.autograd.grad(target, flat.params, materialize_grads=True))
                 with torch.no_grad():
                     if correct:
                         gradient = torch.cat([g.reshape(-1) for g in grads]).unsqueeze(0)

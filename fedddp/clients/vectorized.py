@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -69,15 +70,19 @@ class VectorizedTrainer(Trainer):
         optimizer: Optimizer,
         oracle: Oracle,
         width: int,
+        alone: Trainer | None = None,
         **how: Any,
     ) -> None:
+        """``alone``: trains one client at a time, for what cannot be batched: losses that compare features."""
         super().__init__(task, data, optimizer, **how)
-        self._oracle, self.width = oracle, width
+        self._oracle, self.width, self._alone = oracle, width, alone
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
         """See `Local.train`."""
-        order = self.plan(local)
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
+        if local.contrast is not None:
+            return self._one_by_one(local, start, correct)
+        order = self.plan(local)
         tally = _Tally(order, start.device)
         batches = self._batches(local.ids, sent(order.index, start.device), tally.mask, start.dtype)
         optimizer = local.optimizer
@@ -87,6 +92,21 @@ class VectorizedTrainer(Trainer):
         else:
             delta = self._collect(start, order, batches, tally, correct, optimizer)
         return LocalResult(start, delta, order.steps, *tally.means(order.mask.sum(dim=(1, 2))))
+
+    def _one_by_one(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
+        """Each client by the trainer for one. Raises ValueError where there is none, or for a correction."""
+        contrast = local.contrast
+        if self._alone is None or contrast is None or correct is not None:
+            raise ValueError("clients whose features are compared train one by one, and without a correction")
+        starts, results = start.expand(len(local.ids), -1), []
+        for row, client in enumerate(local.ids):
+            own = replace(contrast, models=contrast.models[:, row : row + 1])
+            mine = self._alone.on((client,), local.round)
+            results.append(mine.train(starts[row], epochs=local.epochs, contrast=own))
+        parts = {
+            name: torch.cat([getattr(r, name) for r in results]) for name in ("delta", "steps", "loss", "accuracy")
+        }
+        return LocalResult(start, **parts)
 
     def _descend(
         self, oracle: Descending, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import interrupt
 from ..attacks.wire import received_by_neighbour
-from ..comm import Comm, Place, leave
+from ..comm import Comm, Place
 from ..config import build, parse
 from ..experiment import connect
 from ..federation import federate
@@ -46,7 +46,7 @@ def main() -> int:
                 _record(scenario, place, args.seed, args.out)
     except BaseException:
         traceback.print_exc()
-        leave(1)  # not through the destructors of a process group that others may still wait in
+        interrupt.leave(1)  # not through the destructors of a process group that others may still wait in
     return 0
 
 

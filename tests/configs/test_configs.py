@@ -35,6 +35,7 @@ def test_trains_a_round(path, tmp_path):
         "--data.name=mnist-mini",
         "--data.partition.num_clients=20",
         "--client.local_epochs=1",
+        "--client.stragglers=0",
         "--run.rounds=1",
         "--run.name=once",
         f"--run.dir={tmp_path}",

@@ -103,6 +103,8 @@ class PrivateTrainer(Trainer):
             raise RuntimeError(
                 "a client trains once a round under differential privacy: a second time is not accounted"
             )
+        if local.contrast is not None:
+            raise RuntimeError("features are not compared under differential privacy: their loss is not clipped")
         if local.epochs is not None:
             raise RuntimeError(
                 "local epochs are the configured ones under differential privacy: others are not accounted"

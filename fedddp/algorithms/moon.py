@@ -1,0 +1,53 @@
+"""MOON: a client's features are drawn to the global model's and away from those of its own last model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ..optim import Optimizer
+from ..types import ClientState, Contrast, LocalResult, ServerState, Update
+from .base import LocalTraining
+from .fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class Moon(FedAvg):
+    """Li, He, Song 2021, "Model-contrastive federated learning", Algorithm 1.
+
+    loss = cross-entropy + mu l_con,   l_con = -log( e^{cos(z, z_glob) / tau} / (e^{cos(z, z_glob) / tau} +
+    e^{cos(z, z_prev) / tau}) ),   z, z_glob, z_prev: an example's features by w, by w_t and by the client's last w_k
+
+    Symbols: mu = self.mu, tau = self.temperature, w_t = server.w, the last w_k = client["previous"] (w_0 before the
+    first), z = what goes into the last linear layer. The paper's projection head is a matter of the model here: put it
+    in front of that layer. mu = 0 is FedAvg. Clients train one by one, whatever ``client.execution`` says.
+    """
+
+    mu: Annotated[float, Field(ge=0, description="weight of the contrastive loss")] = 1.0
+    temperature: Annotated[float, Field(gt=0, description="tau, of the cosines in it")] = 0.5
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        if privacy == "example":
+            return "gradients of the contrastive loss are not clipped by example; use privacy.level=client, or fedavg"
+        return None
+
+    def init_client(self, w: Tensor) -> ClientState:
+        return {"previous": w.unsqueeze(0)}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        previous = client["previous"]
+        models = torch.stack([server.w.expand_as(previous), previous])  # [2, K, D]
+        result = local.train(server.w, contrast=Contrast(models, self._contrastive) if self.mu else None)
+        return Update({"delta": result.delta}, self.weight(local)), {"previous": result.w}, result
+
+    def _contrastive(self, z: Tensor, others: Tensor) -> Tensor:
+        """mu l_con of each example, [B]; ``z [B, d]``, ``others [2, B, d]``."""
+        scores = F.cosine_similarity(z, others, dim=-1) / self.temperature  # [2, B]
+        return -self.mu * scores.log_softmax(dim=0)[0]
