@@ -50,7 +50,8 @@ class ClientStore:
     def load_state_dict(self, saved: dict[str, Tensor], mine: Callable[[int], bool]) -> None:
         """Take over the clients that live here, whatever rank they lived on when they were saved."""
         self._kept.clear()
+        like = self._initial()  # on the device where states are
         for key, vector in saved.items():
             client, name = key.split("/", 1)
             if mine(int(client)):
-                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0)
+                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name])

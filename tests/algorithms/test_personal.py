@@ -196,6 +196,23 @@ def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
     assert all(torch.equal(v, again.store.state_dict()[k]) for k, v in f.store.state_dict().items())
 
 
+@pytest.mark.parametrize("level", ["example", "client"])
+def test_under_differential_privacy(tmp_path, level):
+    """The head stays with the client, the body is noised; who trains twice is refused at example level."""
+    privacy = {"level": level, "noise_multiplier": 0.5, "randomness": "seeded", "delta": 1e-3}
+    how = {"privacy": privacy, "rounds": 2}
+    f, start = digits(tmp_path / "a", {"name": "fedper"}, **how)
+    server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*"])
+    assert torch.equal(server.w[private], start.w[private])
+    assert (server.w[~private] != start.w[~private]).float().mean() > 0.99  # noise everywhere
+    kept = [key for key in f.store.state_dict() if key.endswith(PRIVATE)]
+    assert len(kept) == len(DIGITS) or level == "client"  # a Poisson cohort
+    for twice in ("ditto", "fedrep"):
+        g, start = digits(tmp_path / twice, {"name": twice}, **how)
+        federate(g, start)
+        assert (len(g.store.state_dict()) == 0) == (level == "example")
+
+
 # -- configuration -------------------------------------------------------------------------------------------------
 
 MODEL = FlatSpec.of(MLP(hidden=4).build((1, 2, 2), 3))  # layers 1, 3 and 5
