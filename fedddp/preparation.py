@@ -80,6 +80,9 @@ def resolve(config: Config, place: Place) -> Config:
                 "number of ranks, which only clients trained one by one have; use width 1, or aggregation.sum=fast"
             )
         execution = execution.model_copy(update={"width": 1})
+    reason = config.algorithm.unfit(config.client.optimizer, config.privacy.level)
+    if reason:
+        raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}: {reason}")
     client = config.client.model_copy(update={"execution": execution})
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)

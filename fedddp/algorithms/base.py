@@ -38,6 +38,10 @@ class Algorithm(Protocol):
         """The algorithm for a model whose flat vector is laid out so: where a method needs to know layers by name."""
         ...
 
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        """Why it cannot be run with this client optimizer and level of privacy, and a remedy; None if it can."""
+        ...
+
     def vectors(self, dim: int) -> dict[str, int]:
         """What a client uploads, name -> length; the layout of the round's one collective."""
         ...

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatSpec
+from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining
 
@@ -85,6 +86,9 @@ class ClientLevel:
 
     def for_model(self, spec: FlatSpec) -> ClientLevel:
         return replace(self, inner=self.inner.for_model(spec))
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return self.inner.unfit(optimizer, privacy)
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {**self.inner.vectors(dim), **({BIT: 1} if self.adaptive else {})}

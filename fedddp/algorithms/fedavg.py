@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..optim import SGD, OptimizerState, ServerOptimizer
+from ..optim import SGD, Optimizer, OptimizerState, ServerOptimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
 
@@ -34,6 +34,9 @@ class FedAvg:
 
     def for_model(self, spec: FlatSpec) -> Self:
         return self
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return None
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {"delta": dim}

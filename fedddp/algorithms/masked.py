@@ -41,6 +41,9 @@ class Masked:
     def for_model(self, spec: FlatSpec) -> Masked:
         return replace(self, inner=self.inner.for_model(spec))
 
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return self.inner.unfit(optimizer, privacy)
+
     @property
     def shared(self) -> Tensor:
         return ~(self.private | self.frozen)

@@ -198,7 +198,7 @@ def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
 
 @pytest.mark.parametrize("level", ["example", "client"])
 def test_under_differential_privacy(tmp_path, level):
-    """The head stays with the client, the body is noised; who trains twice is refused at example level."""
+    """The head stays with the client, the body is noised; who trains twice, or tells more, is refused."""
     privacy = {"level": level, "noise_multiplier": 0.5, "randomness": "seeded", "delta": 1e-3}
     how = {"privacy": privacy, "rounds": 2}
     f, start = digits(tmp_path / "a", {"name": "fedper"}, **how)
@@ -207,10 +207,18 @@ def test_under_differential_privacy(tmp_path, level):
     assert (server.w[~private] != start.w[~private]).float().mean() > 0.99  # noise everywhere
     kept = [key for key in f.store.state_dict() if key.endswith(PRIVATE)]
     assert len(kept) == len(DIGITS) or level == "client"  # a Poisson cohort
-    for twice in ("ditto", "fedrep"):
-        g, start = digits(tmp_path / twice, {"name": twice}, **how)
-        federate(g, start)
-        assert (len(g.store.state_dict()) == 0) == (level == "example")
+    for name in ("ditto", "apfl", "fedrep", "ifca"):
+        refused = {("example", n) for n in ("ditto", "apfl", "fedrep", "ifca")} | {("client", "ifca")}
+        for algorithm in ({"name": name}, {"name": "personal", "inner": {"name": name}}):
+            if name == "fedrep" and "inner" in algorithm:
+                continue
+            if (level, name) in refused:
+                with pytest.raises(UsageError, match=r"algorithm.name='\w+': a client"):
+                    digits(tmp_path / "refused", algorithm, **how)
+            else:
+                g, start = digits(tmp_path / name, algorithm, **how)
+                federate(g, start)
+                assert g.store.state_dict()
 
 
 # -- configuration -------------------------------------------------------------------------------------------------
