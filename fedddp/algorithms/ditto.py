@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..optim import Optimizer
 from ..types import ClientState, LocalResult, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
@@ -31,6 +32,11 @@ class Ditto(FedAvg):
     personal_epochs: Annotated[
         int, Field(ge=0, description="epochs of the personal model; 0 = client.local_epochs")
     ] = 0
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        if privacy == "example":
+            return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedavg"
+        return super().unfit(optimizer, privacy)
 
     def init_client(self, w: Tensor) -> ClientState:
         return {"v": w.unsqueeze(0), "began": w.new_zeros(1, 1)}

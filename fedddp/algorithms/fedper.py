@@ -13,8 +13,8 @@ from .personal import Patterns, Personal
 
 @dataclass(frozen=True)
 class FedPer(Personal):
-    """Arivazhagan, Aggarwal, Singh, Choudhary 2019, "Federated learning with personalization layers", Algorithms 1
-    and 2.
+    """Arivazhagan, Aggarwal, Singh, Choudhary 2019, "Federated learning with personalization layers", Algorithm 1
+    (server) and 2 (clients).
 
         (W_B, W_P_k) <- E epochs of SGD on client k from (W_B, W_P_k);   W_B <- sum_k (n_k / n) W_B_k
 

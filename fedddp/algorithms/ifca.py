@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
+from ..optim import Optimizer
 from ..rng import generator
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
@@ -35,6 +36,11 @@ class IFCA(FedAvg):
     """
 
     clusters: Annotated[int, Field(ge=1, description="M, number of models")] = 2
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        if privacy != "none":
+            return f"a client's losses decide its cluster, which privacy.level={privacy} does not cover; use fedavg"
+        return super().unfit(optimizer, privacy)
 
     def for_model(self, spec: FlatSpec) -> IFCA:
         return _Placed(**{f.name: getattr(self, f.name) for f in fields(self)}, sizes=spec.sizes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..choice import Choice
 from ..flat import FlatSpec
+from ..optim import Optimizer
 from .base import Algorithm
 from .fedavg import FedAvg
 from .masked import Masked
@@ -29,8 +30,9 @@ class Personal:
 
         (u_k, v_k) <- local training of `inner` from (u_t, v_k);   u_{t+1} = inner's server step on the u_k - u_t
 
-    Arivazhagan et al. 2019 (private last layers), Li et al. 2021 (private normalisation layers) and Liang et al. 2020
-    (private first layers) are of this form: "FedSim" of Pillutla et al. 2022, where both parts are trained together.
+    Pillutla et al. 2022, "Federated learning with partial model personalization", Algorithm 1, both parts trained
+    together ("FedSim"). Arivazhagan et al. 2019 (private last layers), Li et al. 2021 (private normalisation layers)
+    and Liang et al. 2020 (private first layers) are of this form.
     Symbols: u = the shared entries of server.w, v_k = client["personal.private"], the entries that ``private`` names.
 
     ``frozen`` entries are neither: they stay as the first model has them, on every client and on the server. For
@@ -47,6 +49,9 @@ class Personal:
     def weighting(self) -> str | None:
         """The wrapped algorithm's, for those who check it."""
         return getattr(self.inner, "weighting", None)
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        return self.inner.unfit(optimizer, privacy)
 
     def for_model(self, spec: FlatSpec) -> Masked:
         """Raises ValueError for a pattern that matches nothing, and if nothing would be left to share."""

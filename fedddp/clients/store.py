@@ -75,6 +75,7 @@ class ClientStore:
         """Take over the clients that live here, whatever rank they lived on when they were saved."""
         self._kept.clear()
         self.shared.clear()
+        like = self._initial()  # on the device where states are
         for key, vector in saved.items():
             client, name = key.split("/", 1)
             if name.startswith(BESIDE):
@@ -82,7 +83,7 @@ class ClientStore:
             if client == "all":
                 self.shared[name] = vector
             elif mine(int(client)):
-                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0)
+                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name])
         if self._beside:
             theirs = {key.replace(f"/{BESIDE}", "/", 1): v for key, v in saved.items() if f"/{BESIDE}" in key}
             self._beside.load_state_dict(theirs, mine)

@@ -158,6 +158,7 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
             found.append(f"{key}={error['input']!r}: is a section: write {key}.<key>=value")
         else:
             message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            message = message.replace("a valid tuple", 'a list, as ["a", "b"]')
             shown = "" if isinstance(error["input"], dict | BaseModel) else f"={error['input']!r}"
             found.append(f"{key}{shown}: {message}")
     return found

@@ -18,6 +18,7 @@ from fedddp.optim import SGD
 DIGITS = (7, 20, 1, 13)
 HEAVY = {"lr": LR, "momentum": 0.8, "weight_decay": 0.3}
 """Moves what has no gradient."""
+PERSONAL = ("ditto", "apfl", "ifca", "fedper", "fedrep")
 
 
 def trained(folder, rounds=3, **sections):
@@ -141,13 +142,12 @@ def test_corrections_of_the_wrapped_algorithm_end_at_the_mask(tmp_path):
 
 
 @pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("how", ["sequential", "vectorized"])
-def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner, how):
+def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner):
     """Every vector as long as the model is shorter by the private entries, and with them the round's sum."""
     server_optimizer = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1}
     algorithm = wrapped(inner)
     algorithm["inner"] |= {"server_optimizer": server_optimizer}
-    f, start = digits(tmp_path, algorithm, client={"execution": {"name": how}})
+    f, start = digits(tmp_path, algorithm)
     dim, spec = len(start.w), FlatSpec.of(f.task.model(0))
     private = spec.mask(["5.*", "*.bias"])
     shared = dim - int(private.sum())
@@ -168,7 +168,7 @@ def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner, h
     assert torch.equal(personal_of(f, server)[:, private], heads)
 
 
-@pytest.mark.parametrize("algorithm", [*({"name": n} for n in ALGORITHMS if n != "fedbn"), wrapped("ditto")], ids=str)
+@pytest.mark.parametrize("algorithm", [*({"name": n} for n in PERSONAL), wrapped("ditto")], ids=str)
 def test_many_clients_at_once_are_one_after_the_other(tmp_path, algorithm):
     ends = {}
     for how in ("sequential", "vectorized"):
@@ -180,7 +180,7 @@ def test_many_clients_at_once_are_one_after_the_other(tmp_path, algorithm):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("algorithm", [*({"name": n} for n in ALGORITHMS if n != "fedbn"), wrapped("apfl")], ids=str)
+@pytest.mark.parametrize("algorithm", [*({"name": n} for n in PERSONAL), wrapped("apfl")], ids=str)
 def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
     """Bit for bit, with half of the clients a round."""
     f, start = digits(tmp_path / "whole", algorithm, rounds=4, cohort={"size": 2})
@@ -194,6 +194,31 @@ def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
     assert all(torch.equal(v, whole.extra[k]) for k, v in resumed.extra.items())
     assert again.store.state_dict().keys() == f.store.state_dict().keys()
     assert all(torch.equal(v, again.store.state_dict()[k]) for k, v in f.store.state_dict().items())
+
+
+@pytest.mark.parametrize("level", ["example", "client"])
+def test_under_differential_privacy(tmp_path, level):
+    """The head stays with the client, the body is noised; who trains twice, or tells more, is refused."""
+    privacy = {"level": level, "noise_multiplier": 0.5, "randomness": "seeded", "delta": 1e-3}
+    how = {"privacy": privacy, "rounds": 2}
+    f, start = digits(tmp_path / "a", {"name": "fedper"}, **how)
+    server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*"])
+    assert torch.equal(server.w[private], start.w[private])
+    assert (server.w[~private] != start.w[~private]).float().mean() > 0.99  # noise everywhere
+    kept = [key for key in f.store.state_dict() if key.endswith(PRIVATE)]
+    assert len(kept) == len(DIGITS) or level == "client"  # a Poisson cohort
+    for name in ("ditto", "apfl", "fedrep", "ifca"):
+        refused = {("example", n) for n in ("ditto", "apfl", "fedrep", "ifca")} | {("client", "ifca")}
+        for algorithm in ({"name": name}, {"name": "personal", "inner": {"name": name}}):
+            if name == "fedrep" and "inner" in algorithm:
+                continue
+            if (level, name) in refused:
+                with pytest.raises(UsageError, match=r"algorithm.name='\w+': a client"):
+                    digits(tmp_path / "refused", algorithm, **how)
+            else:
+                g, start = digits(tmp_path / name, algorithm, **how)
+                federate(g, start)
+                assert g.store.state_dict()
 
 
 # -- configuration -------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ OPTIMIZERS = {
     "nesterov": SGD(lr=0.1, momentum=0.8, nesterov=True),
     "weight decay": SGD(lr=0.1, weight_decay=0.05),
 }
+KEYS = {"fedbn": {"private": ["*.bias"]}}
+"""Of algorithms that make nothing of these models by themselves."""
 FEW = ("mlp", "odd convolutions", "group norm")  # folded linear layers, convolutions as well, vmap
 BLOCKS = {1: [(k,) for k in range(6)], 3: [(1, 0, 2), (3, 5, 4)], 10: [tuple(range(6))]}
 """Not always longest first: clients that are done lie among those at work."""
@@ -141,7 +143,7 @@ class Kept:
 def run(folder, make, name, width, algorithm, rounds=1):
     """A federation of one rank: its last server state, what clients sent, the last report."""
     client = {"precision": "float64", "local_epochs": 2, "batch_size": 5, "execution": {"name": name, "width": width}}
-    named = {"algorithm": {"name": algorithm}} if isinstance(algorithm, str) else {}
+    named = {"algorithm": {"name": algorithm, **KEYS.get(algorithm, {})}} if isinstance(algorithm, str) else {}
     sink, kept = Recorder(), Kept()
     f, server = assemble(
         folder, dataset(), SIZES, task=task_of(make), sinks=[sink], client=client, run={"rounds": rounds}, **named

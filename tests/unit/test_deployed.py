@@ -1,6 +1,7 @@
 """Held-out examples of clients, the evaluation of what they would deploy, and what is told of it."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,9 @@ def test_who_shares_examples_cannot_hold_any_out():
     Overlapping(num_clients=20, size=20).split(LABELS, 0).held_out(0.1, 0)  # there is enough for all
 
 
+MANIFEST: Any = None  # of the division; nothing that is asked for here
+
+
 def test_a_rank_that_sees_its_own_clients_finds_what_others_find_for_them():
     whole = IID(num_clients=5).split(LABELS[:43], 1)
     _, held = whole.held_out(0.3, 2)
@@ -65,7 +69,7 @@ def test_a_rank_that_sees_its_own_clients_finds_what_others_find_for_them():
         rows = np.concatenate([whole.indices(k) for k in own])  # as they lie in the files of this rank's clients
         starts = np.full(5, len(rows))
         starts[own] = np.cumsum(whole.sizes[own]) - whole.sizes[own]
-        _, mine = Divided(np.arange(len(rows)), starts, whole.sizes, public=None).held_out(0.3, 2)
+        _, mine = Divided(np.arange(len(rows)), starts, whole.sizes, public=MANIFEST).held_out(0.3, 2)
         assert mine.sizes.tolist() == held.sizes.tolist()
         for k in own:
             assert rows[mine.indices(k)].tolist() == held.indices(k).tolist()
@@ -143,7 +147,7 @@ def test_mean_deviation_and_the_worst_tenth():
 
 
 def test_how_they_are_told(tmp_path):
-    """Under names that cannot be taken for the accuracy on the test set; in the rounds that found them, at the end."""
+    """By names that cannot be taken for the accuracy on the test set; in the rounds that found them, and at the end."""
     sink = Recorder()
     evaluate = {"every": 2, "holdout": 0.25, "personal_every": 2}
     f, start = small(tmp_path, name="ditto", rounds=3, evaluate=evaluate, sinks=[sink])
