@@ -59,7 +59,7 @@ class NoAttack(Attack):
 
 @dataclass(frozen=True)
 class LabelFlip(Attack):
-    """y -> C - 1 - y on all of a Byzantine client's examples (Fang, Cao, Jia, Gong 2020, section 5)."""
+    """y -> C - 1 - y on all of a Byzantine client's examples (Fang, Cao, Jia, Gong 2020)."""
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
         return Examples(own.x, num_classes - 1 - own.y)
@@ -67,7 +67,7 @@ class LabelFlip(Attack):
 
 @dataclass(frozen=True)
 class SignFlip(Attack):
-    """x -> -scale x: an honest update, turned round (Li, Xu, Chen, Giannakis, Ling 2019, section 5)."""
+    """x -> -scale x: an honest update, turned round (Li, Xu, Chen, Giannakis, Ling 2019)."""
 
     scale: Annotated[float, Field(gt=0, description="how much longer the reversed update is")] = 1.0
 
@@ -77,7 +77,7 @@ class SignFlip(Attack):
 
 @dataclass(frozen=True)
 class Gaussian(Attack):
-    """x -> N(0, std^2 I): nothing but noise (Blanchard et al. 2017, section 6, with standard deviation 200)."""
+    """x -> N(0, std^2 I): nothing but noise (Blanchard et al. 2017)."""
 
     std: Annotated[float, Field(gt=0, description="standard deviation of each coordinate")] = 1.0
 

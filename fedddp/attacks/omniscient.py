@@ -18,7 +18,7 @@ from .byzantine import Attack
 
 @dataclass(frozen=True)
 class ALIE(Attack):
-    """Baruch, Baruch, Goldberg 2019, "A little is enough: circumventing defenses for distributed learning", Alg. 3.
+    """Baruch, Baruch, Goldberg 2019, "A little is enough: circumventing defenses for distributed learning".
 
     x -> mean - z std of the honest updates, coordinate by coordinate: within the spread that honest clients have
     anyway. (The paper's attackers estimate both from the updates they own; here they know the honest ones.)

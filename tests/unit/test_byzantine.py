@@ -1,14 +1,18 @@
 """fedddp.attacks: Byzantine clients, what they do to examples, updates and columns, and to nobody else's."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from support import assemble, few_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedddp.attacks import ALIE, ATTACKS, IPM, Adversary, Attack, Backdoor, Gaussian, LabelFlip, SignFlip
 from fedddp.attacks.omniscient import z_max
 from fedddp.data import Dataset, Examples, Partition
 from fedddp.federation import federate
+from fedddp.flat import FlatModule
 
 STREAM = torch.Generator
 
@@ -182,3 +186,38 @@ def test_a_rule_of_ones_own_goes_by_import_path(tmp_path):
     got, moved = one_round(tmp_path, {"name": "none"}, rule="robust_support:Midrange", keys={"trim": 1})
     ordered = torch.stack(list(got.values())).sort(dim=0).values
     torch.testing.assert_close(moved, (ordered[1] + ordered[-2]) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_success_of_a_backdoor_is_told_in_metrics_and_tensorboard(tmp_path):
+    """Counted once more by hand: marked test images of other classes than 3 that the model takes for a 3."""
+    attack = {"name": "backdoor", "num_clients": 2, "target": 3, "boost": 3.0}
+    dataset = few_digits(60, num_test=40)
+    federation, server = assemble(
+        tmp_path,
+        dataset,
+        [10] * 6,
+        attack=attack,
+        run={"rounds": 3},
+        model={"name": "logistic"},
+        client={"batch_size": 5},
+        telemetry={"progress": "off", "tensorboard": True},
+    )
+    after = federate(federation, server)
+    federation.telemetry.close(federation.telemetry.summary())
+    x = dataset.test.x.clone()
+    x[:, :, -5:-1, -5:-1] = 255
+    pixels = (x.double() / 255 - dataset.mean[0]) / dataset.std[0]
+    model = FlatModule(federation.task.model(0).double())
+    model.load(after.w.double())
+    taken = model.module.eval()(pixels).argmax(dim=1)[dataset.test.y != 3] == 3
+    (folder,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("attack_success") is None for line in lines] == [True, True, False]  # evaluated after the last
+    assert lines[-1]["attack_success"] > 0.1
+    assert lines[-1]["attack_success"] == pytest.approx(float(taken.double().mean()), abs=1.5 / len(taken))
+    assert json.loads((folder / "summary.json").read_text())["final_attack_success"] == lines[-1]["attack_success"]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("attack/success")] == [
+        (3, pytest.approx(lines[-1]["attack_success"]))
+    ]

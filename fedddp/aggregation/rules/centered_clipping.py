@@ -1,6 +1,6 @@
 """Centred clipping: each update is clipped around the current guess of their centre.
 
-Karimireddy, He, Jaggi 2021, "Learning from history for Byzantine robust optimization", Algorithm 2:
+Karimireddy, He, Jaggi 2021, "Learning from history for Byzantine robust optimization", centred clipping:
 
     v <- v + (1/m) sum_k (x_k - v) min(1, tau / |x_k - v|)
 

@@ -1,6 +1,6 @@
 """The geometric median by the smoothed Weiszfeld algorithm (RFA).
 
-Pillutla, Kakade, Harchaoui 2022, "Robust aggregation for federated learning", Algorithm 2:
+Pillutla, Kakade, Harchaoui 2022, "Robust aggregation for federated learning", the smoothed Weiszfeld iteration:
 
     z <- sum_k b_k x_k / sum_k b_k,   b_k = a_k / max(nu, |z - x_k|)
 

@@ -1,6 +1,6 @@
 """Norm bounding: no update is longer than a bound.
 
-Sun, Kairouz, Suresh, McMahan 2019, "Can you really backdoor federated learning?", section 3.2:
+Sun, Kairouz, Suresh, McMahan 2019, "Can you really backdoor federated learning?":
 
     sum_k a_k x_k / max(1, |x_k| / M) [+ N(0, noise^2 I)]
 
