@@ -31,7 +31,7 @@ def name_of(path):
 
 def small(table, folder):
     """The same run for one round, on synthetic images of the data's shape: at most ten clients of forty examples."""
-    name, clients = table["data"]["name"], build(table).data.partition.num_clients
+    name, clients = table.get("data", {}).get("name"), build(table).data.partition.num_clients
     clients = min(clients or MOST_CLIENTS, MOST_CLIENTS)
     images = {"num_train": EXAMPLES_EACH * clients, "num_test": 20, "shape": SHAPES.get(name, [1, 28, 28])}
     cohort = {"size": min(table["cohort"]["size"], clients)} if "size" in table.get("cohort", {}) else {}
