@@ -122,7 +122,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _settings() -> str:
     rows = ((f"--sweep.{name}", field) for name, field in Settings.model_fields.items())
-    return "\n".join(f"    {key:24} {field.description} [{field.default}]" for key, field in rows)
+    return "\n".join(f"    {key:24} {field.description} [{field.default or 'none'}]" for key, field in rows)
 
 
 if __name__ == "__main__":

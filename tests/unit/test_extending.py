@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedddp.sweep.grid import read
 from fedddp.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +83,13 @@ def test_the_script_of_the_readme_runs(mine):
     exec(compile(code, "README.md", "exec"), names)
     assert names["result"].summary["rounds"] == 1
     assert names["server"].round == 2
+
+
+def test_the_sweep_of_the_readme_is_possible(mine):
+    (text,) = [block for block in blocks(README, "toml") if "[sweep]" in block]
+    (mine / "sweeps").mkdir()
+    (mine / "mnist").symlink_to(ROOT / "configs" / "mnist")
+    (mine / "sweeps" / "mine.toml").write_text(text)
+    names = [run.name for run in read(mine / "sweeps" / "mine.toml").runs]
+    assert len(names) == 12
+    assert names[0] == "iid-local_epochs=1-seed=0"
