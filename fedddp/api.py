@@ -89,25 +89,17 @@ def run(
     with _threads_as_they_were():
         prepared = _prepared(layers, sections, dataset, partition, task)
         experiment = connect(prepared, sinks)
-        summary: Metrics | None = None
         try:
             server = federate(experiment.federation, experiment.server)
             if experiment.federation.telemetry.nothing_learned:
                 raise NothingLearned("every client failed in every round; the warnings above say why")
             experiment.federation.comm.barrier("done")
-            summary = summary_of(prepared, experiment, vector_sha256(server.w))
-        except KeyboardInterrupt:
-            written = experiment.federation.checkpoints.flush(patience=3.0)
-            _note(experiment, "interrupted", round=written, reason="KeyboardInterrupt")
+        except BaseException as error:
+            _told(experiment, error)
+            experiment.close(failed=True)
             raise
-        except Exception as error:
-            _note(experiment, "failed", error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            experiment.federation.telemetry.close(summary)
-            experiment.federation.comm.guard = None
-        experiment.federation.comm.close()
-    assert summary is not None
+        summary = summary_of(prepared, experiment, vector_sha256(server.w))
+        experiment.close(summary)
     folder = experiment.folder.path if experiment.folder else None
     return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task)
 
@@ -126,6 +118,7 @@ def assemble(
     server = experiment.server
     for rounds in range(1, 6):
         server = federate(experiment.federation.until(rounds), server)
+    experiment.close()
     """
     with _threads_as_they_were():
         return connect(_prepared(layers, sections, dataset, partition, task), sinks, comm)
@@ -216,9 +209,15 @@ def _copier(module: nn.Module) -> Any:
     return lambda: copy.deepcopy(module)
 
 
-def _note(experiment: Experiment, state: str, **more: Any) -> None:
+def _told(experiment: Experiment, error: BaseException) -> None:
+    """Note in the run folder why the run is not done; if it was stopped, with its last finished round."""
+    if isinstance(error, Exception):
+        state: dict[str, Any] = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+    else:
+        written = experiment.federation.checkpoints.flush(patience=3.0)
+        state = {"state": "interrupted", "round": written, "reason": type(error).__name__}
     if experiment.folder:
-        experiment.folder.status(state, **more)
+        experiment.folder.status(**state)
 
 
 @contextmanager

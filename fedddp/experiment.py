@@ -26,7 +26,7 @@ from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
-from .telemetry import Files, InBackground, Sink, Telemetry, progress, rewind
+from .telemetry import Files, InBackground, Metrics, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
 log = logging.getLogger("fedddp")
@@ -39,6 +39,13 @@ class Experiment:
     federation: Federation
     server: ServerState
     folder: RunFolder | None
+
+    def close(self, summary: Metrics | None = None, *, failed: bool = False) -> None:
+        """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
+        self.federation.telemetry.close(summary)
+        self.federation.comm.guard = None
+        if not failed:
+            self.federation.comm.close()
 
 
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,7 @@ def _alone(folder: Path) -> Iterator[None]:
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise UsageError(f"sweep.dir={str(folder.parent)!r}: cannot be written to ({error.strerror})") from None
+    os.set_inheritable(lock.fileno(), True)
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +122,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _settings() -> str:
     rows = ((f"--sweep.{name}", field) for name, field in Settings.model_fields.items())
-    return "\n".join(f"    {key:24} {field.description} [{field.default}]" for key, field in rows)
+    return "\n".join(f"    {key:24} {field.description} [{field.default or 'none'}]" for key, field in rows)
 
 
 if __name__ == "__main__":

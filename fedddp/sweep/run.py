@@ -109,7 +109,7 @@ def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) ->
             interrupt.check()
             look()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(0.2)
+                process.wait(0.5)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -119,6 +119,7 @@ def test_nothing_is_left_behind(run, surroundings):
         run(rounds=1, cohort={"size": 100})
     after = surroundings()
     torch.set_num_threads(1)
+    assert not after.pop("threads") - before.pop("threads")
     assert {k: v for k, v in after.items() if v != before[k]} == {}
 
 
@@ -174,6 +175,7 @@ def test_training_starts_from_the_module_given_and_leaves_it_alone(tmp_path):
     assert torch.equal(experiment.server.w, before)
     assert not torch.equal(federate(experiment.federation, experiment.server).w, before)
     assert torch.equal(flatten(module), before)
+    experiment.close()
 
 
 def test_a_loss_twice_as_large_at_half_the_rate_is_the_same(run):
@@ -199,6 +201,7 @@ def test_rounds_by_hand_are_the_rounds_of_a_run(run, tmp_path):
         told = experiment.federation.telemetry.history[-1]
         assert (told["round"], told["test_accuracy"]) == (rounds, whole.history[rounds - 1]["test_accuracy"])
     assert torch.equal(server.w, whole.w)
+    experiment.close()
 
 
 class Stop:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fedddp.sweep.grid import read
 from fedddp.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,8 @@ SMALL = {
 
 
 def blocks(text, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for said, block in fenced if said == language]
 
 
 @pytest.fixture
@@ -67,10 +69,27 @@ def test_an_extension_is_short_and_its_command_trains(title, mine):
 
 def test_the_script_of_the_readme_runs(mine):
     (code,) = [block for block in blocks(README, "python") if "fedddp.run(" in block]
-    code = code.replace("rounds=10", "rounds=1").replace("(1, 6)", "(1, 3)")
     (mine / "configs").symlink_to(ROOT / "configs")
-    code = code.replace('data="mnist-mini")', 'data={"name": "mnist-mini", "partition.num_clients": 30})')
-    names = {}
+    for shown, small in {
+        "rounds=10": "rounds=1",
+        "(1, 6)": "(1, 3)",
+        "fedddp.run(keys": "fedddp.run(keys, SMALL",
+        'data="mnist-mini"': 'model={"hidden": 4}, **SMALL',
+    }.items():
+        assert shown in code
+        code = code.replace(shown, small)
+    data = {"name": "synthetic", "args": {"num_train": 120, "num_test": 20}, "partition": {"num_clients": 10}}
+    names = {"SMALL": {"data": data, "telemetry": {"tensorboard": False}}}
     exec(compile(code, "README.md", "exec"), names)
     assert names["result"].summary["rounds"] == 1
     assert names["server"].round == 2
+
+
+def test_the_sweep_of_the_readme_is_possible(mine):
+    (text,) = [block for block in blocks(README, "toml") if "[sweep]" in block]
+    (mine / "sweeps").mkdir()
+    (mine / "mnist").symlink_to(ROOT / "configs" / "mnist")
+    (mine / "sweeps" / "mine.toml").write_text(text)
+    names = [run.name for run in read(mine / "sweeps" / "mine.toml").runs]
+    assert len(names) == 12
+    assert names[0] == "iid-local_epochs=1-seed=0"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
-from fedddp import train
+from fedddp import UsageError, train
 from fedddp.sweep import __main__ as program
 from fedddp.sweep import run as running
 from fedddp.sweep.grid import read
@@ -163,6 +164,19 @@ def test_the_lock_keeps_a_second_sweep_out(sweep, capsys):
         assert sweep() == 2
     assert "runs/trial: a sweep, or a run that it left, is at work there" in capsys.readouterr().err
     assert sweep.trained == []
+
+
+def test_a_run_that_outlives_its_sweep_holds_the_lock(tmp_path):
+    with program._alone(tmp_path):
+        run = subprocess.Popen(["sleep", "60"], close_fds=False)  # as `running._supervised` starts it
+    try:
+        with pytest.raises(UsageError, match="a run that it left, is at work there"), program._alone(tmp_path):
+            pass
+    finally:
+        run.kill()
+        run.wait()
+    with program._alone(tmp_path):
+        pass
 
 
 def test_the_folder_is_one_hparams_table(sweep):
