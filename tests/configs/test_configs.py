@@ -33,6 +33,7 @@ def test_trains_a_round(path, tmp_path):
         "--client.local_epochs=1",
         "--run.rounds=1",
         "--run.name=once",
+        "--run.threads=1",
         f"--run.dir={tmp_path}",
         "--telemetry.tensorboard=false",
     ]
