@@ -5,6 +5,8 @@
     cosine  x = argmin 1 - <dL(x, y)/dw, g> / (|| . || ||g||) + alpha TV(x)           Geiping et al. 2020, equation 4
             Adam on the sign of the gradient, steps cut by 10 after 3/8, 5/8 and 7/8, pixels kept in their range
 
+``part`` is the stretch of the flat gradient that was seen, all of it by default: what else it holds is not compared.
+
 Unlike the analytic inversion it needs no fully connected first layer, and it guarantees nothing: it may end in a local
 minimum. That it fails is no evidence of privacy. L-BFGS needs a twice differentiable model (sigmoid or tanh, as
 Zhu et al. use); the cosine with signs goes through ReLU.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,8 @@ from torch import Tensor, nn
 from ..flat import FlatSpec
 from ..rng import generator
 from .inversion import label as label_of
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,10 @@ def gradient_of_update(delta: Tensor, lr: float, spec: FlatSpec) -> Tensor:
     return delta[: spec.num_trainable] / -lr
 
 
-def dlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], num_classes: int, **how: int) -> Reconstruction:
+def dlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], num_classes: int, **how: Any) -> Reconstruction:
     """Deep leakage from gradients: inputs [n, *shape] and soft labels together.
 
-    ``gradient [P]`` is that of the mean cross-entropy over n examples at ``module``'s parameters. ``how``: n (1),
+    ``gradient [P]`` is that of the mean cross-entropy over n examples at ``module``'s parameters. ``how``: part, n (1),
     steps (60; one is up to 20 evaluations), seed (0) and restarts (3): the best end point counts.
     """
 
@@ -55,7 +60,7 @@ def dlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], num_classes: 
     return Reconstruction(x, soft.argmax(dim=1), objective)
 
 
-def idlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], **how: int) -> Reconstruction:
+def idlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], **how: Any) -> Reconstruction:
     """The same for one example, whose label is known beforehand from the last bias. ``how``: steps, seed, restarts."""
     y = torch.tensor([label_of(FlatSpec.of(module), gradient)], device=gradient.device)
     (x,), objective = _lbfgs(
@@ -73,6 +78,7 @@ def _lbfgs(
     steps: int = 60,
     seed: int = 0,
     restarts: int = 3,
+    part: slice = ALL,
 ) -> tuple[list[Tensor], float]:
     params = [p for p in module.parameters() if p.requires_grad]
     best: list[Tensor] = []
@@ -87,7 +93,7 @@ def _lbfgs(
         optimizer = torch.optim.LBFGS(unknown, max_iter=20, history_size=50, line_search_fn="strong_wolfe")
 
         def objective(unknown: list[Tensor] = unknown) -> Tensor:
-            return (_flat_gradient(loss(*unknown), params) - gradient).square().sum()
+            return (_flat_gradient(loss(*unknown), params) - gradient)[part].square().sum()
 
         def evaluated(unknown: list[Tensor] = unknown) -> float:
             value = objective(unknown)
@@ -115,6 +121,7 @@ def cosine(
     steps: int = 1000,
     lr: float = 0.1,
     seed: int = 0,
+    part: slice = ALL,
 ) -> Reconstruction:
     """Inputs [n, *shape] of known labels ``y [n]`` whose gradient points where ``gradient [P]`` does.
 
@@ -129,7 +136,7 @@ def cosine(
     value = torch.tensor(0.0)
     for _ in range(steps):
         found = _flat_gradient(F.cross_entropy(module(x), y), params)
-        value = 1 - F.cosine_similarity(found, gradient, dim=0) + tv * total_variation(x)
+        value = 1 - F.cosine_similarity(found[part], gradient[part], dim=0) + tv * total_variation(x)
         x.grad = torch.autograd.grad(value, [x])[0].sign()
         optimizer.step()
         schedule.step()

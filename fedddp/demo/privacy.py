@@ -48,39 +48,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/privacy-demo"), help="folder [runs/privacy-demo]")
-    parser.add_argument("--seed", type=_seed, default=3, help="of digits and model [3]")
+    parser.add_argument("--seed", type=seed_of, default=3, help="of digits and model [3]")
     args = parser.parse_args(argv)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         print(f"{RANKS} ranks, five runs of one round each ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="fedddp-demo-") as folder:
-            _record(Path(folder), args.seed)
+            recorded(Path(folder), args.seed)
             found = Attacker(Path(folder)).findings()
         _report(found, args.out)
     except OSError as error:
-        return _failed(f"--out={args.out}: cannot be written ({error.strerror}); choose another folder", 2)
+        return failed(f"--out={args.out}: cannot be written ({error.strerror}); choose another folder", 2)
     except Failed as error:
-        return _failed(str(error), 1)
+        return failed(str(error), 1)
     except KeyboardInterrupt:
-        return _failed("stopped", 1)
+        return failed("stopped", 1)
     return 0
 
 
-def _seed(word: str) -> int:
+def seed_of(word: str) -> int:
     if not word.isdecimal():
         raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from 0 up")
     return int(word)
 
 
-def _failed(why: str, code: int) -> int:
+def failed(why: str, code: int) -> int:
     print(f"fedddp: {why}", file=sys.stderr)
     return code
 
 
-def _record(folder: Path, seed: int) -> None:
-    """The real runs: three processes under torchrun, one thread each."""
+def recorded(folder: Path, seed: int, *more: str) -> None:
+    """The real runs: three processes under torchrun, one thread each. Raises `Failed`. ``more``: words for `record`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS}"]
-    command = [*launcher, "-m", "fedddp.demo.record", f"--out={folder}", f"--seed={seed}"]
+    command = [*launcher, "-m", "fedddp.demo.record", f"--out={folder}", f"--seed={seed}", *more]
     with subprocess.Popen(
         command,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},

@@ -1,6 +1,6 @@
 """One rank of the demonstration's runs: the real program, with a recorder at the door to the collectives.
 
-    torchrun --nproc_per_node=3 -m fedddp.demo.record --out=FOLDER [--seed=0]
+    torchrun --nproc_per_node=3 -m fedddp.demo.record --out=FOLDER [--seed=0] [--model=mlp] [--only plain ...]
 
 Each rank writes FOLDER/<scenario>/rank<r>.safetensors: ``handed``, the tensor that it handed to the round's collective,
 byte for byte; ``neighbour``, the stretch of it that gloo's ring sends to the rank before, which begins at ``offset``;
@@ -37,22 +37,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fedddp.demo.record")
     parser.add_argument("--out", type=Path, required=True, help="folder for the recordings")
     parser.add_argument("--seed", type=int, default=0, help="of digits, model and batches [0]")
+    parser.add_argument("--model", default="mlp", help="its name [mlp]")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=[*SCENARIOS], help="some of the scenarios")
     args = parser.parse_args()
     place = Place.from_env()
     log_to_stderr(place.rank, place.world_size)
     try:
         with interrupt.handled():
-            for scenario in SCENARIOS.values():
-                _record(scenario, place, args.seed, args.out)
+            for name in args.only:
+                _record(SCENARIOS[name], place, args.seed, args.out, args.model)
     except BaseException:
         traceback.print_exc()
         interrupt.leave(1)  # not through the destructors of a process group that others may still wait in
     return 0
 
 
-def _record(scenario: Scenario, place: Place, seed: int, out: Path) -> None:
+def _record(scenario: Scenario, place: Place, seed: int, out: Path, model: str) -> None:
     place = dataclasses.replace(place, launch=f"{place.launch}/{scenario.name}")  # a process group of its own
-    words = scenario.words(seed, str(out / "runs"))
+    words = scenario.words(seed, str(out / "runs"), model)
     config = resolve(build(*parse(words).layers), place)
     prepared = prepare(config, place)
     comm = Comm.connect(place, prepared.device, backend=config.run.backend, timeout=config.run.timeout)

@@ -20,7 +20,6 @@ SHARED = (
     "--data.placement=home",
     "--data.partition.name=overlapping",
     f"--data.partition.num_clients={RANKS}",
-    "--model.name=mlp",
     "--client.local_epochs=1",
     "--client.batch_size=0",
     "--client.optimizer.name=sgd",
@@ -45,9 +44,9 @@ class Scenario:
     examples: int
     keys: tuple[str, ...] = ()
 
-    def words(self, seed: int, folder: str) -> list[str]:
+    def words(self, seed: int, folder: str, model: str) -> list[str]:
         """The command line of the run, without the program's name."""
-        own = (f"--run.name={self.name}", f"--run.dir={folder}", f"--run.seed={seed}")
+        own = (f"--run.name={self.name}", f"--run.dir={folder}", f"--run.seed={seed}", f"--model.name={model}")
         return [*SHARED, *own, f"--data.partition.size={self.examples}", *self.keys]
 
 

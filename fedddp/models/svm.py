@@ -42,7 +42,7 @@ class SVM:
 
     features: Annotated[int, Field(ge=1, description="F, number of random features")] = 2000
     gamma: Annotated[float, Field(gt=0, description="of the kernel exp(-gamma |x - y|^2) on normalised inputs")] = (
-        0.0025
+        0.0017
     )
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
