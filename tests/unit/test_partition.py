@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedddp.data.partition import IID, PARTITIONS, Dirichlet, Overlapping, Partition, Quantity, Shards
+from fedddp.data.partition import IID, PARTITIONS, Dirichlet, Overlapping, Partition, Quantity, Shards, Similarity
 from fedddp.rng import numpy_generator
 
 DISJOINT = [
@@ -15,6 +15,7 @@ DISJOINT = [
     Dirichlet(num_clients=13, alpha=50.0),
     Quantity(num_clients=7),
     Quantity(num_clients=7, alpha=0.05, min_size=3),
+    Similarity(num_clients=7, similarity=0.3),
 ]
 CASES = [*DISJOINT, Overlapping(num_clients=7, size=20), Overlapping(num_clients=2000, size=9)]
 
