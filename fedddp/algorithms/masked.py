@@ -167,15 +167,14 @@ class _OnOwnPart:
         return lambda g, w: torch.where(self._private, g, correct(g, w))
 
 
-@dataclass(frozen=True, eq=False)
 class Held:
-    """``inner``, which leaves the entries ``hold`` (bool [P]) of each flat vector alone.
+    """``inner`` on what is left of each flat vector without the entries ``hold`` (bool [P]), which it never sees.
 
     A zero gradient would not do: weight decay moves an entry that has none, and momentum one that had one before.
     """
 
-    inner: Optimizer
-    hold: Tensor
+    def __init__(self, inner: Optimizer, hold: Tensor) -> None:
+        self._inner, self._free = inner, (~hold).nonzero().flatten()
 
     @property
     def plain_lr(self) -> None:
@@ -185,13 +184,16 @@ class Held:
         return self.inner.gradient_weight(steps)
 
     def init(self, params: list[Tensor]) -> OptimizerState:
-        return self.inner.init(params)
+        return self._inner.init(self._part(params))
 
     def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
-        before = [p.clone() for p in params]  # 10 times as fast as to pick the entries
-        self.inner.step_(params, grads, state)
-        for p, kept in zip(params, before, strict=True):
-            torch.where(self.hold, kept, p, out=p)
+        moved = self._part(params)
+        self._inner.step_(moved, self._part(grads), state)
+        for p, part in zip(params, moved, strict=True):
+            p.index_copy_(0, self._free, part)
+
+    def _part(self, vectors: list[Tensor]) -> list[Tensor]:
+        return [v.index_select(0, self._free) for v in vectors]
 
 
 def _unchanged(g: Tensor, w: Tensor) -> Tensor:
