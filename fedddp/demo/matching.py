@@ -3,8 +3,8 @@
     python -m fedddp.demo.matching [--seed=3] [--steps=60]
 
 The same runs as `fedddp.demo.privacy`, of logistic regression (smooth, as L-BFGS needs it; the analytic inversion reads
-the mlp faster). Attacked is what each of three ranks handed to the collective, and the third of it that its neighbour in
-the ring received: by DLG, iDLG and the cosine with total variation. Prints PSNR and SSIM, medians over the ranks.
+the mlp faster). Attacked is what each of three ranks handed to the collective, and the third of it that its neighbour
+in the ring received: by DLG, iDLG and the cosine with total variation. Prints PSNR and SSIM, medians over the ranks.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Matcher:
         return idlg(seen.module, seen.gradient, self.shape, steps=self.steps, part=seen.part)
 
     def cosine(self, seen: Seen) -> Reconstruction:
-        """The label is read off the last bias where that was seen; else each is tried, and the best end point counts."""
+        """The label is read off the last bias where that was seen; else each is tried and the best end point counts."""
         whole = seen.part.stop >= len(seen.gradient) and seen.part.start == 0
         labels = [label(seen.flat.spec, seen.gradient)] if whole else range(self.num_classes)
         how = {"low": self.low, "high": self.high, "steps": 10 * self.steps, "part": seen.part}
