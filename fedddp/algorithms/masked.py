@@ -181,7 +181,7 @@ class Held:
         return None
 
     def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        return self.inner.gradient_weight(steps)
+        return self._inner.gradient_weight(steps)
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return self._inner.init(self._part(params))

@@ -37,7 +37,7 @@ def small(table, folder):
         "run": {"rounds": 1, "name": "once", "dir": str(folder), "threads": 1},
         "data": {"name": "synthetic", "partition": {"num_clients": clients}},
         "cohort": cohort,
-        "client": {"local_epochs": 1},
+        "client": {"local_epochs": 1, "stragglers": 0},
         "telemetry": {"tensorboard": False},
     }
     changed = merge(table, changes)

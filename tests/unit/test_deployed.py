@@ -25,7 +25,7 @@ def owned(partition):
     return [set(partition.indices(k).tolist()) for k in range(partition.num_clients)]
 
 
-@pytest.mark.parametrize("name", [n for n in PARTITIONS if n != "overlapping"])
+@pytest.mark.parametrize("name", [n for n in PARTITIONS if n not in ("overlapping", "natural", "file")])
 def test_each_client_keeps_a_share_of_its_own_apart(name):
     whole = PARTITIONS[name](num_clients=12).split(LABELS, 0)
     used, held = whole.held_out(0.2, 7)
