@@ -97,6 +97,7 @@ class Comm:
         except RuntimeError as error:
             told = comm._notes.diagnosis()
             raise CommError(f"the process group did not form within {timeout:g} s: {told}") from error
+        comm._notes.await_formed()
         refuse_around(MODULES, OBJECTS)
         comm._notes.tell_of_progress()
         return comm

@@ -108,15 +108,24 @@ class Notes:
 
     def await_all(self) -> None:
         """Wait for every rank's first note: forming the process group itself cannot be interrupted."""
+        self._await("at")
+
+    def await_formed(self) -> None:
+        """Wait until the process group stands on every rank: one that left before would take it from under the others,
+        who would not know whom to name."""
+        self.put(f"formed/{self._rank}", "", "progress")
+        self._await("formed")
+
+    def _await(self, note: str) -> None:
         assert self._store is not None
-        keys, deadline = [f"at/{rank}" for rank in self.members], time.monotonic() + self._timeout
+        keys, deadline = [f"{note}/{rank}" for rank in self.members], time.monotonic() + self._timeout
         while not self._all_there(keys):
             interrupt.check()
             if time.monotonic() > deadline:
                 raise CommError(
                     f"start: waited {self._timeout:g} s; {self.diagnosis()} (run.timeout sets how long to wait)"
                 )
-            time.sleep(0.05)
+            time.sleep(0.01)
 
     def _all_there(self, keys: list[str]) -> bool:
         assert self._store is not None
