@@ -290,6 +290,12 @@ def test_scaffolds_control_is_the_gradient_at_the_optimum(tmp_path):
         ("qffl", {"client": {"optimizer": {"name": "adam"}}}, "algorithm.name='qffl': .*lipschitz"),
         ("qffl", {"privacy": {"level": "example", "noise_multiplier": 1.0}}, "privacy.level=example does not cover"),
         ("fednova", {"privacy": {"level": "client", "noise_multiplier": 1.0}}, "a clip would scale both factors"),
+        (
+            "scaffold",
+            {"privacy": {"level": "client", "noise_multiplier": 1.0}},
+            "part c from the mean of the c_i for good",
+        ),
+        ("feddyn", {"privacy": {"level": "client", "noise_multiplier": 1.0}}, "part h from the mean gradient for good"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, algorithm, sections, words):
