@@ -74,6 +74,8 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         clock.arrived()
         f.budget.spend(cohort)  # before anything is released
         mean, report = inbox.mean()  # 5 aggregate: one all_reduce
+        if mean.count == 0:
+            f.store.discard()  # what the server does not know of has not happened: c stays the mean of the c_k
         server = server.unchanged() if mean.count == 0 else f.algorithm.server_update(server, mean, cohort)  # 6 w_{t+1}
         clock.aggregated(report)
 

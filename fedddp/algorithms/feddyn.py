@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
@@ -33,6 +34,11 @@ class FedDyn(FedAvg):
         Literal["uniform", "examples"], Field(description="a client's weight in the mean: 1, or its examples")
     ] = "uniform"
     alpha: Annotated[float, Field(gt=0, description="strength of the dynamic regulariser")] = 0.01
+
+    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+        if privacy == "client":  # h - mean grad_k is never made good: the optimum is missed by as much gradient
+            return "clip and noise would part h from the mean gradient for good; use fedavg with privacy.level=client"
+        return super().unfit(optimizer, privacy)
 
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         server = super().init_server(w, num_trainable)

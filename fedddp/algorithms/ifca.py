@@ -21,18 +21,19 @@ from .fedavg import FedAvg
 @dataclass(frozen=True)
 class IFCA(FedAvg):
     """Ghosh, Chung, Yin, Ramchandran 2020, "An efficient framework for clustered federated learning", Algorithm 1,
-       option II (model averaging).
+    option II (model averaging).
 
-           j_k = argmin_j F_k(theta_j),   theta_k = E local epochs on client k from theta_{j_k}
-           theta_j <- theta_j + sum_{k: j_k = j} n_k (theta_k - theta_j) / sum_{k: j_k = j} n_k
+        j_k = argmin_j F_k(theta_j),   theta_k = E local epochs on client k from theta_{j_k}
+        theta_j <- theta_j + sum_{k: j_k = j} n_k (theta_k - theta_j) / sum_{k: j_k = j} n_k
+
     A cluster that nobody picked stays as it is.
-       Symbols: theta_0 = server.w (the model that "global" figures are of), theta_j = server.extra["theta.j"],
-       j_k = client["cluster"]: the last pick, cluster 0 for a client that never took part. Uploaded are, for each j,
-       "delta.j" = theta_k - theta_j and "share.j" = 1, both 0 for clusters that were not picked: the collective has M D
-       entries, so that one sum serves all clusters.
+    Symbols: theta_0 = server.w (the model that "global" figures are of), theta_j = server.extra["theta.j"],
+    j_k = client["cluster"]: the last pick, cluster 0 for a client that never took part. Uploaded are, for each j,
+    "delta.j" = theta_k - theta_j and "share.j" = 1, both 0 for clusters that were not picked: the collective has M D
+    entries, so that one sum serves all clusters.
 
-       theta_1, ... begin as theta_0 with the values of each tensor shuffled: for layers whose values are drawn alike,
-       another draw. (A tensor of equal values stays the same, and a model of such tensors has only one cluster.)
+    theta_1, ... begin as theta_0 with the values of each tensor shuffled: for layers whose values are drawn alike,
+    another draw. (A tensor of equal values stays the same, and a model of such tensors has only one cluster.)
     """
 
     clusters: Annotated[int, Field(ge=1, description="M, number of models")] = 2

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer, OptimizerState
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining
 
 PRIVATE = "personal.private"
@@ -136,9 +136,23 @@ class _OnOwnPart:
     def loss(self, w: Tensor) -> Tensor:
         return self._local.loss(self._masked.with_own(w, self._own))
 
-    def train(self, start: Tensor, correct=None, *, optimizer: Optimizer | None = None, **how: Any) -> LocalResult:
-        """As asked for, from ``start`` with the clients' own entries in it; ``how`` is passed on."""
+    def train(
+        self,
+        start: Tensor,
+        correct=None,
+        *,
+        optimizer: Optimizer | None = None,
+        contrast: Contrast | None = None,
+        **how: Any,
+    ) -> LocalResult:
+        """As asked for, from ``start`` with the clients' own entries in it, as in all models that it is compared with.
+
+        ``how`` is passed on.
+        """
         optimizer = optimizer or self._local.optimizer
+        if contrast is not None:
+            models = [self._masked.with_own(w, self._own) for w in contrast.models]
+            how["contrast"] = replace(contrast, models=torch.stack(models))
         if self._masked.head_epochs:
             self._train_head(start, optimizer)
         held = ~self._shared if self._masked.head_epochs else ~(self._shared | self._private)

@@ -56,7 +56,8 @@ class QFFL(FedAvg):
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         delta, p = mean.vectors["delta"].clone(), server.num_trainable
-        delta[:p] /= mean.vectors["h"]
+        h = mean.vectors["h"]
+        delta[:p] = torch.where(h > 0, delta[:p] / h, 0.0)  # losses so small that F_k^q is 0: nothing is left to learn
         return self.moved(server, delta)
 
     def _lipschitz(self, optimizer: Optimizer) -> float:

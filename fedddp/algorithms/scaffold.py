@@ -40,6 +40,8 @@ class Scaffold(FedAvg):
                 f"a client's control is its mean gradient, which {type(optimizer).__name__}'s steps do not tell; use "
                 "client.optimizer.name=sgd"
             )
+        if privacy == "client":  # c - mean c_i is never made good: the optimum is missed by as much gradient
+            return "clip and noise would part c from the mean of the c_i for good; use fedavg with privacy.level=client"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

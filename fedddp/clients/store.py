@@ -16,7 +16,8 @@ BESIDE = "beside/"
 class ClientStore:
     """Per-client vectors keyed by client id, made on first use, so that memory follows the clients that took part.
 
-    What a round writes is held back until `commit`: an interrupted round leaves the store as it found it.
+    What a round writes is held back until `commit`: a round that is interrupted, or that brings nothing (`discard`),
+    leaves the store as it found it.
     """
 
     def __init__(self, initial: Callable[[], ClientState], beside: ClientStore | None = None) -> None:
@@ -59,6 +60,13 @@ class ClientStore:
         self._sharing.clear()
         if self._beside:
             self._beside.commit()
+
+    def discard(self) -> None:
+        """The round brought nothing: what it wrote is forgotten."""
+        self._pending.clear()
+        self._sharing.clear()
+        if self._beside:
+            self._beside.discard()
 
     def _stacked(self, states: Iterable[ClientState | None]) -> ClientState:
         rows = [state or self._initial() for state in states]

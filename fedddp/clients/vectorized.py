@@ -94,15 +94,16 @@ class VectorizedTrainer(Trainer):
         return LocalResult(start, delta, order.steps, *tally.means(order.mask.sum(dim=(1, 2))))
 
     def _one_by_one(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
-        """Each client by the trainer for one. Raises ValueError where there is none, or for a correction."""
+        """Each client by the trainer for one. Raises ValueError where there is none."""
         contrast = local.contrast
-        if self._alone is None or contrast is None or correct is not None:
-            raise ValueError("clients whose features are compared train one by one, and without a correction")
+        if self._alone is None or contrast is None:
+            raise ValueError("clients whose features are compared train one by one, and nothing here does that")
         starts, results = start.expand(len(local.ids), -1), []
         for row, client in enumerate(local.ids):
             own = replace(contrast, models=contrast.models[:, row : row + 1])
             mine = self._alone.on((client,), local.round)
-            results.append(mine.train(starts[row], epochs=local.epochs, contrast=own))
+            how = {"epochs": local.epochs, "optimizer": local.chosen, "contrast": own}
+            results.append(mine.train(starts[row], _of_row(correct, row, len(local.ids)), **how))
         parts = {
             name: torch.cat([getattr(r, name) for r in results]) for name in ("delta", "steps", "loss", "accuracy")
         }
@@ -160,6 +161,13 @@ class VectorizedTrainer(Trainer):
                 yield x[t], y[t], share[first + t]
             first += at_once
             at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel()))
+
+
+def _of_row(correct: Correction | None, row: int, k: int) -> Correction | None:
+    """``correct`` of K clients for one of them, in whose ``row`` it may have numbers of its own."""
+    if correct is None:
+        return None
+    return lambda g, w: correct(g.expand(k, -1), w.expand(k, -1))[row : row + 1]
 
 
 class _Tally:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
 
-from fedddp.algorithms import ALGORITHMS
+from fedddp.algorithms import ALGORITHMS, QFFL
 from fedddp.config import UsageError
 from fedddp.federation import federate
+from fedddp.types import Cohort, Mean, RoundBurnt, ServerState
 
 ADAPTIVE = {"lr": 0.1, "eps": 1e-3, "initial_accumulator": 1e-6}
 REDDI = {"beta1": 0.9, "beta2": 0.99, "bias_correction": False}
@@ -133,6 +134,31 @@ def test_with_some_clients_the_servers_vector_stays_the_mean_of_all_of_theirs(tm
     assert mine.abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_a_round_that_brings_nothing_changes_no_client_either(tmp_path, name, monkeypatch):
+    """Round 2 of 3 is burnt: what clients computed in it never reached the server, and c stays the mean of the c_i."""
+    f, start = quadratics(tmp_path, algorithm={"name": name}, run={"rounds": 3})
+    total = f.pipeline.reduce.total
+
+    def burnt(comm, round):
+        if round == 1:
+            raise RoundBurnt("the parties do not agree")
+        return total(comm, round)
+
+    first = federate(f.until(1), start)
+    kept = {key: vector.clone() for key, vector in f.store.state_dict().items()}
+    monkeypatch.setattr(f.pipeline.reduce, "total", burnt)
+    second = federate(f.until(2), first)
+    assert second.round == 2
+    assert torch.equal(second.w, first.w)
+    assert f.store.state_dict().keys() == kept.keys()
+    assert all(torch.equal(vector, kept[key]) for key, vector in f.store.state_dict().items())
+    third = federate(f, second)
+    theirs = f.store.get((0, 1, 2))[{"scaffold": "control", "feddyn": "gradient"}[name]]
+    assert_near(third.extra[{"scaffold": "control", "feddyn": "h"}[name]], theirs.mean(dim=0))
+    assert (third.w - second.w).abs().max() > 1e-3
+
+
 def test_feddyn_is_the_recursion(tmp_path):
     alpha, w, h, grads = 0.5, start(), 0.0, [torch.zeros(2).double()] * 3
     for _ in range(4):
@@ -181,6 +207,13 @@ def test_qffl_is_the_recursion(tmp_path, q):
         hs = [q * f ** (q - 1) * m.square().sum() + lipschitz * f**q for f, m in zip(losses, moves, strict=True)]
         w = w - mean([f**q * m for f, m in zip(losses, moves, strict=True)], SIZES) / mean(hs, SIZES)
     assert_near(final(tmp_path, 3, {"name": "qffl", "q": q}), w, 1e-8)  # 1e-10 is added to each loss
+
+
+def test_qffl_stays_where_every_loss_is_0():
+    """F_k^q is 0 in floating point, and so is the sum of the h_k."""
+    algorithm, server = QFFL(q=5.0), ServerState(torch.ones(3), 3)
+    mean = Mean({"delta": torch.zeros(3), "h": torch.zeros(1)}, 1.0, 1)
+    assert torch.equal(algorithm.server_update(server, mean, Cohort(0, (0,), 1)).w, server.w)
 
 
 # -- where they lead -----------------------------------------------------------------------------------------------
@@ -257,6 +290,12 @@ def test_scaffolds_control_is_the_gradient_at_the_optimum(tmp_path):
         ("qffl", {"client": {"optimizer": {"name": "adam"}}}, "algorithm.name='qffl': .*lipschitz"),
         ("qffl", {"privacy": {"level": "example", "noise_multiplier": 1.0}}, "privacy.level=example does not cover"),
         ("fednova", {"privacy": {"level": "client", "noise_multiplier": 1.0}}, "a clip would scale both factors"),
+        (
+            "scaffold",
+            {"privacy": {"level": "client", "noise_multiplier": 1.0}},
+            "part c from the mean of the c_i for good",
+        ),
+        ("feddyn", {"privacy": {"level": "client", "noise_multiplier": 1.0}}, "part h from the mean gradient for good"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, algorithm, sections, words):

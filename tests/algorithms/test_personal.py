@@ -168,7 +168,14 @@ def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner):
     assert torch.equal(personal_of(f, server)[:, private], heads)
 
 
-@pytest.mark.parametrize("algorithm", [*({"name": n} for n in PERSONAL), wrapped("ditto")], ids=str)
+COMPARING = (
+    wrapped("moon"),
+    wrapped("moon", private=["5.*"], frozen=["1.weight"]),
+    {"name": "fedrep", "inner": {"name": "moon"}, "head_epochs": 2},
+)
+
+
+@pytest.mark.parametrize("algorithm", [*({"name": n} for n in PERSONAL), wrapped("ditto"), *COMPARING], ids=str)
 def test_many_clients_at_once_are_one_after_the_other(tmp_path, algorithm):
     ends = {}
     for how in ("sequential", "vectorized"):
@@ -178,6 +185,30 @@ def test_many_clients_at_once_are_one_after_the_other(tmp_path, algorithm):
         ends[how] = [server.w, personal_of(f, server), *f.store.state_dict().values()]
     for a, b in zip(*ends.values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_models_are_compared_as_their_client_has_them(tmp_path):
+    """MOON's z_glob and z_prev are of (u_t, v_k) and (last u_k, v_k), v_k as it was at the end of the last round."""
+    f, start = digits(tmp_path, wrapped("moon"), rounds=1)
+    server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*", "*.bias"])
+    state, seen = f.store.get((1,)), []
+
+    class Watched:
+        def __init__(self, local):
+            self.ids, self.round, self.num_examples = local.ids, local.round, local.num_examples
+            self.optimizer, self.loss, self.local = local.optimizer, local.loss, local
+
+        def train(self, start, correct=None, **how):
+            seen.append(how["contrast"].models[:, 0])
+            return self.local.train(start, correct, **how)
+
+    f.algorithm.client_update(server, state, Watched(f.trainer.on((1,), 1)))
+    glob, previous = seen[0]
+    assert torch.equal(glob[private], state[PRIVATE][0])
+    assert torch.equal(previous[private], state[PRIVATE][0])
+    assert torch.equal(glob[~private], server.w[~private])
+    assert torch.equal(previous[~private], state["previous"][0, ~private])
+    assert (state[PRIVATE][0] - server.w[private]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("algorithm", [*({"name": n} for n in PERSONAL), wrapped("apfl")], ids=str)

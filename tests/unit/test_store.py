@@ -116,6 +116,20 @@ def test_a_store_beside_is_committed_and_saved_with_the_first():
     assert not again.shared
 
 
+def test_what_is_discarded_was_never_written():
+    s, another = with_another()
+    s.put((3,), {"c": torch.tensor([[1.0]])}, [0])
+    s.commit()
+    s.put((3, 4), {"c": torch.tensor([[2.0], [3.0]])}, [0, 1])
+    another.put((3,), {"error": torch.tensor([[4.0]])}, [0])
+    another.share({"q": torch.tensor([5.0])})
+    s.discard()
+    assert s.latest((3, 4))["c"].tolist() == [[1], [0]]
+    s.commit()
+    assert sorted(s.state_dict()) == ["3/c"]
+    assert s.get((3, 4))["c"].tolist() == [[1], [0]]
+
+
 def test_clients_remember_something_if_one_of_the_stores_does():
     assert with_another()[0].remembers
     assert ClientStore(dict, beside=with_another()[1]).remembers
