@@ -51,6 +51,7 @@ class Result:
     summary: Metrics
     folder: Path | None
     task: Task
+    seed: int = 0
 
     @property
     def w(self) -> Tensor:
@@ -60,7 +61,7 @@ class Result:
     @property
     def module(self) -> nn.Module:
         """A new module with the trained parameters, on the CPU, in evaluation mode."""
-        flat = FlatModule(self.task.model(0))
+        flat = FlatModule(self.task.model(self.seed))  # of the run: a model may have constants that are drawn from it
         flat.load(self.w.cpu())
         return flat.module.eval()
 
@@ -100,8 +101,8 @@ def run(
             raise
         summary = summary_of(prepared, experiment, vector_sha256(server.w))
         experiment.close(summary)
-    folder = experiment.folder.path if experiment.folder else None
-    return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task)
+    folder, config = experiment.folder.path if experiment.folder else None, prepared.config
+    return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task, config.run.seed)
 
 
 def assemble(

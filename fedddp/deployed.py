@@ -112,12 +112,14 @@ class ClientEvaluator:
         normalize = self._held.normalize
         if self._model is None:
             build = lambda: self._task.model(self._seed).to(normalize.dtype)  # noqa: E731
-            self._model = scoring_model(build, self._comm.device, normalize(x[:2]))
+            outputs = lambda module, x: self._task.outputs(module, x, y[: len(x)])  # noqa: E731
+            self._model = scoring_model(build, self._comm.device, normalize(x[:2]), outputs)
         self._model.load(w)
         right = 0
         for first in range(0, len(y), BATCH):
             interrupt.check()
+            labels = y[first : first + BATCH]
             with torch.no_grad():
-                outputs = self._model.module(normalize(x[first : first + BATCH]))
-            right += int(self._task.correct(outputs, y[first : first + BATCH]).sum())
+                outputs = self._task.outputs(self._model.module, normalize(x[first : first + BATCH]), labels)
+            right += int(self._task.correct(outputs, labels).sum())
         return right / len(y)

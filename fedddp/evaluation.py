@@ -117,7 +117,8 @@ class Evaluator:
             score = self._summed(score)
         also = {name: probe.score(w) for name, probe in self._probes.items()}
         self.load += sum(probe.load for probe in self._probes.values())
-        return score and replace(score, also={name: told.accuracy for name, told in also.items() if told})
+        told = {name: one.accuracy for name, one in also.items() if one and one.accuracy is not None}
+        return score and replace(score, also=told)
 
     def _take_share(self) -> None:
         """Of the test examples every one that is this rank's, or all of them on rank 0."""

@@ -115,7 +115,8 @@ def _guard(p: Prepared) -> Guard | None:
     keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
     if not keys.guard:
         return None
-    return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", clients=p.data.num_clients)
+    sizes = {"classes": p.task.num_classes, "clients": p.data.num_clients}
+    return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
 
 
 def _trainer(protection: Plain, comm: Comm) -> Trainer:

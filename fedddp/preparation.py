@@ -129,6 +129,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     task = task or task_of(config, dataset)
     _check_task(config, task)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    shared = partition.shares  # before copies are made for Byzantine clients: the others may share all the same
     dataset, partition = _attacked(config, dataset, partition)
     try:
         config.algorithm.for_model(spec)
@@ -136,7 +137,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     except ValueError as error:
         raise UsageError(str(error)) from error
     sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
-    config = secured(config, place, sizes, module, shared=partition.shares)
+    config = secured(config, place, sizes, module, shared=shared)
     check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
@@ -196,6 +197,11 @@ def _check_task(config: Config, task: Task) -> None:
     if config.evaluate.target_accuracy is not None:
         target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
         raise UsageError(f"{target}: task.name={name!r} has no accuracy; write evaluate.target_accuracy=off")
+    if config.evaluate.personal_every:
+        raise UsageError(
+            f"evaluate.personal_every={config.evaluate.personal_every}: task.name={name!r} has no accuracy; use "
+            "personal_every=0"
+        )
     if config.privacy.level == "example":
         raise UsageError(
             f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "

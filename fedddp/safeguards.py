@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .aggregation.ring import fraction_bits
+from .algorithms import uploaded
 from .clients import private_steps, sampling_rate
 from .compression import NoCompression
 from .config import Config, UsageError, to_dict
@@ -66,7 +67,8 @@ def check_compression(config: Config, spec: FlatSpec) -> None:
             f"aggregation.compression.name={name}: masks and noise of privacy.{other} need updates as integers of one "
             "ring, and compressed ones are not; use compression none"
         )
-    if not compression.columns(config.algorithm.for_model(spec).vectors(spec.dim), spec).squeezed:
+    algorithm = config.algorithm.for_model(spec)
+    if not compression.columns(algorithm.vectors(spec.dim), uploaded(algorithm, spec)).squeezed:
         raise UsageError(
             f"aggregation.compression.name={name}: would make nothing of this model's updates smaller; use a smaller "
             "rank, another compression, or none"

@@ -29,7 +29,7 @@ import torch
 
 from . import interrupt
 from .comm import Comm, CommError, record
-from .config import Config, UsageError, build, flatten, parse
+from .config import Config, UsageError, build, flatten, parse, to_dict
 from .data import Dataset, Examples, Partition
 from .data.folds import fold_sizes, without_fold
 from .evaluation import Evaluator, Score
@@ -103,7 +103,7 @@ def search_of(words: Sequence[str], place: Place) -> Search:
     if not grids:
         raise UsageError("give what to choose from: --grid KEY=VALUE,VALUE,... (several times for several keys)")
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
-    once = {"evaluate": {"every": 0, "target_accuracy": "off"}}
+    once = {"evaluate": {"every": 0, "personal_every": 0, "target_accuracy": "off"}, "run": {"resume": "never"}}
     layers, choices = parse(rest).layers, tuple(product(*grids))
     configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
     if configs[0].privacy.level != "none":
@@ -135,6 +135,9 @@ def _tune(search: Search, place: Place) -> None:
     dataset, partition = load_data(search.base, place)
     _check_folds(search, partition, place.world_size)
     first = share(search.configs[0], place, dataset, partition)
+    if not first.task.classifies:
+        name = to_dict(search.base)["task"]["name"]
+        raise UsageError(f"task.name={name!r}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
     target = Path(search.out) if search.out else target
     config = first.config.run

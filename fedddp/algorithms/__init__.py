@@ -12,6 +12,7 @@ from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
 from .ifca import IFCA
+from .masked import uploaded
 from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
@@ -52,4 +53,5 @@ __all__ = [
     "Moon",
     "Personal",
     "Scaffold",
+    "uploaded",
 ]

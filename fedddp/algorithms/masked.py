@@ -54,6 +54,19 @@ class Masked:
         shorter = {p: int(shared[:p].sum()), dim: int(shared.sum())}
         return {name: shorter.get(length, length) for name, length in self.inner.vectors(dim).items()}
 
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        """How an uploaded vector is laid out: the tensors of ``spec`` that are shared (a mask is of whole tensors)."""
+        shared = [bool(view.all()) for view in spec.views(self.shared).values()]
+        pick = lambda of: tuple(one for one, kept in zip(of, shared, strict=True) if kept)  # noqa: E731
+        return replace(
+            spec,
+            names=pick(spec.names),
+            shapes=pick(spec.shapes),
+            num_trainable=int(self.shared[: spec.num_trainable].sum()),
+            dim=int(self.shared.sum()),
+            kinds=pick(spec.kinds) if spec.kinds else (),
+        )
+
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         return self.inner.init_server(w, num_trainable)
 
@@ -104,6 +117,11 @@ class Masked:
         full = vector.new_zeros(length)
         full[self.shared[:length].to(vector.device)] = vector
         return full
+
+
+def uploaded(algorithm: Algorithm, spec: FlatSpec) -> FlatSpec:
+    """How an ``algorithm``'s uploaded vectors are laid out on a model of ``spec``: whole models, but for a mask."""
+    return algorithm.uploaded(spec) if isinstance(algorithm, Masked) else spec
 
 
 class _OnOwnPart:

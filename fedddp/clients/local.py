@@ -13,6 +13,7 @@ from .. import interrupt
 from ..data import ClientData, Plan, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, LearningRate, Optimizer, scaled
+from ..rng import global_seed
 from ..tasks import Task
 from ..types import Contrast, LocalResult
 
@@ -77,11 +78,12 @@ class Trainer(ABC):
         at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel() if len(x) else 1))
         model.load(w)
         total = 0.0
-        for first in range(0, len(y), at_once):
-            interrupt.check()
-            with torch.no_grad():
-                outputs = model.module(self.data.normalize(x[first : first + at_once]))
-                total += float(self._task.loss(outputs, y[first : first + at_once]).sum())
+        with torch.no_grad(), global_seed(self._seed, "loss", client):  # a task may draw noise
+            for first in range(0, len(y), at_once):
+                interrupt.check()
+                labels = y[first : first + at_once]
+                outputs = self._task.outputs(model.module, self.data.normalize(x[first : first + at_once]), labels)
+                total += float(self._task.loss(outputs, labels).sum())
         return total / max(1, len(y))
 
     @abstractmethod

@@ -150,7 +150,8 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
         elif error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = fields_of(_owner(cls, error["loc"][:-1]))
             near = suggestion(path[-1], known)
-            found.append(f"{key}: unknown key{near or '; the keys here are ' + ', '.join(known)}")
+            there = f"the keys here are {', '.join(known)}" if known else "nothing is to be set here"
+            found.append(f"{key}: unknown key{near or '; ' + there}")
         elif error["type"] == "mistake":
             key = f"{key}.{context['at']}" if context["at"] else key
             found.append(f"{key}={context['value']!r}: {context['reason']}")

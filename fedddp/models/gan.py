@@ -79,6 +79,8 @@ class GAN:
     channels: Annotated[int, Field(ge=1, description="of the outer convolutions; the inner have twice that")] = 16
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        if len(shape) != 3:
+            raise ValueError(f"it draws images, and inputs here have shape {list(shape)}; use data of [C, H, W]")
         if shape[1] % 4 or shape[2] % 4:
             raise ValueError("height and width have to be multiples of 4: they are halved twice")
         generator = Generator(self.latent, self.channels, shape, num_classes)

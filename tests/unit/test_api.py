@@ -191,6 +191,36 @@ def test_a_loss_twice_as_large_at_half_the_rate_is_the_same(run):
     assert not torch.equal(plain.w, run(rounds=2, task=Doubled(Net, 10), client={"optimizer.lr": 0.125}).w)
 
 
+def test_the_module_has_the_constants_that_the_run_drew(run):
+    """Random features are in no vector: they follow from the seed."""
+    result = run(rounds=1, seed=3, model={"name": "svm", "features": 20})
+    assert torch.equal(result.module[0].weight, result.task.model(3)[0].weight)
+    assert not torch.equal(result.module[0].weight, result.task.model(0)[0].weight)
+
+
+def test_the_guard_lets_many_classes_be_evaluated(run):
+    y = torch.arange(240) % 120
+    many = Dataset.of((torch.randn(240, 4), y), (torch.randn(120, 4), y[:120]))
+    assert many.num_classes == 120
+    assert run(rounds=1, dataset=many, model="logistic", privacy={"guard": True}).summary["rounds"] == 1
+
+
+def test_clients_of_a_task_of_ones_own_are_scored_by_it(run):
+    class Named(Task):
+        def outputs(self, module, x, y):
+            return module(pictures=x)
+
+    class Wordy(Net):
+        def forward(self, *, pictures):
+            return self.body(pictures)
+
+    evaluate = {"holdout": 0.25, "personal_every": 1}
+    for algorithm in ("qffl", "ifca"):
+        result = run(rounds=1, task=Named(Wordy, 10), evaluate=evaluate, algorithm=algorithm)
+        assert result.history[0]["failures"] == 0
+        assert 0 <= result.history[0]["personal_accuracy_mean"] <= 1
+
+
 def test_rounds_by_hand_are_the_rounds_of_a_run(run, tmp_path):
     whole = run(rounds=3, model=Net)
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """fedddp.attacks: Byzantine clients, what they do to examples, updates and columns, and to nobody else's."""
 
 import json
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from support import assemble, few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fedddp.api import run
 from fedddp.attacks import ALIE, ATTACKS, IPM, Adversary, Attack, Backdoor, Gaussian, LabelFlip, SignFlip
 from fedddp.attacks.omniscient import z_max
+from fedddp.config import UsageError
 from fedddp.data import Dataset, Examples, Partition
+from fedddp.data.parts import Divided
 from fedddp.federation import federate
 from fedddp.flat import FlatModule
 
@@ -52,6 +56,27 @@ def test_examples_that_an_honest_client_owns_too_stay_as_they_are():
     poisoned, deal = Adversary(LabelFlip(1), frozenset((0,)), 0).poisoned(dataset, partition)
     assert torch.equal(poisoned.train.y[deal.indices(1)], dataset.train.y[4:])
     assert torch.equal(poisoned.train.y[deal.indices(0)], 4 - dataset.train.y[:8])
+
+
+def test_of_data_that_lie_divided_clients_elsewhere_stay_elsewhere():
+    """Client 1 lives on another rank: nothing here is its own, also once copies lie behind the others."""
+    dataset = labelled()
+    deal = Divided(np.arange(12), np.array([0, 12, 7]), np.array([7, 6, 5]), public=cast(Any, None))
+    _, poisoned = Adversary(LabelFlip(2), frozenset((0, 1)), 0).poisoned(dataset, deal)
+    assert poisoned.indices(0).tolist() == list(range(12, 19))
+    assert poisoned.indices(1).tolist() == []
+    kept, held = poisoned.held_out(0.3, 0)
+    assert sorted([*kept.indices(0), *held.indices(0)]) == list(range(12, 19))
+
+
+def test_clients_that_share_examples_share_them_beside_byzantine_ones_too(tmp_path):
+    owners = [range(12), range(12, 20), range(20, 30), range(28, 40)]
+    private = {"level": "example", "noise_multiplier": 1.0}
+    x = torch.randn(40, 3)
+    data = Dataset.of((x, (x[:, 0] > 0).long()), (x, (x[:, 0] > 0).long()))
+    for attack in ("none", "label_flip"):
+        with pytest.raises(UsageError, match="clients share examples"):
+            run(dataset=data, partition=owners, model="logistic", attack=attack, privacy=private, dir=str(tmp_path))
 
 
 def test_attacks_on_updates_leave_the_examples_alone():

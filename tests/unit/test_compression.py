@@ -4,14 +4,17 @@ import math
 
 import pytest
 import torch
+from support import assemble, few_digits
 from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
+from fedddp.algorithms import FedAvg, Personal, uploaded
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm
 from fedddp.compression import COMPRESSIONS, Columns, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
 from fedddp.compression.int8 import levels
 from fedddp.compression.packing import SparseCode
+from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.rng import generator
 from fedddp.types import Cohort, LocalResult, ServerState, Update
@@ -329,6 +332,30 @@ def test_a_memory_that_outgrows_the_sum_is_a_failure_of_the_client():
     run.sum.open(LENGTH, 3, 7.0)
     with pytest.raises(ValueError, match="its update and what it remembers together exceed"):
         run.sum.add(rows, torch.ones(1), [0])
+
+
+def test_of_a_partly_personal_model_the_shared_tensors_are_compressed():
+    personal = Personal(private=("0.bias", "@BatchNorm*")).for_model(SPEC)
+    spec, layout = uploaded(personal, SPEC), personal.vectors(SPEC.dim)
+    assert spec.names == ("0.weight", "2.weight", "2.bias")
+    assert layout == {"delta": spec.dim} == {"delta": 600 + 200 + 10}
+    assert PowerSGD(rank=2).columns(layout, spec).tensors == ((0, (20, 30)), (600, (10, 20)))
+    frozen = uploaded(Personal(frozen=("*running*",)).for_model(SPEC), SPEC)
+    assert frozen.dim == frozen.num_trainable == SPEC.num_trainable
+    assert uploaded(FedAvg(), SPEC) is SPEC
+
+
+@pytest.mark.parametrize("algorithm", ["fedper", {"name": "fedrep", "inner": {"name": "scaffold"}}], ids=str)
+def test_a_run_of_personal_models_under_a_compression_that_leaves_nothing_out(tmp_path, algorithm):
+    algorithm = algorithm if isinstance(algorithm, dict) else {"name": algorithm}
+    sections = {"model": {"name": "mlp", "hidden": 6}, "algorithm": algorithm, "run": {"rounds": 2}}
+    ends = []
+    for compression in ({"name": "none"}, {"name": "top_k", "share": 1.0, "values": "float32"}):
+        aggregation = {"aggregation": {"compression": compression}}
+        f, start = assemble(tmp_path / compression["name"], few_digits(30), (10, 20), **sections, **aggregation)
+        ends.append(federate(f, start).w)
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
+    assert f.store.state_dict()["1/beside/error"].shape == (sum(f.pipeline.layout.values()),)
 
 
 def test_every_compression_has_a_name_and_says_what_it_remembers():

@@ -217,6 +217,11 @@ def test_mistakes_are_one_line(runs, words, told, capsys):
         (["--loss.name=focal"], "loss.name='focal': a conditional GAN has losses of its own"),
         (["--model.name=mlp"], "needs a module with a generator; use model.name=gan"),
         (["--task.name=classification"], "set task.name=conditional_gan"),
+        (
+            ["--evaluate.holdout=0.2", "--evaluate.personal_every=1"],
+            "personal_every=1: task.name='conditional_gan' has",
+        ),
+        (["--data.args.shape=[36]"], "it draws images, and inputs here have shape [36]"),
         (["--data.args.shape=[1, 6, 6]"], "height and width have to be multiples of 4"),
     ],
 )
@@ -228,3 +233,17 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, words, told
     message = capsys.readouterr().err
     assert told in message
     assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--algorithm.name=qffl"], ["--algorithm.name=ifca"], ["--attack.name=backdoor", "--attack.size=2"]],
+    ids=lambda words: words[0],
+)
+def test_whatever_looks_at_losses_or_accuracies_does_with_what_there_is(tmp_path, words):
+    sgd = ["--client.optimizer.lr=0.01", "--client.batch_size=60", "--telemetry.tensorboard=false"]
+    base = [word for word in TRAIN if not word.startswith("--client=")]
+    places = [f"--run.dir={tmp_path}", "--run.name=one", "--run.rounds=1", "--data.partition.num_clients=2"]
+    assert train([*base, *places, *sgd, *words, "--telemetry.progress=lines"]) == 0
+    (line,) = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["failures"] == 0

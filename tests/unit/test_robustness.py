@@ -44,7 +44,7 @@ def attack(name, **keys):
         ([attack("ipm", num_clients=11)], "attack.num_clients=11: there are only 10 clients"),
         ([{"attack": {"num_clients": 2}}], "num_clients=2 has no effect with attack.name=none; name an attack"),
         ([rule("kurm")], "aggregation.rule.name='kurm': .*did you mean 'krum'"),
-        ([rule("median", trim=1)], "aggregation.rule.trim: unknown key"),
+        ([rule("median", trim=1)], "aggregation.rule.trim: unknown key; nothing is to be set here"),
     ],
 )
 def test_what_cannot_be_is_refused(layers, told):

@@ -134,6 +134,10 @@ def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
         (["--grid=client.optimizer.lr=0.1,-1"], "client.optimizer.lr=-1: should be greater than 0"),
         (["--grid=client.optimizer.lr=0.1", "--folds=1"], "--folds=1: should be a whole number of at least 2"),
         (["--grid=client.optimizer.lr=0.1", "--folds=500"], "--folds=500: the clients of some rank have too few"),
+        (
+            ["--grid=run.seed=0", "--data.args.shape=[1, 8, 8]", "--task.name=conditional_gan", "--model.name=gan"],
+            "task.name='conditional_gan': has no accuracy to choose by",
+        ),
         (["--grid=client.optimizer.lr=0.1", "--privacy.level=client"], "every combination would spend a budget"),
     ],
 )
