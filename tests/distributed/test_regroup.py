@@ -128,7 +128,14 @@ def lose_the_store(comm, port):
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     comm = Comm.connect(Place(comm.rank, 3, comm.rank, 3), torch.device("cpu"), timeout=3.0)
-    return lose_rank_0(comm)
+    comm.barrier("first")
+    if comm.rank == 0:
+        stop("kill")
+    with pytest.raises(CommError):  # of the rank or of the store, whichever is missed first
+        comm.all_reduce(share(comm), "aggregate")
+    with pytest.raises(CommError) as caught:
+        comm.regroup(GRACE)
+    return str(caught.value)
 
 
 def test_without_the_store_nobody_goes_on(run_ranks):

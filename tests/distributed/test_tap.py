@@ -83,7 +83,7 @@ def test_the_ledger_and_the_protocols_account_for_every_byte(tapped):
     written = [(key.removeprefix("/fedddp//0/"), value) for key, value in capture.written(port)]
     notes = sum(len(key) + len(value) for key, value in written if key.startswith("at/"))
     assert notes == pytest.approx(sent["store"], abs=100)  # a note may have been on its way when the ledger was taken
-    assert {key.split("/")[0] for key, _ in written} == {"at", "group"}
+    assert {key.split("/")[0] for key, _ in written} == {"at", "formed", "group"}
 
     overhead = headers + farewell + over_store - notes
     assert capture.bytes == pytest.approx(sum(sent.values()) + overhead, rel=0.01, abs=4096)
