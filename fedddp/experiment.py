@@ -96,7 +96,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
             every=config.evaluate.every,
             target_accuracy=config.evaluate.target_accuracy,
             seed=seed,
-            probes=config.attack.probes(p.test),
+            probes=config.attack.probes(p.test, p.task.num_classes),
         ),
         client_evaluator=ClientEvaluator(
             p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed

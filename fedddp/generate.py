@@ -121,11 +121,24 @@ def _generate(folder: Path, text: str, options: dict[str, str], overrides: list[
     print(f"{rows} rows of {text} drawn in {options['out']}")
     if options["judge"]:
         judge = trained(Path(options["judge"]), overrides)
+        _check_judge(judge, Path(options["judge"]), images)
         asked = classes.repeat(-(-samples // len(classes)))[:samples]
         right = judge.predictions(drawn(gan.module, asked, seed + 1)) == asked
         print(f"{options['judge']} takes {int(right.sum())} of {len(asked)} drawings for the class that was asked for")
         each = {int(c): float(right[asked == c].double().mean()) for c in asked.unique()}
         print("  ".join(f"{c}: {share:.1%}" for c, share in each.items()))
+
+
+def _check_judge(judge: Trained, folder: Path, images: Tensor) -> None:
+    """Whether it classifies such drawings, ``images [rows, columns, C, H, W]``. Raises UsageError."""
+    drawn_as, trained_on = list(images.shape[2:]), list(judge.dataset.train.x.shape[1:])
+    if not judge.task.classifies:
+        raise UsageError(f"--judge={folder}: is not the run of a classifier; train one on the same dataset")
+    if drawn_as != trained_on:
+        raise UsageError(
+            f"--judge={folder}: classifies inputs of shape {trained_on}, drawings are {drawn_as}; train one on the same "
+            "dataset"
+        )
 
 
 def _number(options: dict[str, str], key: str) -> int:

@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{run}: is not a run folder ({error.strerror})")
         metrics = [json.loads(line) for line in lines]
         curves[run.name] = [(m["round"], m["test_accuracy"]) for m in metrics if m["test_accuracy"] is not None]
-    figures.curves(curves, args.target).savefig(args.out, dpi=120)
+    try:
+        figures.curves(curves, args.target).savefig(args.out, dpi=120)
+    except (OSError, ValueError) as error:
+        parser.error(f"--out={args.out}: cannot be written ({error})")
     print(f"drawn in {args.out}")
     return 0
 

@@ -245,7 +245,7 @@ def _check_personal(config: Config) -> None:
 def _attacked(config: Config, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
     """The same with the Byzantine clients' examples as they are trained on."""
     try:
-        config.attack.probes(dataset.test)  # whether it can be done on such inputs at all
+        config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all
         return adversary(config).poisoned(dataset, partition)
     except ValueError as error:
         raise UsageError(str(error)) from None

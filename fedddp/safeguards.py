@@ -13,7 +13,7 @@ from .algorithms import uploaded
 from .clients import private_steps, sampling_rate
 from .compression import NoCompression
 from .config import Config, UsageError, to_dict
-from .config.schema import SecureAggregation
+from .config.schema import Privacy, SecureAggregation
 from .flat import FlatSpec
 from .place import Place
 from .privacy import calibrate_worst
@@ -43,6 +43,7 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module, *, s
         units=len(sizes) if keys.level == "client" else int(sizes.sum()),
         weighting=getattr(config.algorithm, "weighting", None),
         mixing=mixing_layers(module),
+        clip=None if keys.clip == Privacy().clip else keys.clip,
         adaptive_clip=keys.adaptive_clip.enabled,
         uncounted=_uncounted(config),
         shared=shared,

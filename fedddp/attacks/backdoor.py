@@ -32,8 +32,6 @@ class Backdoor(Attack):
     ] = 1.0
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
-        if self.target >= num_classes:
-            raise ValueError(f"attack.target={self.target}: there are {num_classes} classes, 0 to {num_classes - 1}")
         rows = torch.randperm(len(own), generator=stream)[: round(self.share * len(own))]
         x, y = own.x.clone(), own.y.clone()
         x[rows], y[rows] = self.marked(x[rows]), self.target
@@ -42,7 +40,9 @@ class Backdoor(Attack):
     def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
         return self.boost * row
 
-    def probes(self, test: Examples) -> Mapping[str, Examples]:
+    def probes(self, test: Examples, num_classes: int) -> Mapping[str, Examples]:
+        if self.target >= num_classes:
+            raise ValueError(f"attack.target={self.target}: there are {num_classes} classes, 0 to {num_classes - 1}")
         others = test.y != self.target
         return {"attack_success": Examples(self.marked(test.x[others]), torch.full_like(test.y[others], self.target))}
 

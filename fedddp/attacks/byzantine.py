@@ -39,8 +39,11 @@ class Attack:
         """What the rule gets instead of some columns ``x [m, c]`` of all updates; ``byzantine`` bool [m]."""
         return x
 
-    def probes(self, test: Examples) -> Mapping[str, Examples]:
-        """Sets of examples by whose accuracy the attack's success is measured, by the metric's name."""
+    def probes(self, test: Examples, num_classes: int) -> Mapping[str, Examples]:
+        """Sets of examples by whose accuracy the attack's success is measured, by the metric's name.
+
+        Raises ValueError where the attack cannot be made on such examples, whether or not a client is Byzantine.
+        """
         return {}
 
 

@@ -20,6 +20,7 @@ def refusals(
     units: int,
     weighting: str | None = None,
     mixing: Sequence[str] = (),
+    clip: float | None = None,
     adaptive_clip: bool = False,
     uncounted: str | None = None,
     shared: bool = False,
@@ -27,12 +28,12 @@ def refusals(
     """The reasons against a configuration.
 
     ``level``: none, example or client. ``units``: how many examples, or clients, there are in all. ``weighting``: the
-    algorithm's, if it has one. ``mixing``: names of the model's layers that `mixing_layers` found. ``uncounted``: the
+    algorithm's, if it has one. ``clip``: if it is not the default. ``mixing``: names of the model's layers that `mixing_layers` found. ``uncounted``: the
     key by which clients do other work than the epochs that are accounted for, if there is one. ``shared``: whether an
     example may have several owners.
     """
     if level == "none":
-        return list(_unprotected(noise_multiplier, target_epsilon, adaptive_clip))
+        return list(_unprotected(noise_multiplier, target_epsilon, clip, adaptive_clip))
     found = []
     if noise_multiplier is None and target_epsilon is None:
         found.append(
@@ -75,11 +76,14 @@ def refusals(
     return found
 
 
-def _unprotected(noise_multiplier: float | None, target_epsilon: float | None, adaptive_clip: bool) -> Iterator[str]:
+def _unprotected(
+    noise_multiplier: float | None, target_epsilon: float | None, clip: float | None, adaptive_clip: bool
+) -> Iterator[str]:
     """Keys that promise something where nothing is done."""
     idle = {
         "noise_multiplier": noise_multiplier,
         "target_epsilon": target_epsilon,
+        "clip": clip,
         "adaptive_clip.enabled": "true" if adaptive_clip else None,
     }
     for key, value in idle.items():

@@ -100,7 +100,7 @@ def test_a_backdoor_marks_a_share_and_says_the_target():
 
 
 def test_a_backdoors_success_is_counted_on_other_classes():
-    (name, probe), *rest = Backdoor(target=2, size=3).probes(labelled().test).items()
+    (name, probe), *rest = Backdoor(target=2, size=3).probes(labelled().test, 10).items()
     assert (name, rest, len(probe)) == ("attack_success", [], 10)  # 2 of 12 are of the target's class
     assert set(probe.y.tolist()) == {2}
     assert (probe.x[:, :, 4:7, 4:7] == 255).all()
@@ -117,7 +117,7 @@ def test_a_backdoors_success_is_counted_on_other_classes():
 def test_a_backdoor_that_cannot_be_is_refused(attack, shape, told):
     own = Examples(torch.zeros(3, *shape), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=told):
-        attack.examples(own, 5, STREAM())
+        attack.probes(own, 5)
 
 
 def test_alie_is_within_the_honest_spread():

@@ -200,6 +200,7 @@ def test_the_judge_is_the_classifier_of_its_run(runs):
         (["{runs}/gan", "0", "--colour=red"], "--colour=red: unknown option"),
         (["{runs}/gan", "0", "--rows=0"], "--rows='0': should be a whole number"),
         (["{runs}/gan", "0", "--out={runs}/no/such.png"], "cannot be written"),
+        (["{runs}/gan", "0", "--out={runs}/x.png", "--judge={runs}/gan"], "is not the run of a classifier"),
     ],
 )
 def test_mistakes_are_one_line(runs, words, told, capsys):

@@ -35,6 +35,7 @@ def test_levels_refuse_only_what_breaks_their_own_guarantee():
         ("example", {"adaptive_clip": True}, "privacy.adaptive_clip.enabled=true", "use privacy.level=client"),
         ("none", {}, "privacy.noise_multiplier=1.0", "use privacy.level=example"),
         ("none", {"noise_multiplier": None, "target_epsilon": 8.0}, "privacy.target_epsilon=8.0", "use privacy.level"),
+        ("none", {"noise_multiplier": None, "clip": 0.5}, "privacy.clip=0.5", "use privacy.level=example or client"),
         ("none", {"noise_multiplier": None, "adaptive_clip": True}, "privacy.adaptive_clip.enabled=true", "use"),
     ],
 )
