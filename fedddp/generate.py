@@ -136,8 +136,8 @@ def _check_judge(judge: Trained, folder: Path, images: Tensor) -> None:
         raise UsageError(f"--judge={folder}: is not the run of a classifier; train one on the same dataset")
     if drawn_as != trained_on:
         raise UsageError(
-            f"--judge={folder}: classifies inputs of shape {trained_on}, drawings are {drawn_as}; train one on the same "
-            "dataset"
+            f"--judge={folder}: classifies inputs of shape {trained_on}, drawings are {drawn_as}; train one on "
+            "the same dataset"
         )
 
 

@@ -28,9 +28,9 @@ def refusals(
     """The reasons against a configuration.
 
     ``level``: none, example or client. ``units``: how many examples, or clients, there are in all. ``weighting``: the
-    algorithm's, if it has one. ``clip``: if it is not the default. ``mixing``: names of the model's layers that `mixing_layers` found. ``uncounted``: the
-    key by which clients do other work than the epochs that are accounted for, if there is one. ``shared``: whether an
-    example may have several owners.
+    algorithm's, if it has one. ``clip``: if it is not the default. ``mixing``: names of the model's layers that
+    `mixing_layers` found. ``uncounted``: the key by which clients do other work than the epochs that are accounted for,
+    if there is one. ``shared``: whether an example may have several owners.
     """
     if level == "none":
         return list(_unprotected(noise_multiplier, target_epsilon, clip, adaptive_clip))

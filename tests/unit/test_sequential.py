@@ -28,6 +28,21 @@ def with_batch_norm():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.BatchNorm1d(12, momentum=None), nn.Linear(12, 10))
 
 
+def convolutional():
+    return nn.Sequential(nn.Conv2d(1, 3, 3, 2), nn.ReLU(), nn.Conv2d(3, 2, 3, 2), nn.Flatten(), nn.Linear(72, 10))
+
+
+class Viewing(nn.Module):
+    """It takes for granted how its features lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(1, 2, 5, 4), nn.Linear(72, 10)
+
+    def forward(self, x):
+        return self.head(self.features(x).view(-1, 72))
+
+
 @pytest.fixture
 def trainer(digits):
     """``trainer(make_model, dtype, ...)`` over clients of 23, 0, 9 and 10 digits, and two with one and the same."""
@@ -83,6 +98,16 @@ def test_training_is_the_hand_written_loop(trainer, client, dtype, tolerance):
     assert result.accuracy.item() == accuracy
     assert result.steps.tolist() == [2 * -(-SIZES[client] // 5)]
     assert result.w.shape == (1, ours.spec.dim)
+
+
+@pytest.mark.parametrize(("model", "innermost"), [(convolutional, True), (Viewing, False)])
+def test_images_lie_as_convolutions_like_them_if_the_model_lets_them(trainer, model, innermost):
+    ours = trainer(model, torch.float64)
+    w, loss, accuracy = by_hand(ours, 2, 4, torch.float64)
+    result = ours.on((2,), 4).train(start(ours))
+    assert ours._innermost is innermost
+    torch.testing.assert_close(result.w[0], w, rtol=0, atol=1e-12)
+    assert (float(result.loss), float(result.accuracy)) == (pytest.approx(loss, abs=1e-12), accuracy)
 
 
 def test_statistics_of_batch_norm_are_those_of_the_hand_written_loop(trainer):
