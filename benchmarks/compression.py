@@ -12,11 +12,7 @@ than any network: "pays below" is the rate of a link at which the bytes saved ta
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -37,6 +33,7 @@ from fedddp.sampling import home_rank
 from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 from . import machine
+from .ranks import hand_back, on_ranks
 
 METHODS: dict[str, Compression] = {
     "none": NoCompression(),
@@ -121,18 +118,10 @@ def main() -> None:
     if args.ranks < 2:
         parser.error("--ranks: one rank alone sends nothing; use 2 or more")
     if args.work:
-        found = measure(args)
-        if os.environ["RANK"] == "0":
-            (Path(args.work) / "found.json").write_text(json.dumps(found))
+        hand_back(measure(args), args.work)
         return
     console = Console(width=None if sys.stdout.isatty() else 130)
-    with tempfile.TemporaryDirectory(prefix="fedddp-") as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.ranks}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "-m", "benchmarks.compression", *sys.argv[1:], f"--work={folder}"], env=env, check=True
-        )
-        found = json.loads((Path(folder) / "found.json").read_text())
+    found = on_ranks(args.ranks, "benchmarks.compression")
     show(found, console)
     described = machine.describe((args.out,))
     console.print(f"[dim]{machine.in_words(described)}")

@@ -11,11 +11,7 @@ default: TensorBoard, and a checkpoint every round.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +31,7 @@ from fedddp.preparation import load_data, share
 
 from . import machine
 from .contenders.fedddp import configuration, experiment
+from .ranks import hand_back, on_ranks
 from .workloads import Workload
 
 TURN = 10  # rounds in a row: what one leaves to be done in the background costs the next, as in a run
@@ -117,19 +114,11 @@ def main() -> None:
     if args.ranks < 2:
         parser.error("--ranks: one rank alone sums nothing; use 2 or more")
     if args.work:
-        found = rounds(args, args.work)
-        if os.environ["RANK"] == "0":
-            (Path(args.work) / "found.json").write_text(json.dumps(found))
+        hand_back(rounds(args, args.work), args.work)
         return
     console = Console(width=None if sys.stdout.isatty() else 110)
     described = machine.describe((args.out,))
-    with tempfile.TemporaryDirectory(prefix="fedddp-") as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.ranks}"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command, "-m", "benchmarks.empty_round", *sys.argv[1:], f"--work={folder}"], env=env, check=True
-        )
-        found = json.loads((Path(folder) / "found.json").read_text())
+    found = on_ranks(args.ranks, "benchmarks.empty_round")
     show(found, console)
     console.print(f"[dim]{machine.in_words(described)}")
     console.print(f"kept in {machine.keep(Path(args.out), 'empty_round', {'machine': described, **found})}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from fedddp.sampling import UniformSampler
 from . import machine
 from .contender import Contender, high_water
 from .contenders.fedddp import advance, configuration, experiment
+from .ranks import hand_back, on_ranks
 from .run import measure
 from .workloads import WORKLOADS, write_settings
 
@@ -42,8 +42,8 @@ PHASES = {"train": "seconds_train", "aggregate": "seconds_aggregate", "evaluate"
 WORKLOAD = replace(WORKLOADS["w2"], evaluate=True)
 
 
-def by_cohort(settings: Mapping[str, Any], words: Sequence[str], into: Path) -> None:
-    """What each rank does: rounds of every cohort size in turn. Rank 0 writes the figures ``into`` a file."""
+def by_cohort(settings: Mapping[str, Any], words: Sequence[str]) -> dict[int, dict[str, list]]:
+    """What each rank does: rounds of every cohort size in turn. The first repeat, of growing cohorts, warms up."""
     place = Place.from_env()
     prepared = prepare(configuration(settings, [*words, "--evaluate.every=0"], place), place)
     run = experiment(prepared)
@@ -58,22 +58,13 @@ def by_cohort(settings: Mapping[str, Any], words: Sequence[str], into: Path) -> 
             found[m]["peak_mib"].append(_everybodys_peak(f.comm))
     f.telemetry.close(None)
     f.comm.close()
-    if place.rank == 0:
-        into.write_text(json.dumps(found))
+    return found
 
 
 def _everybodys_peak(comm: Comm) -> list[float]:
     peaks = torch.zeros(comm.world_size, dtype=torch.float64)
     peaks[comm.rank] = high_water(os.getpid())
     return comm.all_reduce(peaks, "peak memory").tolist()
-
-
-def cohorts(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list]]:
-    """The ranks of `by_cohort`, started and waited for. The first repeat, of growing cohorts, warms up."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={args.ranks}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "-m", "benchmarks.scaling", *sys.argv[1:], f"--work={work}"], env=env, check=True)
-    return json.loads((work / "cohorts.json").read_text())
 
 
 def ranks(args: argparse.Namespace, work: Path, console: Console) -> dict[int, dict[str, list[float]]]:
@@ -161,12 +152,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.work:
         words = [*_words(args), f"--run.dir={args.work}/runs"]
-        by_cohort(_settings(args, args.ranks), words, Path(args.work) / "cohorts.json")
+        hand_back(by_cohort(_settings(args, args.ranks), words), args.work)
         return
     console = Console(width=None if sys.stdout.isatty() else 110, log_path=False)
     described = machine.describe((args.root, args.out))
+    by_m = on_ranks(args.ranks, "benchmarks.scaling")
     with tempfile.TemporaryDirectory(prefix="fedddp-") as folder:
-        by_m, by_ranks = cohorts(args, Path(folder)), ranks(args, Path(folder), console)
+        by_ranks = ranks(args, Path(folder), console)
     show(by_m, by_ranks, console)
     console.print(f"[dim]{machine.in_words(described)}")
     record = {"machine": described, "by_cohort": by_m, "by_ranks": by_ranks}

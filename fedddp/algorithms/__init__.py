@@ -1,6 +1,7 @@
 """Federated algorithms, one paper a file. An algorithm's dataclass is its own configuration section."""
 
 from .apfl import APFL
+from .around import Around
 from .base import Algorithm, LocalTraining
 from .client_level import AdaptiveClip, ClientLevel
 from .ditto import Ditto
@@ -40,6 +41,7 @@ __all__ = [
     "QFFL",
     "AdaptiveClip",
     "Algorithm",
+    "Around",
     "ClientLevel",
     "Ditto",
     "FedAvg",

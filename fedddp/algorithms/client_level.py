@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..flat import FlatSpec
-from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
-from .base import Algorithm, LocalTraining
+from .around import Around
+from .base import LocalTraining
 
 CLIP = "privacy.clip"
 """In ``ServerState.extra``: C_t, where it is adaptive."""
@@ -67,7 +66,7 @@ class AdaptiveClip:
 
 
 @dataclass(frozen=True)
-class ClientLevel:
+class ClientLevel(Around):
     """Any algorithm ``inner``, its clients' updates clipped to ``clip`` over all their vectors together, weighing 1.
 
     What is private is what the server gets, hence the model and all that follows from it; what ``inner`` keeps on a
@@ -75,7 +74,6 @@ class ClientLevel:
     for a clip that is not positive and for negative noise.
     """
 
-    inner: Algorithm
     clip: float
     noise_multiplier: float
     adaptive: AdaptiveClip | None = None
@@ -83,12 +81,6 @@ class ClientLevel:
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 <= self.noise_multiplier < math.inf):
             raise ValueError(f"cannot clip to {self.clip:g} with noise {self.noise_multiplier:g}")
-
-    def for_model(self, spec: FlatSpec) -> ClientLevel:
-        return replace(self, inner=self.inner.for_model(spec))
-
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        return self.inner.unfit(optimizer, privacy)
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {**self.inner.vectors(dim), **({BIT: 1} if self.adaptive else {})}
@@ -114,9 +106,6 @@ class ClientLevel:
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         server = self.inner.init_server(w, num_trainable)
         return self._wrapped(server, self.adaptive.bounded(self.clip)) if self.adaptive else server
-
-    def init_client(self, w: Tensor) -> ClientState:
-        return self.inner.init_client(w)
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..flat import FlatSpec
 from ..optim import Optimizer, OptimizerState
 from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
+from .around import Around
 from .base import Algorithm, LocalTraining
 
 PRIVATE = "personal.private"
@@ -22,7 +23,7 @@ PRIVATE = "personal.private"
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class Masked(Around):
     """``inner`` on the shared entries of w; `Personal` is its configuration.
 
     ``inner`` deals in vectors of full length. On a client they begin from its own private entries, wherever ``inner``
@@ -33,17 +34,10 @@ class Masked:
     ``head_epochs``: first train the private entries alone for so long, then the shared ones alone (FedRep).
     """
 
-    inner: Algorithm
     private: Tensor  # bool [D]
     frozen: Tensor  # bool [D]
     num_trainable: int
     head_epochs: int = 0
-
-    def for_model(self, spec: FlatSpec) -> Masked:
-        return replace(self, inner=self.inner.for_model(spec))
-
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        return self.inner.unfit(optimizer, privacy)
 
     @property
     def shared(self) -> Tensor:
@@ -66,9 +60,6 @@ class Masked:
             dim=int(self.shared.sum()),
             kinds=pick(spec.kinds) if spec.kinds else (),
         )
-
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        return self.inner.init_server(w, num_trainable)
 
     def init_client(self, w: Tensor) -> ClientState:
         own = {PRIVATE: w[self.private.to(w.device)].unsqueeze(0)} if self.private.any() else {}

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm, LocalTraining
+from ..algorithms import Algorithm, Around, LocalTraining
 from ..data import Dataset, Examples, Partition
-from ..flat import FlatSpec
-from ..optim import Optimizer
 from ..rng import generator, numpy_generator
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, LocalResult, ServerState, Update
 from .byzantine import Attack
 
 
@@ -75,26 +73,10 @@ class Adversary:
 
 
 @dataclass(frozen=True)
-class Corrupted:
+class Corrupted(Around):
     """Any algorithm ``inner`` whose Byzantine clients upload something else, in all vectors of an update alike."""
 
-    inner: Algorithm
     adversary: Adversary
-
-    def for_model(self, spec: FlatSpec) -> Corrupted:
-        return replace(self, inner=self.inner.for_model(spec))
-
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        return self.inner.unfit(optimizer, privacy)
-
-    def vectors(self, dim: int) -> dict[str, int]:
-        return self.inner.vectors(dim)
-
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        return self.inner.init_server(w, num_trainable)
-
-    def init_client(self, w: Tensor) -> ClientState:
-        return self.inner.init_client(w)
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -112,9 +94,3 @@ class Corrupted:
             for row, stream in streams.items():
                 rows[row] = self.adversary.attack.update(rows[row], stream)
         return Update(vectors, update.weight), state, result
-
-    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        return self.inner.server_update(server, mean, cohort)
-
-    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        return self.inner.personal_params(server, client)

@@ -1,7 +1,7 @@
 """Differential privacy: secret randomness, noise, what was spent and what may still be."""
 
 from .accounting import compose, epsilon
-from .budget import Budget, ClientBudget, ExampleBudget, NoBudget
+from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget
 from .calibration import calibrate, calibrate_worst
 from .discrete_gaussian import discrete_gaussian
 from .guarantee import Guarantee
@@ -14,6 +14,7 @@ __all__ = [
     "ClientBudget",
     "ExampleBudget",
     "Guarantee",
+    "Limits",
     "NoBudget",
     "PoissonSampler",
     "Randomness",

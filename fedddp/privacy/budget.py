@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
@@ -60,6 +61,21 @@ class Budget(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a budget keeps to, whatever it counts.
+
+    ``sigma``: the noise multiplier of each composition. ``target``: the epsilon never to be exceeded, at ``delta``.
+    ``spend_file``: rank 0's, None elsewhere.
+    """
+
+    sigma: float
+    delta: float
+    target: float | None = None
+    accountant: Accountant = "prv"
+    spend_file: SpendFile | None = None
+
+
 class NoBudget:
     """Nothing is promised, so nothing is spent."""
 
@@ -88,21 +104,10 @@ class Counting(ABC):
     adjacency: str
     sampling: str
 
-    def __init__(
-        self,
-        units: int,
-        sigma: float,
-        delta: float,
-        target: float | None,
-        accountant: Accountant,
-        spend_file: SpendFile | None,
-    ) -> None:
-        """``target``: the epsilon never to be exceeded. ``spend_file``: rank 0's, None elsewhere."""
+    def __init__(self, units: int, limits: Limits) -> None:
         self._participations = torch.zeros(units, dtype=torch.int64)
         self._released = 0
-        self._sigma, self._delta, self._target = sigma, delta, target
-        self._accountant: Accountant = accountant
-        self._file = spend_file
+        self._limits = limits
         self._known: dict[bytes, float] = {}
 
     @abstractmethod
@@ -118,25 +123,25 @@ class Counting(ABC):
 
     @property
     def guarantee(self) -> Guarantee:
-        return Guarantee(self.epsilon, self._delta, self.adjacency, self.sampling, self._accountant)
+        return Guarantee(self.epsilon, self._limits.delta, self.adjacency, self.sampling, self._limits.accountant)
 
     def allows(self, cohort: Cohort) -> bool:
-        if self._target is None:
+        if self._limits.target is None:
             return True
-        return self._after(_plus(self._participations, self._counted(cohort))) <= self._target
+        return self._after(_plus(self._participations, self._counted(cohort))) <= self._limits.target
 
     def spend(self, cohort: Cohort) -> None:
         who = self._counted(cohort)
         self._participations = _plus(self._participations, who)
         self._released += 1
-        if self._file is not None:
-            self._file.append(self._released, cohort.round, who)
+        if self._limits.spend_file is not None:
+            self._limits.spend_file.append(self._released, cohort.round, who)
 
     def state(self) -> dict[str, Tensor]:
         return {
             "participations": self._participations,
             "released": torch.tensor([self._released]),
-            "sigma": torch.tensor([self._sigma], dtype=torch.float64),
+            "sigma": torch.tensor([self._limits.sigma], dtype=torch.float64),
         }
 
     def recovered(self, saved: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -146,19 +151,19 @@ class Counting(ABC):
             "released": torch.tensor([0]),
         }
         state |= saved
-        if self._file is None:
+        if self._limits.spend_file is None:
             return state
         participations, released = state["participations"], int(state["released"])
-        for who in self._file.since(released):
+        for who in self._limits.spend_file.since(released):
             participations, released = _plus(participations, who), released + 1
         return {**state, "participations": participations, "released": torch.tensor([released])}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from ``state``. Raises ValueError for one of another population or another sigma."""
         sigma, participations = float(state["sigma"]), state["participations"].cpu()
-        if sigma != self._sigma:
+        if sigma != self._limits.sigma:
             raise ValueError(
-                f"privacy.noise_multiplier={self._sigma:g}: what is resumed was spent with {sigma:g}; use that"
+                f"privacy.noise_multiplier={self._limits.sigma:g}: what is resumed was spent with {sigma:g}; use that"
             )
         if participations.shape != self._participations.shape:
             raise ValueError(
@@ -166,6 +171,11 @@ class Counting(ABC):
                 f"{len(self._participations)}; start a new run"
             )
         self._participations, self._released = participations, int(state["released"])
+
+    def _epsilon(self, q: float, steps: int, accountant: Accountant | None = None) -> float:
+        """Of so many compositions at rate ``q``."""
+        limits = self._limits
+        return accounting.epsilon(limits.sigma, q, steps, limits.delta, accountant or limits.accountant)
 
     def _after(self, participations: Tensor) -> float:
         key = participations.numpy().tobytes()
@@ -181,16 +191,8 @@ class ClientBudget(Counting):
     Nothing about the cohort is read or written.
     """
 
-    def __init__(
-        self,
-        q: float,
-        sigma: float,
-        delta: float,
-        target: float | None = None,
-        accountant: Accountant = "prv",
-        spend_file: SpendFile | None = None,
-    ) -> None:
-        super().__init__(1, sigma, delta, target, accountant, spend_file)
+    def __init__(self, q: float, limits: Limits) -> None:
+        super().__init__(1, limits)
         self._q = q
         self.adjacency = "one client more or less, with all its examples"
         self.sampling = f"Poisson cohorts at rate {q:g}"
@@ -199,7 +201,7 @@ class ClientBudget(Counting):
         return None
 
     def _cost(self, participations: Tensor) -> float:
-        return accounting.epsilon(self._sigma, self._q, int(participations), self._delta, self._accountant)
+        return self._epsilon(self._q, int(participations))
 
 
 class ExampleBudget(Counting):
@@ -209,18 +211,9 @@ class ExampleBudget(Counting):
     are public and count in full: no amplification is claimed for them.
     """
 
-    def __init__(
-        self,
-        q: Tensor,
-        steps: Tensor,
-        sigma: float,
-        delta: float,
-        target: float | None = None,
-        accountant: Accountant = "prv",
-        spend_file: SpendFile | None = None,
-    ) -> None:
+    def __init__(self, q: Tensor, steps: Tensor, limits: Limits) -> None:
         """``q [N]``: at which rate each client draws its examples; ``steps [N]``: its steps in a round."""
-        super().__init__(len(q), sigma, delta, target, accountant, spend_file)
+        super().__init__(len(q), limits)
         self._q, self._steps = q.numpy(force=True).astype(np.float64), steps.numpy(force=True).astype(np.int64)
         self.adjacency = "one example more or less"
         rates = sorted({f"{self._q.min():.3g}", f"{self._q.max():.3g}"}, key=float)
@@ -232,9 +225,6 @@ class ExampleBudget(Counting):
     def _cost(self, participations: Tensor) -> float:
         spent = participations.numpy() * self._steps
         return worst(self._q, spent, self._epsilon)
-
-    def _epsilon(self, q: float, steps: int, accountant: Accountant | None = None) -> float:
-        return accounting.epsilon(self._sigma, q, steps, self._delta, accountant or self._accountant)
 
 
 def worst(q: np.ndarray, steps: np.ndarray, cost: Callable[..., float]) -> float:

@@ -47,7 +47,7 @@ class ClientPrivacy(Private):
         return PoissonSampler(population, self._rate, shared)
 
     def budget(self, spend_file: SpendFile | None) -> Budget:
-        return ClientBudget(self._rate, **self._limits(spend_file))
+        return ClientBudget(self._rate, self._limits(spend_file))
 
     def pipeline(self) -> Pipeline:
         noise = self._randomness("noise", self._comm.rank)

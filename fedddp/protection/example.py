@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..aggregation import CountTally, Pipeline
 from ..clients import Trainer, choose_private
-from ..privacy import Budget, ExampleBudget, Randomness, SpendFile
+from ..privacy import Budget, ExampleBudget, Limits, Randomness, SpendFile
 from ..safeguards import example_level_work
 from .plain import Plain
 
@@ -25,15 +23,9 @@ class Private(Plain):
             return Randomness.seeded(self._p.config.run.seed, purpose, *path)
         return Randomness.secret()
 
-    def _limits(self, spend_file: SpendFile | None) -> dict[str, Any]:
+    def _limits(self, spend_file: SpendFile | None) -> Limits:
         keys = self._keys
-        return {
-            "sigma": self.sigma,
-            "delta": keys.delta,
-            "target": keys.target_epsilon,
-            "accountant": keys.accountant,
-            "spend_file": spend_file,
-        }
+        return Limits(self.sigma, keys.delta, keys.target_epsilon, keys.accountant, spend_file)
 
 
 class ExamplePrivacy(Private):
@@ -41,7 +33,7 @@ class ExamplePrivacy(Private):
 
     def budget(self, spend_file: SpendFile | None) -> Budget:
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)
-        return ExampleBudget(rate, steps, **self._limits(spend_file))
+        return ExampleBudget(rate, steps, self._limits(spend_file))
 
     def trainer(self) -> tuple[Trainer, str]:
         p, randomness = self._p, self._randomness("example level")

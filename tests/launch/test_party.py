@@ -37,9 +37,8 @@ def machines(tmp_path, capsys):
 
 
 @pytest.fixture
-def start(machines):
+def start(program, machines):
     """start(*arguments, ranks=..., **environment): parties, each on its machine; (exit code, output) of each."""
-    started: list[subprocess.Popen[str]] = []
     (bin_folder := machines[0].parent / "env" / "bin").mkdir(parents=True)
     (bin_folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (bin_folder / "python").chmod(0o755)
@@ -49,26 +48,16 @@ def start(machines):
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         base = {key: value for key, value in os.environ.items() if key not in OURS} | {"VENV": str(bin_folder.parent)}
+        started = []
         for rank in ranks:
             where = {"RANK": str(rank), "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             here = {key: value.replace("{rank}", str(rank)) for key, value in environment.items()}
-            started.append(
-                subprocess.Popen(
-                    [str(PARTY), *WORDS, *arguments],
-                    cwd=machines[rank],
-                    env=base | where | {"PARTS": "parts"} | here,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+            env = base | where | {"PARTS": "parts"} | here
+            started.append(program([str(PARTY), *WORDS, *arguments], env, machines[rank]))
         outputs = [process.communicate(timeout=90)[0] for process in started]
         return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
+    return run
 
 
 @pytest.mark.parametrize("protected", [False, True])

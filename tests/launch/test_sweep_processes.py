@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -23,28 +22,10 @@ client.local_epochs = [1]
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(program, tmp_path):
     (tmp_path / "trial.toml").write_text(FILE)
-    started = []
-
-    def run(*words):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedddp.sweep", "trial.toml", *words],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    command, env = [sys.executable, "-m", "fedddp.sweep", "trial.toml"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return lambda: program(command, env)
 
 
 def test_an_interrupted_sweep_goes_on_within_the_run(start, tmp_path):

@@ -32,31 +32,16 @@ def command(ranks: int, *args: str) -> list[str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path):
+def start(program: Callable[..., subprocess.Popen[str]]):
     """start(ranks, *args, **environment) starts torchrun in tmp_path; 0 ranks: plain Python."""
     base = {**os.environ, "OMP_NUM_THREADS": "1"}
     base.pop("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", None)
-    started: list[subprocess.Popen[str]] = []
 
     def run(ranks: int, *args: str, **environment: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            command(ranks, *args) if ranks else [sys.executable, "-m", "fedddp.train", *args],
-            cwd=tmp_path,
-            env=base | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
+        words = command(ranks, *args) if ranks else [sys.executable, "-m", "fedddp.train", *args]
+        return program(words, base | environment)
 
-    yield run
-    for process in started:
-        process.kill()  # fedddp's ranks follow it
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    return run
 
 
 def _workers(launcher: int) -> list[int]:

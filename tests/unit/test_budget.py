@@ -11,7 +11,7 @@ import torch
 from support import Recorder, assemble, few_digits
 
 from fedddp.federation import federate
-from fedddp.privacy import Budget, ClientBudget, ExampleBudget, NoBudget, SpendFile, epsilon
+from fedddp.privacy import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendFile, epsilon
 from fedddp.privacy.budget import ALIKE, undominated, worst
 from fedddp.types import Cohort
 
@@ -26,7 +26,7 @@ def cohort(t, ids=(0, 1, 2)):
 
 
 def examples(**more):
-    return ExampleBudget(RATES, STEPS, 1.1, DELTA, **{"accountant": "rdp", **more})
+    return ExampleBudget(RATES, STEPS, Limits(1.1, DELTA, **{"accountant": "rdp", **more}))
 
 
 def spent(budget, rounds, start=0):
@@ -66,14 +66,14 @@ def test_the_run_stops_before_the_round_that_would_break_the_target_without_samp
     sigma, target = 20.0, 1.0
     allowed = next(t for t in range(1, 1000) if gaussian_delta(math.sqrt(t) / sigma, target) > DELTA) - 1
     assert 20 < allowed < 40
-    assert rounds_until_refused(ClientBudget(1.0, sigma, DELTA, target)) == allowed
+    assert rounds_until_refused(ClientBudget(1.0, Limits(sigma, DELTA, target))) == allowed
 
 
 def test_the_run_stops_before_the_round_that_would_break_the_target_with_sampling():
     q, sigma, target = 0.1, 1.0, 4.0
     allowed = sum(e <= target for e in renyi_epsilons(q, sigma))
     assert 15 < allowed < 60
-    budget = ClientBudget(q, sigma, DELTA, target, "rdp")
+    budget = ClientBudget(q, Limits(sigma, DELTA, target, "rdp"))
     assert rounds_until_refused(budget) == allowed
     assert budget.epsilon <= target
 
@@ -82,30 +82,30 @@ def test_the_loop_itself_stops_there_and_tells_what_was_spent(tmp_path):
     sink = Recorder()
     sections = {"run": {"rounds": 9}, "client": {"optimizer": {"lr": 0.1}}, "model": {"name": "mlp", "hidden": 4}}
     f, server = assemble(tmp_path, few_digits(9), (2, 3, 4), sinks=(sink,), **sections)
-    budget = ClientBudget(1.0, 5.0, DELTA, target=epsilon(5.0, 1.0, 4, DELTA) + 1e-9)
+    budget = ClientBudget(1.0, Limits(5.0, DELTA, target=epsilon(5.0, 1.0, 4, DELTA) + 1e-9))
     assert federate(replace(f, budget=budget), server).round == 4
     assert {record.metrics["epsilon_terms"] for record in sink.records} == {budget.guarantee.terms}
     assert [record.metrics["epsilon"] for record in sink.records] == [epsilon(5.0, 1.0, t, DELTA) for t in (1, 2, 3, 4)]
 
 
 def test_epsilon_is_that_of_the_rounds_spent():
-    budget = ClientBudget(0.1, 1.0, DELTA)
+    budget = ClientBudget(0.1, Limits(1.0, DELTA))
     assert budget.epsilon == 0
     assert budget.allows(cohort(0))
     assert spent(budget, 100).epsilon == epsilon(1.0, 0.1, 100, DELTA) == pytest.approx(7.057, rel=0.01)
-    assert ClientBudget(0.1, 0.0, DELTA).epsilon == 0
-    assert spent(ClientBudget(0.1, 0.0, DELTA), 1).epsilon == math.inf
+    assert ClientBudget(0.1, Limits(0.0, DELTA)).epsilon == 0
+    assert spent(ClientBudget(0.1, Limits(0.0, DELTA)), 1).epsilon == math.inf
 
 
 def test_a_guarantee_names_everything_it_depends_on():
-    text = spent(ClientBudget(0.1, 1.0, DELTA), 100).guarantee.text()
+    text = spent(ClientBudget(0.1, Limits(1.0, DELTA)), 100).guarantee.text()
     for part in ("7.05", "1e-05", "one client more or less", "Poisson", "rate 0.1", "prv"):
         assert part in text
     text = spent(examples(), 1).guarantee.text()
     assert "one example" in text
     assert "rate 0.01 to 0.2" in text
     assert "rdp" in text
-    assert "without bound" in spent(ClientBudget(0.1, 0.0, DELTA), 1).guarantee.text()
+    assert "without bound" in spent(ClientBudget(0.1, Limits(0.0, DELTA)), 1).guarantee.text()
 
 
 def test_an_examples_epsilon_is_that_of_the_client_that_spent_most():
@@ -171,7 +171,7 @@ def test_a_resumed_run_has_spent_what_the_uninterrupted_one_has():
         assert resumed.state()[name].dtype == tensor.dtype
 
 
-@pytest.mark.parametrize("make", [examples, lambda **more: ClientBudget(0.1, 1.1, DELTA, **more)])
+@pytest.mark.parametrize("make", [examples, lambda **more: ClientBudget(0.1, Limits(1.1, DELTA, **more))])
 def test_a_state_has_the_same_names_shapes_and_types_always(tmp_path, make):
     fresh = make(spend_file=SpendFile(tmp_path / "spent.jsonl"))
     states = [fresh.state(), fresh.recovered({}), spent(fresh, 3).state(), fresh.recovered({})]
@@ -179,7 +179,7 @@ def test_a_state_has_the_same_names_shapes_and_types_always(tmp_path, make):
     assert layouts.count(layouts[0]) == 4
 
 
-@pytest.mark.parametrize("make", [examples, lambda **more: ClientBudget(0.1, 1.1, DELTA, **more)])
+@pytest.mark.parametrize("make", [examples, lambda **more: ClientBudget(0.1, Limits(1.1, DELTA, **more))])
 def test_what_was_released_and_lost_to_kills_counts(tmp_path, make):
     """Five rounds, checkpoint after the third, killed; one more, killed before any checkpoint; then one more: 7."""
     path = tmp_path / "spent.jsonl"
@@ -213,7 +213,7 @@ def test_only_those_who_took_part_in_a_lost_round_are_charged(tmp_path):
 
 def test_a_secret_cohort_is_not_written_down(tmp_path):
     path = tmp_path / "spent.jsonl"
-    ClientBudget(0.1, 1.1, DELTA, spend_file=SpendFile(path)).spend(cohort(8, (1,)))
+    ClientBudget(0.1, Limits(1.1, DELTA, spend_file=SpendFile(path))).spend(cohort(8, (1,)))
     assert json.loads(path.read_text()) == {"release": 1, "round": 8, "clients": None}
 
 
@@ -259,9 +259,9 @@ def test_a_damaged_line_counts_for_all_and_a_repeated_one_twice(tmp_path):
 def test_what_another_run_spent_is_refused():
     budget = examples()
     with pytest.raises(ValueError, match=r"privacy.noise_multiplier=1.1: .* spent with 0.9; use that"):
-        budget.load(ExampleBudget(RATES, STEPS, 0.9, DELTA).state())
+        budget.load(ExampleBudget(RATES, STEPS, Limits(0.9, DELTA)).state())
     with pytest.raises(ValueError, match="2 parties, this run of 3"):
-        budget.load(ExampleBudget(RATES[:2], STEPS[:2], 1.1, DELTA).state())
+        budget.load(ExampleBudget(RATES[:2], STEPS[:2], Limits(1.1, DELTA)).state())
 
 
 def test_nothing_promised_nothing_spent():

@@ -78,6 +78,25 @@ class FoldedConv2d(FoldedLayer):
         dx = self._unpacked([p[0] for p in parts]) if wanted[0] else None
         return dx, torch.cat([p[1] for p in parts]).view(self.weight.shape) if wanted[1] else None
 
+    def rows(self, dy: Tensor) -> Tensor:
+        """The output gradients of each output position, [K, B H' W', O]."""
+        return dy.permute(0, 2, 3, 1).reshape(self.num_clients, -1, self.out_channels)
+
+    def learn_from(self, x: Tensor | None, patches: Tensor | None, dy: Tensor, back: bool) -> Tensor | None:
+        """Take in the gradient, from the patches where there are some; the input's gradient if it goes ``back``.
+
+        One method does both, since the library gives both in one call. ``x`` is None where neither needs it.
+        """
+        dx, weight_grad, rows = None, None, self.rows(dy)
+        if x is not None:
+            dx, weight_grad = self.gradients(x, dy, (back, patches is None))
+        if patches is not None:
+            by_row = torch.bmm(patches.mT, rows)  # [K, kh kw C, O]
+            weight_grad = by_row.unflatten(1, (*self.kernel, -1)).permute(0, 4, 3, 1, 2)
+        assert weight_grad is not None
+        self.learn(weight_grad, rows.sum(dim=1))
+        return dx
+
     def _calls(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None, int]]:
         """The arguments of each convolution: on a GPU one of K groups, on a CPU K of one group, which is no slower."""
         parts, weight = self._packed(x), self.weight
@@ -106,10 +125,9 @@ class FoldedConv2d(FoldedLayer):
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, token: Tensor, layer: FoldedConv2d) -> Tensor:
-        ctx.layer = layer
         x = x.contiguous(memory_format=torch.channels_last)
+        ctx.layer, ctx.x, ctx.patches = layer, x, None
         if not layer.by_patches:
-            ctx.x = x
             return layer.convolve(x).contiguous(memory_format=layer.layout)
         ctx.x = x if ctx.needs_input_grad[0] else None
         ctx.patches, out = layer.patches(x)
@@ -119,15 +137,7 @@ class _Conv2d(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         layer: FoldedConv2d = ctx.layer
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        rows = dy.permute(0, 2, 3, 1).reshape(layer.num_clients, -1, layer.out_channels)  # [K, B H' W', O]
-        wanted = (ctx.needs_input_grad[0], not layer.by_patches)
-        dx, weight_grad = layer.gradients(ctx.x, dy, wanted) if any(wanted) else (None, None)
-        if weight_grad is None:
-            kh, kw = layer.kernel
-            by_row = torch.bmm(ctx.patches.mT, rows)  # [K, kh kw C, O]
-            weight_grad = by_row.unflatten(1, (kh, kw, -1)).permute(0, 4, 3, 1, 2)
-        layer.learn(weight_grad, rows.sum(dim=1))
-        return dx, None, None
+        return layer.learn_from(ctx.x, ctx.patches, dy, ctx.needs_input_grad[0]), None, None
 
 
 def _both_sides(plain: nn.Conv2d) -> tuple[int, ...]:

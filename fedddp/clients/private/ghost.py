@@ -15,8 +15,6 @@ Letters: K clients, B examples of each, T rows of an example, i inputs and o out
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -72,11 +70,11 @@ class Noted:
 class NotedLinear(FoldedLinear):
     """Notes its inputs and output gradients instead of learning from them."""
 
-    rows: tuple[Tensor, Tensor]  # x [K, B T, i] and dy [K, B T, o]
+    noted: tuple[Tensor, Tensor]  # x [K, B T, i] and dy [K, B T, o]
 
     def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """``x [K, B T, in]``, ``dy [K, B T, out]``."""
-        self.rows = x, dy
+        self.noted = x, dy
 
     def into(self, grad: Tensor) -> Tensor:
         """The gradient's place ``grad [K, *shape]`` as the rows are: [K, out, in]."""
@@ -86,35 +84,19 @@ class NotedLinear(FoldedLinear):
 class NotedConv2d(FoldedConv2d):
     """The same; its rows are patches in the order (kh, kw, C)."""
 
-    rows: tuple[Tensor, Tensor]
+    noted: tuple[Tensor, Tensor]
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.use()
-        return _Conv2d.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
+    def learn_from(self, x: Tensor | None, patches: Tensor | None, dy: Tensor, back: bool) -> Tensor | None:
+        """See `FoldedConv2d.learn_from`."""
+        if patches is None:
+            assert x is not None
+            patches = self.patches(x)[0]
+        self.noted = patches, self.rows(dy)
+        return self.gradients(x, dy, (True, False))[0] if x is not None and back else None
 
     def into(self, grad: Tensor) -> Tensor:
         """``grad [K, O, C, kh, kw]`` as a view [K, O, kh, kw, C]."""
         return grad.permute(0, 1, 3, 4, 2)
-
-
-class _Conv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, token: Tensor, layer: NotedConv2d) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        ctx.layer, ctx.x, ctx.patches = layer, x, None
-        if not layer.by_patches:
-            return layer.convolve(x).contiguous(memory_format=layer.layout)
-        ctx.patches, out = layer.patches(x)
-        return layer.product(ctx.patches, out).contiguous(memory_format=layer.layout)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
-        layer: NotedConv2d = ctx.layer
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = layer.gradients(ctx.x, dy, (True, False))[0] if ctx.needs_input_grad[0] else None
-        patches = ctx.patches if ctx.patches is not None else layer.patches(ctx.x)[0]
-        layer.rows = patches, dy.permute(0, 2, 3, 1).reshape(layer.num_clients, -1, layer.out_channels)
-        return dx, None, None
 
 
 class GhostExamples(FoldedModel):
@@ -163,8 +145,8 @@ class GhostExamples(FoldedModel):
         noted = []
         for layer in self._layers:
             assert isinstance(layer, NotedLinear | NotedConv2d)
-            a, dy = (rows.unflatten(1, (x.shape[1], -1)) for rows in layer.rows)
-            del layer.rows
+            a, dy = (rows.unflatten(1, (x.shape[1], -1)) for rows in layer.noted)
+            del layer.noted
             noted.append(Noted(a, dy, layer.bias is not None))
         return noted
 
