@@ -202,6 +202,11 @@ def _check_task(config: Config, task: Task) -> None:
             f"evaluate.personal_every={config.evaluate.personal_every}: task.name={name!r} has no accuracy; use "
             "personal_every=0"
         )
+    if getattr(config.algorithm, "contrasts", False):
+        raise UsageError(
+            f"algorithm.name={to_dict(config)['algorithm']['name']!r}: compares features of a classifier, which "
+            f"task.name={name!r} has not; use fedavg or fedprox"
+        )
     if config.privacy.level == "example":
         raise UsageError(
             f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "

@@ -31,6 +31,11 @@ class Moon(FedAvg):
     mu: Annotated[float, Field(ge=0, description="weight of the contrastive loss")] = 1.0
     temperature: Annotated[float, Field(gt=0, description="tau, of the cosines in it")] = 0.5
 
+    @property
+    def contrasts(self) -> bool:
+        """Whether it asks for features, which a classifier has."""
+        return self.mu > 0
+
     def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
         if privacy == "example":
             return "gradients of the contrastive loss are not clipped by example; use privacy.level=client, or fedavg"

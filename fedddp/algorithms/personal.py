@@ -50,6 +50,11 @@ class Personal:
         """The wrapped algorithm's, for those who check it."""
         return getattr(self.inner, "weighting", None)
 
+    @property
+    def contrasts(self) -> bool:
+        """Likewise."""
+        return getattr(self.inner, "contrasts", False)
+
     def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
         return self.inner.unfit(optimizer, privacy)
 

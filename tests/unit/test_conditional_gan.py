@@ -215,6 +215,11 @@ def test_mistakes_are_one_line(runs, words, told, capsys):
     [
         (["--evaluate.target_accuracy=0.9"], "evaluate.target_accuracy=0.9: task.name='conditional_gan' has no"),
         (["--privacy.level=example", "--privacy.noise_multiplier=1"], "privacy.level='example'"),
+        (["--algorithm.name=moon"], "algorithm.name='moon': compares features of a classifier"),
+        (
+            ["--algorithm={name = 'personal', inner = {name = 'moon'}, private = ['d*']}"],
+            "algorithm.name='personal': compares features",
+        ),
         (["--loss.name=focal"], "loss.name='focal': a conditional GAN has losses of its own"),
         (["--model.name=mlp"], "needs a module with a generator; use model.name=gan"),
         (["--task.name=classification"], "set task.name=conditional_gan"),
