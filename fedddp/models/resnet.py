@@ -47,7 +47,8 @@ class ResNet:
     Depths 8, 14, 20, 32, 44, 56 have three stages of 16, 32, 64 channels; 18 and 34 have four of 64 to 512. On 32x32
     colour images with 10 classes, 272,474 parameters at depth 20 and 11,173,962 at depth 18. GroupNorm stands where the
     paper has BatchNorm, whose batch statistics differ from client to client (Hsieh et al. 2020); the parameters are
-    as many. Blocks begin as the identity: the weight of their last norm is 0 (Goyal et al. 2017).
+    as many. Blocks do not begin as the identity, as in Goyal et al. 2017 for long training of deep networks: the few
+    hundred steps that clients make between two averages take depth 8 to a loss of 0.3 without that, and of 1.4 with it.
     """
 
     depth: Annotated[Literal[8, 14, 18, 20, 32, 34, 44, 56], Field(description="layers with weights")] = 20
@@ -65,7 +66,4 @@ class ResNet:
                 blocks.append(Block(before, after, 2 if stage and not i else 1, self.norm))
                 before = after
         head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)]
-        module = initialise_(nn.Sequential(*stem, *blocks, *head))
-        for block in blocks:
-            nn.init.zeros_(block.convolutions[-1].get_parameter("weight"))
-        return module
+        return initialise_(nn.Sequential(*stem, *blocks, *head))

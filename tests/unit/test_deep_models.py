@@ -75,11 +75,12 @@ def test_groups_have_16_channels_or_somewhat_more(channels, groups):
     assert channels % groups == 0
 
 
-def test_a_residual_block_begins_as_the_identity():
-    """The last norm's weight is 0: at first, depth changes nothing, and gradients pass unharmed."""
-    module = ResNet(depth=20).build(GREY, 10)
+def test_a_residual_block_adds_to_what_it_gets():
+    """With 0 for the weight of its last norm it passes on what is positive, and has something to add from the start."""
+    block = ResNet(depth=20).build(GREY, 10)[4]
     x = torch.rand(2, 16, 7, 7, generator=torch.Generator().manual_seed(0))
-    block = module[4]
+    assert (block(x) - x).std() > 0.1
+    torch.nn.init.zeros_(block.convolutions[-1].weight)
     assert torch.equal(block(x), x)
 
 
