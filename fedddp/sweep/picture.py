@@ -26,7 +26,7 @@ def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
     for axes, (title, rows) in zip(grid, panels.items(), strict=False):
         for row in rows:
             _line(axes, row, ", ".join(row.labels[1:] or row.labels))
-        axes.set(title=title, xlabel="round")
+        axes.set(title=title and f"{sweep.shown[0]}: {title}", xlabel="round")
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.remove()

@@ -72,7 +72,7 @@ def test_every_run_once_and_the_table_says_what_they_gave(sweep, capsys):
     found = summaries()
     with open("runs/trial/table.csv") as file:
         lines = list(csv.DictReader(file))
-    assert [line["rate"] for line in lines] == ["slow", "fast"]
+    assert [line["rate"] for line in lines] == ["rate: slow", "rate: fast"]
     for line in lines:
         one, other = (found[f"{line['rate']}-seed={seed}"]["final_test_accuracy"] for seed in (0, 1))
         assert float(line["final_test_accuracy"]) == pytest.approx((one + other) / 2)
@@ -255,7 +255,7 @@ def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
     sweep, outcomes = made_up
     figure = curves(sweep, rows(sweep, outcomes))
     panels = figure.axes
-    assert [axes.get_title() for axes in panels] == ["slow", "fast"]
+    assert [axes.get_title() for axes in panels] == ["rate: slow", "rate: fast"]
     assert [line.get_label() for line in panels[0].get_lines()[:2]] == ["1", "5"]
     assert list(panels[1].get_lines()[1].get_ydata()) == pytest.approx([-0.08, 0.12, 0.32, 0.52])
     assert len(panels[0].collections) == 2  # bands of deviation
