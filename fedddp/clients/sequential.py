@@ -123,5 +123,8 @@ class SequentialTrainer(Trainer):
         """``inputs`` as the model is fastest on them."""
         module, task = self._flat.module, self._task
         if self._innermost is None:
-            self._innermost = gains_innermost(module, lambda x: task.outputs(module, x, labels[: len(x)]), inputs[:2])
+            with self._arithmetic:
+                self._innermost = gains_innermost(
+                    module, lambda x: task.outputs(module, x, labels[: len(x)]), inputs[:2]
+                )
         return channels_innermost(inputs) if self._innermost else inputs
