@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .aggregation.ring import fraction_bits
-from .algorithms import uploaded
 from .clients import private_steps, sampling_rate
 from .compression import NoCompression
 from .config import Config, UsageError, to_dict
@@ -69,7 +68,7 @@ def check_compression(config: Config, spec: FlatSpec) -> None:
             "ring, and compressed ones are not; use compression none"
         )
     algorithm = config.algorithm.for_model(spec)
-    if not compression.columns(algorithm.vectors(spec.dim), uploaded(algorithm, spec)).squeezed:
+    if not compression.columns(algorithm.vectors(spec.dim), algorithm.uploaded(spec)).squeezed:
         raise UsageError(
             f"aggregation.compression.name={name}: would make nothing of this model's updates smaller; use a smaller "
             "rank, another compression, or none"

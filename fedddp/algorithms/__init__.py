@@ -13,7 +13,6 @@ from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
 from .ifca import IFCA
-from .masked import uploaded
 from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
@@ -55,5 +54,4 @@ __all__ = [
     "Moon",
     "Personal",
     "Scaffold",
-    "uploaded",
 ]

@@ -31,6 +31,9 @@ class Around:
     def vectors(self, dim: int) -> dict[str, int]:
         return self.inner.vectors(dim)
 
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        return self.inner.uploaded(spec)
+
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         return self.inner.init_server(w, num_trainable)
 

@@ -59,6 +59,10 @@ class Algorithm(Protocol):
         """What a client uploads, name -> length; the layout of the round's one collective."""
         ...
 
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        """How an uploaded vector of a model's length is laid out, on a model of ``spec``."""
+        ...
+
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState: ...
 
     def init_client(self, w: Tensor) -> ClientState:

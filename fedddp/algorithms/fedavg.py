@@ -41,6 +41,9 @@ class FedAvg:
     def vectors(self, dim: int) -> dict[str, int]:
         return {"delta": dim}
 
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        return spec
+
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         state = self.server_optimizer.init([w[:num_trainable]])
         return ServerState(w, num_trainable, {name: vectors[0] for name, vectors in state.items()})

@@ -16,7 +16,7 @@ from ..flat import FlatSpec
 from ..optim import Optimizer, OptimizerState
 from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
 from .around import Around
-from .base import Algorithm, LocalTraining
+from .base import LocalTraining
 
 PRIVATE = "personal.private"
 """In a client's state: its private entries, [K, q]."""
@@ -108,11 +108,6 @@ class Masked(Around):
         full = vector.new_zeros(length)
         full[self.shared[:length].to(vector.device)] = vector
         return full
-
-
-def uploaded(algorithm: Algorithm, spec: FlatSpec) -> FlatSpec:
-    """How an ``algorithm``'s uploaded vectors are laid out on a model of ``spec``: whole models, but for a mask."""
-    return algorithm.uploaded(spec) if isinstance(algorithm, Masked) else spec
 
 
 class _OnOwnPart:

@@ -51,9 +51,8 @@ class Adversary:
             count, end = count + len(own), end + len(own)
         if len(x) == 1:
             return dataset, partition
-        starts[partition.starts + partition.sizes > len(partition.order)] = (
-            end  # elsewhere: behind what is here, as before
-        )
+        elsewhere = partition.starts + partition.sizes > len(partition.order)
+        starts[elsewhere] = end  # behind what is here, as before
         train = Examples(torch.cat(x), torch.cat(y))
         return replace(dataset, train=train), replace(partition, order=np.concatenate(order), starts=starts)
 

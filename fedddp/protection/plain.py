@@ -21,7 +21,7 @@ from ..aggregation import (
     in_the_clear,
 )
 from ..aggregation.ring import Exchange
-from ..algorithms import Algorithm, uploaded
+from ..algorithms import Algorithm
 from ..clients import ClientStore, Trainer, choose
 from ..comm import Comm, CommError
 from ..compression import Setting
@@ -52,7 +52,8 @@ class Plain:
     def memory(self) -> ClientStore:
         """What clients remember of what compression has left out; nothing without."""
         compression = self._p.config.aggregation.compression
-        columns = compression.columns(self.algorithm.vectors(self._p.spec.dim), uploaded(self.algorithm, self._p.spec))
+        spec = self._p.spec
+        columns = compression.columns(self.algorithm.vectors(spec.dim), self.algorithm.uploaded(spec))
         return ClientStore(lambda: compression.init_client(columns))
 
     def sampler(self) -> Sampler:
@@ -101,7 +102,7 @@ class Plain:
         def new_sum(dtype: torch.dtype) -> Reduce:
             return ExactSum(p.device) if exact else FastSum(dtype, p.device)
 
-        spec = uploaded(self.algorithm, p.spec)
+        spec = self.algorithm.uploaded(p.spec)
         setting = Setting(layout, spec, p.config.run.seed, self._comm.world_size, self.memory, new_sum)
         return p.config.aggregation.compression.sum(setting)
 

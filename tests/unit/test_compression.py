@@ -8,7 +8,7 @@ from support import assemble, few_digits
 from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
-from fedddp.algorithms import FedAvg, Personal, uploaded
+from fedddp.algorithms import FedAvg, Personal
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm
 from fedddp.compression import COMPRESSIONS, Columns, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
@@ -336,13 +336,13 @@ def test_a_memory_that_outgrows_the_sum_is_a_failure_of_the_client():
 
 def test_of_a_partly_personal_model_the_shared_tensors_are_compressed():
     personal = Personal(private=("0.bias", "@BatchNorm*")).for_model(SPEC)
-    spec, layout = uploaded(personal, SPEC), personal.vectors(SPEC.dim)
+    spec, layout = personal.uploaded(SPEC), personal.vectors(SPEC.dim)
     assert spec.names == ("0.weight", "2.weight", "2.bias")
     assert layout == {"delta": spec.dim} == {"delta": 600 + 200 + 10}
     assert PowerSGD(rank=2).columns(layout, spec).tensors == ((0, (20, 30)), (600, (10, 20)))
-    frozen = uploaded(Personal(frozen=("*running*",)).for_model(SPEC), SPEC)
+    frozen = Personal(frozen=("*running*",)).for_model(SPEC).uploaded(SPEC)
     assert frozen.dim == frozen.num_trainable == SPEC.num_trainable
-    assert uploaded(FedAvg(), SPEC) is SPEC
+    assert FedAvg().uploaded(SPEC) is SPEC
 
 
 @pytest.mark.parametrize("algorithm", ["fedper", {"name": "fedrep", "inner": {"name": "scaffold"}}], ids=str)
