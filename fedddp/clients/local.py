@@ -27,6 +27,7 @@ class Trainer(ABC):
     """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each.
 
     ``local_steps``, ``stragglers``: see `Work`. ``schedule``: of the learning rate over rounds.
+    ``clip_norm``: largest L2 norm of the gradient that a step follows, an algorithm's correction included; None: any.
     """
 
     width: int
@@ -41,12 +42,14 @@ class Trainer(ABC):
         local_steps: int | None = None,
         stragglers: float = 0.0,
         batch_size: int = 10,
+        clip_norm: float | None = None,
         schedule: LearningRate = CONSTANT,
         seed: int = 0,
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
         self._work, self._learning_rate = Work(local_epochs, local_steps, batch_size, stragglers), schedule
+        self._clip_norm = clip_norm
         self._scoring: FlatModule | None = None
 
     def on(self, ids: Sequence[int], round: int) -> Local:
@@ -85,6 +88,19 @@ class Trainer(ABC):
                 outputs = self._task.outputs(model.module, self.data.normalize(x[first : first + at_once]), labels)
                 total += float(self._task.loss(outputs, labels).sum())
         return total / max(1, len(y))
+
+    def limited(self, correct: Correction | None) -> Correction | None:
+        """``correct``, then the gradient of each client scaled down to the norm ``clip_norm``, if there is one."""
+        bound = self._clip_norm
+        if bound is None:
+            return correct
+
+        def clipped(g: Tensor, w: Tensor) -> Tensor:
+            g = correct(g, w) if correct else g
+            norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)  # [K, 1]
+            return g * (bound / norm).clamp(max=1)  # a norm of 0 gives inf, which is clamped
+
+        return clipped
 
     @abstractmethod
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
@@ -126,7 +142,8 @@ class Local:
         Another ``optimizer`` gets flat vectors ([P] of each client) if there is a ``correct``, else a list of layers.
         """
         changed = replace(self, epochs=epochs, chosen=optimizer, contrast=contrast, origin=self)
-        return self.trainer.train(changed if epochs or optimizer or contrast else self, start, correct)
+        local = changed if epochs or optimizer or contrast else self
+        return self.trainer.train(local, start, self.trainer.limited(correct))
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""

@@ -87,6 +87,12 @@ class Client(Section):
         description="share of a cohort that does less: 1 to all of its epochs (steps), each number as likely",
     )
     batch_size: int = Field(default=10, ge=0, description="B; 0 = all of a client's examples")
+    clip_norm: Annotated[float | None, Off] = Field(
+        default=None,
+        gt=0,
+        description="largest L2 norm of the gradient of a local step, the algorithm's correction included; longer ones "
+        "are scaled down to it (default: off)",
+    )
     precision: Literal["float32", "float64", "bfloat16"] = Field(
         default="float32",
         description="arithmetic of local training; bfloat16 = by autocast, while parameters, sums and evaluation stay "

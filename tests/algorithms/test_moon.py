@@ -71,8 +71,9 @@ def test_clients_of_a_block_are_compared_with_their_own_models(make):
     update, after, result = algorithm.client_update(server, {"previous": previous}, many.on(range(6), 1))
     for k in range(6):
         alone, own, _ = algorithm.client_update(server, {"previous": previous[[k]]}, one.on((k,), 1))
-        assert torch.equal(update.vectors["delta"][[k]], alone.vectors["delta"])
-        assert torch.equal(after["previous"][[k]], own["previous"])
+        # not bit for bit: a row of a block lies at another address, and some CPUs' products depend on the alignment
+        assert torch.allclose(update.vectors["delta"][[k]], alone.vectors["delta"], rtol=0, atol=1e-12)
+        assert torch.allclose(after["previous"][[k]], own["previous"], rtol=0, atol=1e-12)
     assert result.steps.tolist() == [10, 0, 4, 4, 2, 2]
 
 
