@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ from .flat import FlatModule
 from .rng import global_seed
 from .tasks import Task
 
+MOST_LABELS = 100
+"""Of more classes than this there is no confusion matrix and no accuracy of each class: both grow too large to read."""
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
 
 
@@ -24,8 +27,8 @@ BATCH = 200  # large enough to spread the cost of a call, small enough that acti
 class Score:
     """How good a model is: ``confusion [C, C]`` counts (true label, prediction); ``also``: further metrics by name.
 
-    Where the task names no class, there is no accuracy, and ``confusion`` is empty. ``pictures``: what the model draws,
-    see `Task.pictures`.
+    Where the task names no class or no example was scored, there is no accuracy. ``confusion`` is empty where the task
+    names no class or more than `MOST_LABELS`. ``pictures``: what the model draws, see `Task.pictures`.
     """
 
     accuracy: float | None
@@ -87,7 +90,7 @@ class Evaluator:
             self._model = scoring_model(
                 lambda: task.model(seed).to(normalize.dtype),
                 comm.device,
-                normalize(self._x[:2]),
+                normalize(test.x[:2].to(comm.device)),  # this rank's own share may be empty
                 self._outputs,
             )
         self.load = 0
@@ -109,12 +112,14 @@ class Evaluator:
         self._comm.enter("evaluate")
         if self._takes_part and self._members != self._comm.members:  # ranks were lost: their shares are dealt out anew
             self._take_share()
-        score = self._measure(w) if self._takes_part else None
+        score = None
+        if self._takes_part:
+            counts, mistakes = self._measure(w)
+            if self._where != "rank0":
+                self._comm.all_reduce(counts, "evaluate")
+            score = self._scored(counts, mistakes)
         if self._where == "rank0":
             self.load = self._test_size // 3  # a training step is a forward pass and a backward one of twice the work
-        else:
-            assert score is not None
-            score = self._summed(score)
         also = {name: probe.score(w) for name, probe in self._probes.items()}
         self.load += sum(probe.load for probe in self._probes.values())
         told = {name: one.accuracy for name, one in also.items() if one and one.accuracy is not None}
@@ -130,11 +135,16 @@ class Evaluator:
     def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
         """Of the first examples, whatever is drawn at random the same each time."""
         with global_seed(self._seed, "evaluate"):
-            return self._task.outputs(module, x, self._y[: len(x)])
+            return self._task.outputs(module, x, self._test.y[: len(x)].to(x.device))
 
-    def _measure(self, w: Tensor) -> Score:
+    def _measure(self, w: Tensor) -> tuple[Tensor, tuple[Mistake, ...]]:
+        """Of this rank's examples, of which there may be none: the counts to be summed over ranks, and the mistakes.
+
+        Counts, float64: the C x C cells of the confusion matrix (or, of more than `MOST_LABELS` classes, the number of
+        correct examples alone; or nothing, without classes), then the sum of the losses, then the number of examples.
+        """
         self._model.load(w)
-        task, predicted, losses = self._task, [], []
+        task, predicted, losses = self._task, [self._y[:0]], [torch.zeros(0, device=self._y.device)]
         with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
             for start in range(0, len(self._y), BATCH):
                 interrupt.check()
@@ -143,27 +153,34 @@ class Evaluator:
                 losses.append(task.loss(output, y))
                 predicted.append(output.argmax(dim=-1))
         loss = torch.cat(losses).double().cpu()
+        sums = torch.stack([loss.sum(), torch.tensor(len(loss)).double()])
         if not task.classifies:
-            pictures = task.pictures(self._model.module) if self._comm.rank == 0 else {}
-            return Score(None, float(loss.mean()), torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
-        return self._tally(torch.cat(predicted).cpu(), loss)
+            return sums, ()
+        guesses = torch.cat(predicted).cpu()
+        return torch.cat([self._counted(guesses), sums]), self._mistakes(guesses, loss)
 
-    def _tally(self, predicted: Tensor, losses: Tensor) -> Score:
+    def _counted(self, predicted: Tensor) -> Tensor:
         y, num_classes = self._y.cpu(), self._task.num_classes
-        confusion = (y * num_classes + predicted).bincount(minlength=num_classes**2).view(num_classes, num_classes)
+        if num_classes > MOST_LABELS:
+            return (predicted == y).sum().double().view(1)
+        return (y * num_classes + predicted).bincount(minlength=num_classes**2).double()
+
+    def _mistakes(self, predicted: Tensor, losses: Tensor) -> tuple[Mistake, ...]:
+        y = self._y.cpu()
         wrong = torch.where(predicted == y, -1.0, losses)
         worst = [i for i in wrong.argsort(descending=True)[:16].tolist() if wrong[i] >= 0]
-        mistakes = tuple(Mistake(self._x[i].cpu(), int(y[i]), int(predicted[i]), float(losses[i])) for i in worst)
-        right = int(confusion.diagonal().sum())
-        return Score(right / len(y), float(losses.mean()), confusion.double(), mistakes)
+        return tuple(Mistake(self._x[i].cpu(), int(y[i]), int(predicted[i]), float(losses[i])) for i in worst)
 
-    def _summed(self, score: Score) -> Score:
-        own = len(self._y)
-        buffer = torch.cat([score.confusion.view(-1), torch.tensor([own * score.loss, own], dtype=torch.float64)])
-        self._comm.all_reduce(buffer, "evaluate")
-        confusion, (loss, total) = buffer[:-2].view_as(score.confusion), buffer[-2:].tolist()
-        accuracy = None if score.accuracy is None else float(confusion.diagonal().sum()) / total
-        return replace(score, accuracy=accuracy, loss=loss / total, confusion=confusion)
+    def _scored(self, counts: Tensor, mistakes: tuple[Mistake, ...]) -> Score:
+        task, (loss, seen) = self._task, counts[-2:].tolist()
+        loss = loss / seen if seen else math.nan
+        if not task.classifies:
+            pictures = task.pictures(self._model.module) if self._comm.rank == 0 else {}
+            return Score(None, loss, torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
+        sides = task.num_classes if task.num_classes <= MOST_LABELS else 0
+        confusion = counts[: sides**2].view(sides, sides)
+        correct = float(confusion.diagonal().sum()) if sides else counts[0].item()
+        return Score(correct / seen if seen else None, loss, confusion, mistakes)
 
 
 def local_cores() -> int:

@@ -15,7 +15,7 @@ from .comm import Comm
 from .config import flatten, to_dict, to_toml
 from .data import Work
 from .deployed import ClientEvaluator
-from .evaluation import Evaluator
+from .evaluation import MOST_LABELS, Evaluator
 from .federation import Federation, initialise
 from .guard import Guard
 from .memory import keep_freed
@@ -115,7 +115,7 @@ def _guard(p: Prepared) -> Guard | None:
     keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
     if not keys.guard:
         return None
-    sizes = {"classes": p.task.num_classes, "clients": p.data.num_clients}
+    sizes = {"classes": min(p.task.num_classes, MOST_LABELS), "clients": p.data.num_clients}
     return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
 
 

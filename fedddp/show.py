@@ -26,8 +26,8 @@ from .data.partition import Ints
 from .preparation import load_data, resolve
 from .telemetry import figures, log_to_stderr
 
-ROWS_PRINTED = 40
-CLIENTS_AT_ONCE = 10_000
+ROWS_PRINTED, COLUMNS_PRINTED = 40, 30  # clients, and labels where there are no more
+COUNTS_AT_ONCE = 100_000  # of a client and a label: all at once would be gigabytes
 FILES = ("out", "save", "images")
 IMAGES_OF, IMAGES_EACH = 8, 8  # clients in the picture of images, and examples of each
 
@@ -61,14 +61,16 @@ def _show(config: Config, files: dict[str, Path]) -> None:
                 raise UsageError(f"--{key}={files[key]}: cannot be written ({error.strerror})") from None
             print(f"written to {files[key]}")
     y, num_classes, num_clients = dataset.train.y.numpy(), dataset.num_classes, partition.num_clients
+    sizes, labels = partition.sizes, _labels_each(partition, y, num_classes)
     table = Table(title=f"{config.data.name}: {config.data.partition}")
-    for column in ("client", *map(str, range(num_classes)), "examples"):
+    each = num_classes <= COLUMNS_PRINTED
+    for column in ("client", *(map(str, range(num_classes)) if each else ["labels"]), "examples"):
         table.add_column(column, justify="right")
     for client, row in enumerate(partition.counts(y, num_classes, np.arange(min(num_clients, ROWS_PRINTED)))):
-        table.add_row(str(client), *(str(n) if n else "." for n in row), str(row.sum()))
+        owned = (str(n) if n else "." for n in row) if each else [str(labels[client])]
+        table.add_row(str(client), *owned, str(row.sum()))
     if num_clients > ROWS_PRINTED:
         table.add_row("...")
-    sizes, labels = partition.sizes, _labels_each(partition, y, num_classes)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
     print(
         f"{num_clients} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
@@ -103,8 +105,9 @@ def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partit
 
 
 def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:
-    """Different labels a client, [N]; some clients at a time, or a million would be gigabytes."""
-    some = np.array_split(np.arange(partition.num_clients), -(-partition.num_clients // CLIENTS_AT_ONCE))
+    """Different labels a client, [N]; some clients at a time."""
+    at_once = max(1, COUNTS_AT_ONCE // num_classes)
+    some = np.array_split(np.arange(partition.num_clients), -(-partition.num_clients // at_once))
     return np.concatenate([(partition.counts(y, num_classes, ids) > 0).sum(axis=1) for ids in some])
 
 

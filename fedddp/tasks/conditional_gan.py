@@ -17,6 +17,8 @@ from ..losses import CrossEntropy, Loss
 from ..rng import global_seed
 from .task import Task
 
+MOST_COLUMNS = 100  # classes in an evaluation's picture
+
 
 class Adversaries(nn.Module):
     """Generator G and discriminator D in one module, hence in one flat vector.
@@ -82,9 +84,13 @@ class Adversarial(Task):
         return (outputs[..., 0] > 0) & (outputs[..., 1] < 0)
 
     def pictures(self, module: nn.Module) -> dict[str, Tensor]:
-        """The same noise each time, so that pictures of different rounds compare: a row a sample, a column a class."""
-        classes = torch.arange(self.num_classes).repeat(self.samples)
-        return {"samples": drawn(module, classes, self.seed).unflatten(0, (self.samples, self.num_classes))}
+        """The same noise each time, so that pictures of different rounds compare: a row a sample, a column a class.
+
+        Of many classes the first `MOST_COLUMNS`.
+        """
+        columns = min(self.num_classes, MOST_COLUMNS)
+        classes = torch.arange(columns).repeat(self.samples)
+        return {"samples": drawn(module, classes, self.seed).unflatten(0, (self.samples, columns))}
 
 
 def drawn(module: nn.Module, y: Tensor, seed: int) -> Tensor:

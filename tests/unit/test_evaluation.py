@@ -155,6 +155,52 @@ def test_sharded_ranks_see_every_example_once(test_set, normalize):
     assert [int(part[:-2].sum()) for part in parts] == [int(part[-1]) for part in parts] == [150, 150, 150]
 
 
+@pytest.mark.parametrize("classes", [2, 100, 101, 5000])
+def test_counts_grow_linearly_with_the_classes_above_a_hundred(classes, normalize):
+    """What ranks send each other, and what a score holds: a matrix of at most 100 x 100 cells."""
+    sent = []
+
+    class Watched(Comm):
+        def all_reduce(self, x, purpose):
+            sent.append(len(x))
+
+    comm = Watched(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+    x, y = torch.eye(4).view(4, 1, 1, 4), torch.tensor([0, 1, classes - 1, classes - 1])
+    task = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, classes, bias=False)), classes)
+    weights = torch.zeros(classes, 4)
+    weights[0, :], weights[1, 1], weights[classes - 1, 2] = 1, 9, 9  # the first three are right, the last is 0
+    score = Evaluator(task, Examples(x, y), normalize, comm).score(weights.flatten())
+    sides = classes if classes <= 100 else 0
+    assert sent == [sides**2 + 2 if sides else 3]
+    assert score.accuracy == 0.75
+    assert score.confusion.shape == (sides, sides)
+    assert [len(score.mistakes), score.mistakes[0].label, score.mistakes[0].predicted] == [1, classes - 1, 0]
+
+
+@pytest.mark.parametrize(("size", "ranks"), [(1, 2), (1, 3), (2, 5), (3, 3)])
+@pytest.mark.parametrize("classes", [10, 200])
+def test_ranks_without_a_test_example_count_nothing(size, ranks, classes, test_set, normalize):
+    """Their counts are zero, and the sum is the score of one rank that has all examples."""
+    few, parts = Examples(test_set.x[:size], test_set.y[:size]), []
+    task = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, classes)), classes)
+
+    class Rank(Comm):
+        def all_reduce(self, x, purpose):
+            parts.append(x.clone())
+
+    w = task.initial_params(0)
+    for rank in range(ranks):
+        comm = Rank(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm.rank, comm.world_size, comm.members = rank, ranks, tuple(range(ranks))
+        score = Evaluator(task, few, normalize, comm).score(w)
+        assert (score.accuracy is None) == (rank >= size)
+    whole = Evaluator(task, few, normalize, Comm.alone()).score(w)
+    total = sum(parts)
+    assert [int(part[-1]) for part in parts] == [1] * size + [0] * (ranks - size)
+    assert float(total[-2] / total[-1]) == pytest.approx(whole.loss)
+    assert (total[:-2].view(10, 10).trace() if classes == 10 else total[0]) / size == whole.accuracy
+
+
 def test_flat_module_is_left_in_no_other_state_than_its_vector(evaluator):
     """The score of one model does not depend on which was scored before."""
     scorer, w = evaluator(), flatten(some_model())

@@ -12,7 +12,7 @@ from fedddp.telemetry import figures
 SMALL = ["--data.name=synthetic", "--data.args.num_train=300", "--data.args.num_test=1"]
 
 
-@pytest.mark.parametrize("at_once", [10_000, 7])
+@pytest.mark.parametrize("at_once", [100_000, 70])
 def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_path, monkeypatch, capsys):
     """100 clients of 5 examples: the line below the table is about all of them, the table about the first 40."""
     counted, counts = [], Partition.counts
@@ -21,7 +21,7 @@ def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_pat
         counted.append(len(clients))
         return counts(partition, labels, num_classes, clients)
 
-    monkeypatch.setattr(show, "CLIENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(show, "COUNTS_AT_ONCE", at_once)
     monkeypatch.setattr(Partition, "counts", noted)
     out = tmp_path / "partition.png"
     words = ["--data.partition.name=overlapping", "--data.partition.num_clients=100", "--data.partition.size=5"]
@@ -34,7 +34,7 @@ def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_pat
     assert "39" in text
     assert "..." in text
     assert out.stat().st_size > 1000
-    whole = [6] * 5 + [7] * 10 if at_once == 7 else [100]
+    whole = [6] * 5 + [7] * 10 if at_once == 70 else [100]
     assert sorted(counted) == sorted([40, 60, *whole])  # the table, the picture, the line below
 
 
@@ -48,3 +48,15 @@ def test_the_picture_names_the_clients_it_shows():
     assert figure.get_suptitle() == "who owns what: 1000000 clients, 3 of them shown"
     everybody = figures.partition(Excerpt(np.arange(3), shown.counts, 3))
     assert everybody.get_suptitle() == "who owns what: 3 clients"
+
+
+@pytest.mark.parametrize("classes", [31, 500, 5000])
+def test_many_classes_are_counted_and_not_listed(classes, tmp_path, capsys):
+    words = [f"--data.args.num_classes={classes}", "--data.args.shape=[1,2,2]", f"--out={tmp_path / 'partition.png'}"]
+    assert show.main([*SMALL, *words, "--data.partition.num_clients=3"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"client . labels . examples", text)
+    rows = re.findall(r"^. +(\d) . +(\d+) . +100 .$", text, re.MULTILINE)
+    least, most = re.search(r"(\d+) to (\d+) labels each", text).groups()
+    assert [client for client, _ in rows] == ["0", "1", "2"]
+    assert {int(least), int(most)} == {min(int(n) for _, n in rows), max(int(n) for _, n in rows)}

@@ -94,12 +94,14 @@ class DirichletLabels(Partitioner):
     def _divide(self, rng: np.random.Generator, totals: Ints) -> Ints | None:
         """How many of each label, [N, C]; None where a draw leaves a label without an owner."""
         taken = np.zeros((self.num_clients, len(totals)), dtype=np.int64)
+        sizes = np.zeros(self.num_clients, dtype=np.int64)  # so far
         for label, total in enumerate(totals):
             share = rng.dirichlet(np.full(self.num_clients, self.alpha))
-            share *= taken.sum(axis=1) < totals.sum() / self.num_clients
+            share *= sizes < totals.sum() / self.num_clients
             if not np.isfinite(share).all() or share.sum() == 0:
                 return None
             cuts = (np.cumsum(share / share.sum()) * total).astype(np.int64)
             cuts[np.flatnonzero(share)[-1] :] = total  # no stray example for those behind, by rounding
             taken[:, label] = np.diff(cuts, prepend=0)
+            sizes += taken[:, label]
         return taken
