@@ -134,8 +134,11 @@ class Attempt:
     def reveal(self, summed: Sequence[int]) -> bytes:
         """For each party whose share is held, ascending: that of its seed if it is in the sum, of its key if not.
 
-        Raises RuntimeError rather than reveal the second kind for one party, whatever leads here.
+        Raises RuntimeError rather than reveal the second kind for one party, or for a sum that this party is not in or
+        that is not over members, whatever leads here.
         """
+        if not {self.rank} <= set(summed) <= set(self.graph.members):
+            raise RuntimeError(f"shares would be revealed for a sum over {list(summed)}")
         told = b""
         for owner in self.graph.holders(self.rank):
             kind, other = ("seed", "key") if owner in summed else ("key", "seed")

@@ -7,7 +7,8 @@ the sum over the members in `summed`. Whoever finds something wrong says so in i
 round together. After a loss: `regrouped`, then everybody's `status` into `follow`, which takes recovery.py's rule.
 
 What a party holds to on its own, whatever others say: one commitment a round, one kind of share for each other party,
-no new attempt at a round once it has committed, no key in two attempts, nothing for a sum of fewer than three parties.
+no new attempt at a round once it has committed, no key in two attempts, nothing for a sum that is not over a quorum of
+the attempt's members with everybody in it who is left.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ class Party:
                 if body != self._commitment:
                     what = "is about other parties" if body[:32] != self._commitment[:32] else "has another sum"
                     raise Refused(f"rank {rank} {what} than rank {self.rank}")
-            self._check_summed()
+            if unfit := self._unfit(self._summed):
+                raise Refused(unfit)
         else:
             assert self._total is not None
             attempt.unmask(self._total, self._summed, bodies)
@@ -210,12 +212,21 @@ class Party:
             self._total, self._summed, self._commitment = total, members, commitment
         self.step = max(self.step, Step.COMMIT)
 
-    def _check_summed(self) -> None:
-        if len(self._summed) < LEAST_PARTIES or len(self.members) < quorum(self.session.world_size):
-            raise Refused(
-                f"{len(self._summed)} parties in the sum, {len(self.members)} left: {LEAST_PARTIES} and "
-                f"{quorum(self.session.world_size)} are needed"
+    def _unfit(self, summed: Sequence[int]) -> str:
+        """Why this party reveals nothing for a sum over these parties; "" if it may.
+
+        A set that another party names could otherwise have this one's own masks taken off: by fewer than the quorum
+        with the rest passed off as lost, or filled up with parties that are not in the attempt.
+        """
+        attempt, needed = self._now().graph.members, quorum(self.session.world_size)
+        if len(summed) < max(LEAST_PARTIES, needed) or len(self.members) < needed:
+            return (
+                f"{len(summed)} parties in the sum, {len(self.members)} left: {max(LEAST_PARTIES, needed)} and "
+                f"{needed} are needed"
             )
+        if not set(self.members) <= set(summed) <= set(attempt):
+            return f"a sum over {list(summed)} is not over parties of {list(attempt)} with all of {list(self.members)}"
+        return ""
 
     # -- after a loss -----------------------------------------------------------------------------------------
 
@@ -259,6 +270,8 @@ class Party:
         elif plan.action is Action.SUPPLY:
             if self._commitment and plan.summed != self._summed:
                 raise self._burnt("a sum over other parties would take the place of the one committed to")
+            if unfit := self._unfit(plan.summed):
+                raise self._burnt(unfit)
             self._supply = plan
         elif plan.action is Action.COMMIT:
             self.step = Step.COMMIT

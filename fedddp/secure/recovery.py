@@ -2,7 +2,8 @@
 
 A gathering completes on some ranks and not on others when one dies, so survivors stand at most one step apart. The rule
 keeps two promises: of one round only one sum is ever unmasked, and a sum that one party has committed to is finished or
-burnt, never replaced. Both are also held by each party on its own (party.py), whatever the statuses say.
+burnt, never replaced. Both are also held by each party on its own (party.py), whatever the statuses say; and so is who
+may be in a sum, which a status only claims.
 
 | where they stand                            | what follows                                                      |
 |---------------------------------------------|-------------------------------------------------------------------|

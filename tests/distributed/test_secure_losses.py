@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from distributed_support import configured, experiment_of
 from fedddp.comm import LostRank
 from fedddp.evaluation import Evaluator
 from fedddp.federation import federate
-from fedddp.secure import Identity, RoundBurnt, SecureExchange
+from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
+from fedddp.secure.recovery import Step
 
 STEPS = ("secure keys", "secure shares", "aggregate", "secure commit", "secure reveal")
 GRACE = 1.25
@@ -107,6 +109,54 @@ def test_one_of_four_is_killed_while_the_vectors_are_summed(run_ranks, how):
     told = survivors_agree(results, 1)
     assert told[1] in ([0, 1, 2, 3], [0, 2, 3])
     assert told[2] == [0, 2, 3]
+
+
+class Liar(Party):
+    """Says after a loss that it has the sum of ranks 0, 1 and 5, and supplies rank 0's masked vector plus its own."""
+
+    seen: Path
+
+    def status(self):
+        told = self.step, self._summed
+        if self.step is Step.MASK:
+            self.step, self._summed = Step.COMMIT, (0, 1, 5)
+        message = super().status()
+        self.step, self._summed = told
+        return message
+
+    def masked(self):
+        return torch.load(self.seen) + self._now().mask(self._x.clone()) if self._supply else super().masked()
+
+
+def lied_to(comm, seen):
+    """What a rank gets from two rounds, in the first of which ranks 5 and 4 are killed and rank 1 lies."""
+    regroup = comm.regroup
+    comm.regroup = lambda: regroup(GRACE)
+    Liar.seen = seen
+    party = Liar if comm.rank == 1 else Party
+    exchange, told, reduce = SecureExchange(comm, Identity.new(), None, b"", party=party), [], comm.all_reduce
+
+    def tapped(x, purpose):
+        if purpose == "aggregate" and comm.rank == 0 and not seen.exists():
+            torch.save(x, seen)
+        return reduce(x, purpose)
+
+    comm.all_reduce = tapped
+    if comm.rank > 3:
+        strike(comm, {5: "secure keys", 4: "aggregate"}[comm.rank], "before")
+    for round in range(2):
+        try:
+            told.append(exchange.sum_(vector(comm.rank, round, torch.int64), round))
+        except RoundBurnt:
+            told.append(None)
+    return told
+
+
+def test_a_rank_that_lies_about_who_is_in_the_sum_does_not_unmask_another(run_ranks, tmp_path):
+    results = run_ranks(lied_to, 6, tmp_path / "seen", timeout=4.0, lost=(4, 5))
+    for first, second in results[:4]:
+        assert first is None, f"of ranks 0 and 1 alone: {torch.equal(first, of_ranks([0, 1], 0, torch.int64))}"
+        assert torch.equal(second, of_ranks(range(4), 1, torch.int64))
 
 
 def train_and_lose(comm, table):

@@ -24,6 +24,7 @@ from threaded import Death, World
 from fedddp.comm import CommError
 from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange, masks, party, quorum, shamir
 from fedddp.secure.attempt import Attempt, digest
+from fedddp.secure.recovery import Step
 
 LENGTH = 3
 RING = 2**64
@@ -177,12 +178,12 @@ def span(combinations):
     return {tuple((name, v) for name, v in zip(names, row, strict=True) if v) for row in basis}
 
 
-def transcript(monkeypatch, n, deaths, count=2, shape=None):
+def transcript(monkeypatch, n, deaths, count=2, shape=None, of=Party):
     """What was recorded of some rounds, and which of them were not burnt."""
     recorder = Recorder(monkeypatch)
 
     def body(comm):
-        exchange, kept = SecureExchange(comm, Identity.new(), None, b"", party=lambda s: Party(s, shape=shape)), set()
+        exchange, kept = SecureExchange(comm, Identity.new(), None, b"", party=lambda s: of(s, shape=shape)), set()
         for round in range(count):
             with contextlib.suppress(RoundBurnt, CommError):
                 exchange.sum_(torch.tensor(vector(comm.rank, round)), round)
@@ -272,6 +273,37 @@ def test_of_a_burnt_round_nothing_is_learned(monkeypatch):
     assert {round_of(attempt) for attempt, *_ in recorder.revealed} == {1}
     check(recorder, {1: range(4)})
     check(recorder, {1: range(4)}, {3})
+
+
+LIES = {
+    "filled up with a party that is not in the attempt": (0, 1, 5),
+    "filled up and with a quorum": (0, 1, 4, 5),
+    "all of the attempt and one more": (0, 1, 2, 3, 4, 5),
+    "fewer than the quorum": (0, 1, 4),
+    "without one that is left": (0, 1, 3, 4),
+    "without the one that says so": (0, 2, 3, 4),
+    "nobody": (),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_whoever_lies_about_who_is_in_the_sum_learns_nothing(monkeypatch, lie):
+    """Of six parties 5 is lost before keys and 4 before the sum; then 1 says that it has the sum, over ``lie``."""
+
+    class Liar(Party):
+        def status(self):
+            told = self.step, self._summed
+            if self.rank == 1 and self.step is Step.MASK:
+                self.step, self._summed = Step.COMMIT, lie
+            message = super().status()
+            self.step, self._summed = told
+            return message
+
+    deaths = [Death(5, "secure keys", "before"), Death(4, "aggregate", "before")]
+    recorder, kept = transcript(monkeypatch, 6, deaths, of=Liar)
+    assert kept == {1}
+    assert not [attempt for attempt, *_ in recorder.revealed if round_of(attempt) == 0]
+    check(recorder, {1: range(4)}, {1})
 
 
 def test_in_a_sparse_graph_too(monkeypatch):

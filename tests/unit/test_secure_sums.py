@@ -240,8 +240,12 @@ def test_no_party_reveals_both_kinds_of_shares(monkeypatch):
     World(4).run(lambda comm: exchange_of(comm).sum_(torch.ones(3, dtype=torch.int64), 0))
     for attempt in attempts:
         assert all(set(kinds) == {"seed"} for kinds in attempt._held.values())  # the other kind is deleted
-        with pytest.raises(RuntimeError, match="both kinds of shares of rank 3"):
-            reveal(attempt, (0, 1, 2))
+        other = (attempt.rank + 1) % 4
+        with pytest.raises(RuntimeError, match=f"both kinds of shares of rank {other}"):
+            reveal(attempt, [rank for rank in range(4) if rank != other])
+        for summed in ([rank for rank in range(4) if rank != attempt.rank], range(5)):  # without itself; one more
+            with pytest.raises(RuntimeError, match="for a sum over"):
+                reveal(attempt, summed)
 
 
 def test_misuse_of_a_party_is_refused():
