@@ -90,12 +90,14 @@ class Update:
 class Mean:
     """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients.
 
-    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part.
+    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part. ``examples``:
+    n, how many all clients of the population own together, which is public.
     """
 
     vectors: Mapping[str, Tensor]
     weight: float
     count: int | None
+    examples: int
 
 
 class RoundBurnt(RuntimeError):

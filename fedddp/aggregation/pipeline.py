@@ -68,6 +68,7 @@ class Pipeline:
             domain = stage.gives
         self._shown = False
         self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+        self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
 
     def first(self, error: Exception) -> Exception | None:
@@ -160,15 +161,15 @@ class Inbox:
             total, _ = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
             log.warning("round %d is burnt and changes nothing: %s", self._cohort.round + 1, reason)
-            return Mean({}, 0.0, 0), self._tally.burnt(seconds)
+            return Mean({}, 0.0, 0, pipeline.examples), self._tally.burnt(seconds)
         self._compare(self._checksum)
         for stage in reversed(pipeline.stages):
             total = stage.decode(total, self._cohort)
         weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
-        parts = mean.split(list(pipeline.layout.values()))
+        parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()
-        return Mean(dict(zip(pipeline.layout, parts, strict=True)), weight, count if weight else 0), report
+        return Mean(parts, weight, count if weight else 0, pipeline.examples), report
 
     def _compare(self, checksums: Tensor) -> None:
         seen = checksums.tolist()

@@ -46,7 +46,7 @@ def tell(telemetry, t, accuracy=None, *, report=report(), comm=None, loss=0.7): 
     clock = Stopwatch(time.perf_counter())
     clock.aggregated(report)
     clock.evaluated()
-    mean = Mean({}, 40.0, int(report.loss.isfinite().sum()))
+    mean = Mean({}, 40.0, int(report.loss.isfinite().sum()), 40)
     state = ServerState(torch.zeros(1), 1, {}, t)
     telemetry.round(state, report, mean, accuracy and score(accuracy, loss), clock, comm or Comm.alone())
 
