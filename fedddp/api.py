@@ -33,7 +33,7 @@ from .place import Place
 from .preparation import Prepared, load_data, resolve, share
 from .tasks import Task
 from .telemetry import Metrics, Sink
-from .train import NothingLearned, summary_of
+from .train import check_learned, summary_of
 from .types import ServerState
 
 GIVEN = "given"
@@ -92,8 +92,7 @@ def run(
         experiment = connect(prepared, sinks)
         try:
             server = federate(experiment.federation, experiment.server)
-            if experiment.federation.telemetry.nothing_learned:
-                raise NothingLearned("every client failed in every round; the warnings above say why")
+            check_learned(experiment.federation)
             experiment.federation.comm.barrier("done")
         except BaseException as error:
             _told(experiment, error)
