@@ -144,6 +144,8 @@ def _prepared(
         raise UsageError("model, task: a task makes its own model; give one of them")
     place = Place.from_env()
     config = configured(*layers, **sections)
+    if task is not None and getattr(config.model, "weights", None):
+        raise UsageError("model.weights, task: a task makes its own model; let that have the weights")
     owners = _owners(partition)
     if dataset is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN})})

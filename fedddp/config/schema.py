@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..aggregation import AGGREGATION_RULES, Rule
 from ..aggregation.rules import Mean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
-from ..choice import RULES, Choice
+from ..choice import RULES, Choice, Off
 from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
@@ -19,14 +19,6 @@ from ..losses import LOSSES, CrossEntropy, Loss
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
 from ..tasks import TASKS, Classification, TaskFactory
-
-
-def _off(value: Any) -> Any:
-    return None if value == "off" else value
-
-
-Off = BeforeValidator(_off)
-"""On an optional key: "off" takes back what a file set."""
 
 
 class Section(BaseModel):
