@@ -157,7 +157,7 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:
     client = p.config.client
-    full = Work(client.local_epochs, client.local_steps, client.batch_size)
+    full = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=p.smallest_batch)
 
     def work(sizes: torch.Tensor) -> torch.Tensor:
         return full.most(sizes) * (full.batch_size or sizes)

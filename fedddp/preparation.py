@@ -26,6 +26,7 @@ from .optim import CONSTANT, LearningRate, scaled
 from .robustness import adversary, check_robustness
 from .run_folder import SPENT, RunFolder, locate
 from .safeguards import check_compression, secured
+from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
 from .weights import start_signature, started_from
 
@@ -60,6 +61,7 @@ class Prepared:
     test: Examples
     task: Task
     spec: FlatSpec
+    smallest_batch: int
     signature: dict[str, str]
     counts: Excerpt | None
     folder: RunFolder | None
@@ -138,7 +140,9 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         used, held = _held_out(config, partition)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    smallest = smallest_batch(config, task, torch.zeros(2, *shape, dtype=dtype))
     sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
+    check_sizes(config, sizes, smallest, warn=place.rank == 0)
     config = secured(config, place, sizes, module, shared=shared)
     check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
@@ -163,6 +167,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         test=dataset.test,
         task=task,
         spec=spec,
+        smallest_batch=smallest,
         signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
         counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
         folder=folder,

@@ -28,7 +28,7 @@ FLOORS = [
     ["comm", "data", "losses", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "exported", "deployed", "run_folder", "attacks", "plane"],
-    ["config", "federation", "experiment", "preparation", "protection", "robustness", "safeguards"],
+    ["config", "federation", "experiment", "preparation", "protection", "robustness", "safeguards", "smallest_batch"],
     ["train", "show", "plot", "doctor", "demo", "data.split", "generate", "tune", "api", "trained", "sweep"],
 ]
 PROGRAMS = {"data.split"}  # a program beside what it is about
