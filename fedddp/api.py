@@ -33,7 +33,7 @@ from .place import Place
 from .preparation import Prepared, load_data, resolve, share
 from .tasks import Task
 from .telemetry import Metrics, Sink
-from .train import check_learned, summary_of
+from .train import NothingLearned, summary_of
 from .types import ServerState
 
 GIVEN = "given"
@@ -92,7 +92,8 @@ def run(
         experiment = connect(prepared, sinks)
         try:
             server = federate(experiment.federation, experiment.server)
-            check_learned(experiment.federation)
+            if experiment.federation.telemetry.nothing_learned:
+                raise NothingLearned("every client failed in every round; the warnings above say why")
             experiment.federation.comm.barrier("done")
         except BaseException as error:
             _told(experiment, error)
@@ -144,8 +145,6 @@ def _prepared(
         raise UsageError("model, task: a task makes its own model; give one of them")
     place = Place.from_env()
     config = configured(*layers, **sections)
-    if task is not None and getattr(config.model, "weights", None):
-        raise UsageError("model.weights, task: a task makes its own model; let that have the weights")
     owners = _owners(partition)
     if dataset is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN})})
@@ -163,7 +162,7 @@ def _prepared(
         owners = owners or drawn
     if owners is None:
         try:
-            owners = config.data.partition.deal(dataset.train, config.run.seed)
+            owners = config.data.partition.owners(dataset.train, config.run.seed)
         except ValueError as error:
             raise UsageError(str(error)) from None
     return share(config, place, dataset, owners, task)

@@ -11,9 +11,9 @@ import difflib
 import importlib
 import inspect
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -21,40 +21,27 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-class UsageError(ValueError):
-    """A mistake of the caller's, in one line that names the key, the value and what to do."""
-
-
 def _off(value: Any) -> Any:
     return None if value == "off" else value
 
 
 Off = BeforeValidator(_off)
-"""On an optional key: "off" unsets what a file set."""
-
-
-class Wrapped(Protocol):
-    """The section of an imported class: a dataclass of ``path``, ``module`` and ``args``."""
-
-    def __init__(self, path: str, module: Any, args: dict[str, Any]) -> None: ...
-
-    def table(self) -> dict[str, Any]:
-        """The section's keys and values, ``name`` first."""
-        ...
+"""On an optional key: "off" takes back what a file set."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """A table with ``name`` from ``registry``, or ``package.module:Class``, and that class's keys.
 
-    ``default`` is what the table holds where the user names nothing else. ``wrap`` makes a section of an imported
-    class that is not a dataclass, of its import path, the class and the remaining keys. Those that ``wrap`` has as
-    keyword-only fields are its own, unless the class's constructor takes them.
+    ``default`` is what the table holds where the user names nothing else; ``others``: what it holds for other names
+    where that differs from the class's own defaults. ``wrap`` makes a section of an imported class that is not a
+    dataclass, from its import path, the class and the remaining keys.
     """
 
     registry: Mapping[str, type]
     default: Mapping[str, Any]
-    wrap: type[Wrapped] | None = None
+    wrap: Callable[[str, Any, dict[str, Any]], Any] | None = None
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _adapters: dict[type, TypeAdapter[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -67,19 +54,21 @@ class Choice:
         if not isinstance(value, dict):
             raise _mistake(f"is a section: write its name as .name={value}", value=value)
         table = dict(value)
-        if table.setdefault("name", self.default["name"]) == self.default["name"]:
-            table = {**self.default, **table}
-        name = table.pop("name")
+        name = table.pop("name", self.default["name"])
+        if isinstance(name, str):
+            table = {**self.given(name), **table}
         cls = self._named(name)
         if not dataclasses.is_dataclass(cls):
             return self._wrapped(cls, name, table)
-        return self._checked(cls, table)
-
-    def _checked(self, cls: Any, table: dict[str, Any]) -> Any:
         try:
             return self._adapter(cls).validate_python(table)
         except ValidationError as error:
             raise PydanticCustomError("nested", "{errors}", {"errors": error.errors(), "cls": cls}) from None
+
+    def given(self, name: str) -> dict[str, Any]:
+        """The keys that a table with ``name`` and nothing else holds, where they differ from the class's defaults."""
+        table = self.default if name == self.default["name"] else self.others.get(name, {})
+        return {key: value for key, value in table.items() if key != "name"}
 
     def _adapter(self, cls: Any) -> TypeAdapter[Any]:
         if cls not in self._adapters:
@@ -99,28 +88,22 @@ class Choice:
     def _wrapped(self, cls: Any, name: str, args: dict[str, Any]) -> Any:
         if self.wrap is None or not callable(cls):
             raise _mistake("should name a dataclass", at="name", value=name)
-        wrap: Any = self.wrap
-        own = {f.name for f in dataclasses.fields(wrap) if f.kw_only}
-        signature, common = inspect.signature(cls), {}
         try:
-            signature.bind(**args)
-        except TypeError:
-            common = {key: args.pop(key) for key in own & args.keys()}
-        try:
-            signature.bind(**args)
+            inspect.signature(cls).bind(**args)
         except TypeError as error:
             raise _mistake(
                 f"cannot be called with this section's other keys ({error})", at="name", value=name
             ) from None
-        return self._checked(wrap, {"path": name, "module": cls, "args": args, **common})
+        return self.wrap(name, cls, args)
 
     def dump(self, section: Any) -> dict[str, Any]:
         """The table of a section object, ``name`` first."""
         for name, cls in self.registry.items():
             if type(section) is cls:
                 return {"name": name, **dump(section)}
-        if self.wrap is not None and isinstance(section, self.wrap):
-            return section.table()
+        if self.wrap is not None and isinstance(self.wrap, type) and isinstance(section, self.wrap):
+            path, _, args = (getattr(section, f.name) for f in dataclasses.fields(section))
+            return {"name": path, **args}
         return {"name": path_of(type(section)), **dump(section)}
 
 

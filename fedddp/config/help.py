@@ -63,7 +63,7 @@ def _choice(choice: Choice, prefix: str, default: Any) -> Iterator[tuple[str, st
     yield prefix + "name", "str", str(choice.default["name"]), f"{names}, or package.module:Class"
     rows: dict[tuple[str, str, str, str], list[str]] = {}  # to the names that have it
     for name, cls in choice.registry.items():
-        chosen = default if type(default) is cls else cls()
+        chosen = default if type(default) is cls else cls(**choice.given(name))
         for row in _section(cls, prefix, chosen, choice.registry):
             rows.setdefault(row, []).append(name)
     for (key, kind, value, meaning), having in rows.items():

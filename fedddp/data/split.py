@@ -59,8 +59,9 @@ def _split(config: Config, out: Path) -> None:
         raise UsageError("data.partition.num_clients=0: say how many clients there are, each gets a folder")
     dataset, partition = load_data(config)
     table = to_dict(config)["data"]["partition"]
+    seed = config.run.seed if data.partition.seed is None else data.partition.seed
     try:
-        public = write(out, dataset, partition, data=data.name, table=table, seed=config.run.seed)
+        public = write(out, dataset, partition, data=data.name, table=table, seed=seed)
     except ValueError as error:
         raise UsageError(str(error)) from None
     except OSError as error:

@@ -4,7 +4,7 @@ An optimizer is its hyper-parameters; what it remembers is passed in. Tensors co
 list of one and the layers of a module are a list of views: the elementwise algebra is the same.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..choice import Choice
 from .adaptive import Adagrad, Adam, AdamW, Yogi
@@ -16,8 +16,16 @@ OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "adagra
 
 Schedule = Annotated[LearningRate, Choice(SCHEDULES, {"name": "constant"})]
 ClientOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd"})]
-ServerOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0})]
-"""lr 1: the server moves by the whole mean update, which is plain federated averaging."""
+REDDI: dict[str, Any] = {"lr": 0.01, "eps": 1e-3, "initial_accumulator": 1e-6}
+"""Reddi et al. 2021, Algorithm 2: tau is 1e-3 and v_0 = tau^2. Their learning rates are tuned for each task."""
+ADAPTIVE_SERVERS = {
+    "adam": {**REDDI, "beta2": 0.99, "bias_correction": False},
+    "yogi": REDDI,
+    "adagrad": REDDI,
+}
+ServerOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0}, others=ADAPTIVE_SERVERS)]
+"""lr 1: the server moves by the whole mean update, which is plain federated averaging. Adam, Yogi and Adagrad are
+FedAdam, FedYogi and FedAdagrad here; on clients they keep torch.optim's defaults."""
 
 __all__ = [
     "CONSTANT",

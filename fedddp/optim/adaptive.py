@@ -2,10 +2,10 @@
 
 m <- beta1 m + (1 - beta1) g;  v <- a running square of g;  w <- w - lr m / (sqrt(v) + eps)
 
-On clients and as torch.optim has them, with Adam's bias correction: m / (1 - beta1^t) and v / (1 - beta2^t) stand for
-m and v. On the server as Reddi et al. 2021, "Adaptive federated optimization", Algorithm 2, has them (FedAdam, FedYogi,
-FedAdagrad): ``bias_correction = false``, tau is ``eps`` and v_0 is ``initial_accumulator``, 0 or tau^2 (their tuned
-runs: tau 1e-3, beta2 0.99). Their -g is the mean update.
+The classes' defaults are torch.optim's, for clients, with Adam's bias correction: m / (1 - beta1^t) and v / (1 -
+beta2^t) stand for m and v. As a server's optimizer they default to Reddi et al. 2021, "Adaptive federated
+optimization", Algorithm 2 (FedAdam, FedYogi, FedAdagrad): no bias correction, beta2 0.99, tau = ``eps`` = 1e-3, v_0 =
+``initial_accumulator`` = tau^2; see `fedddp.optim`. Their -g is the mean update.
 
 ``step`` counts, [1] for each of the tensors and always on the CPU, since its value is needed there: rows that are done
 are not counted on, and a checkpoint holds it like any other vector.

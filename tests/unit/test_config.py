@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from fedddp.config import Config, UsageError, build, flatten, help_text, parse, read_toml, to_dict, to_toml
 from fedddp.data.partition import IID, Dirichlet, Shards
 from fedddp.models import CNN, MLP, ImportedModule
-from fedddp.optim import SGD
+from fedddp.optim import OPTIMIZERS, SGD
 
 USER_MODULE = """
 from dataclasses import dataclass
@@ -121,6 +122,30 @@ def test_a_choice_takes_its_own_keys_and_defaults():
     assert config.model == MLP(hidden=200)
     assert configured("--data.partition.name=shards").data.partition == Shards(shards_per_client=2)
     assert configured("--algorithm.server_optimizer.momentum=0.9").algorithm.server_optimizer == SGD(1.0, momentum=0.9)
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi", "adagrad"])
+def test_an_adaptive_optimizer_is_reddi_et_als_on_the_server_and_torchs_on_clients(name):
+    config = configured(f"--algorithm.server_optimizer.name={name}", f"--client.optimizer.name={name}")
+    server = config.algorithm.server_optimizer
+    assert config.client.optimizer == OPTIMIZERS[name]()
+    assert (server.lr, server.eps, server.initial_accumulator) == (0.01, 1e-3, 1e-6)
+    assert (getattr(server, "beta2", 0.99), getattr(server, "bias_correction", False)) == (0.99, False)
+    assert build(to_dict(config)) == config
+    changed = configured(f"--algorithm.server_optimizer.name={name}", "--algorithm.server_optimizer.lr=0.5")
+    assert changed.algorithm.server_optimizer == replace(server, lr=0.5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "users_own:Slow"])
+def test_other_server_optimizers_keep_their_own_defaults(name, user_module):
+    chosen = configured(f"--algorithm.server_optimizer.name={name}").algorithm.server_optimizer
+    assert chosen == type(chosen)()
+
+
+def test_help_shows_the_servers_defaults_beside_the_clients():
+    rows = [line for line in help_text().splitlines() if ".beta2=" in line]
+    assert [row.split()[-1] for row in rows if "algorithm.server" in row and "adam, yogi:" in row] == ["[0.99]"]
+    assert any(row.endswith("[0.999]") for row in rows if "client." in row)
 
 
 def test_classes_of_the_users_are_named_by_import_path(user_module):

@@ -5,7 +5,7 @@ import pytest
 
 from fedddp.checkpoint import differences
 from fedddp.comm import Place
-from fedddp.config import build, flatten, to_dict, to_toml
+from fedddp.config import UsageError, build, flatten, to_dict, to_toml
 from fedddp.data import Partition
 from fedddp.preparation import load_data, prepare, resolve, share
 
@@ -55,6 +55,32 @@ def test_a_rank_holds_what_its_placement_says(tmp_path, placement, held):
 def test_all_ranks_must_agree_on_the_placement(tmp_path):
     one, other = (prepared(tmp_path, Place(1, 2), where, num_clients=2).signature for where in ("home", "shared"))
     assert [key for key in one if one[key] != other[key]] == ["data.placement"]
+
+
+def owned(tmp_path, run_seed, **partition):
+    p = resolved(tmp_path, Place(), name="quantity", num_clients=6, **partition)
+    return load_data(p.model_copy(update={"run": p.run.model_copy(update={"seed": run_seed})}))[1].order.tolist()
+
+
+def test_a_partition_with_a_seed_of_its_own_stays_while_the_run_s_seed_changes(tmp_path):
+    assert owned(tmp_path, 0, seed=3) == owned(tmp_path, 1, seed=3) == owned(tmp_path, 3)
+    assert owned(tmp_path, 0) == owned(tmp_path, 0, seed=0) == owned(tmp_path, 0, seed="off")
+    assert owned(tmp_path, 0) != owned(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("partition", "key"),
+    [
+        ({"name": "natural", "seed": 1}, "seed=1"),
+        ({"name": "file", "path": "clients.json", "seed": 0}, "seed=0"),
+        ({"name": "iid", "seed": -1}, "data.partition.seed=-1"),
+        ({"name": "iid", "seed": 1.5}, "data.partition.seed=1.5"),
+        ({"name": "iid", "seed": "run"}, "data.partition.seed='run'"),
+    ],
+)
+def test_a_seed_that_draws_nothing_is_refused(tmp_path, partition, key):
+    with pytest.raises(UsageError, match=key):
+        resolved(tmp_path, Place(), **partition)
 
 
 @pytest.mark.parametrize("change", [{"order": [0, 1, 3, 2]}, {"starts": [0, 1]}, {"sizes": [2, 1]}])

@@ -82,6 +82,15 @@ def test_the_division_is_what_the_configuration_of_a_run_shows(parts):
     assert again.data == config.data
 
 
+def test_a_division_keeps_the_seed_of_its_partition(tmp_path):
+    root = tmp_path / "seeded"
+    assert main([f"--out={root}", *SHARDS, "--data.partition.seed=9"]) == 0
+    assert Parts().public(root).seed == 9
+    assert prepared(root, Place(0, 2), partition={"name": "quantity", "seed": 9}).config.data.partition.seed == 9
+    with pytest.raises(UsageError, match="partition"):
+        prepared(root, Place(0, 2), partition={"name": "quantity", "seed": 8})
+
+
 def test_everybody_is_loaded_where_all_the_folders_are(parts):
     dataset, partition = whole()
     loaded = DATASETS["parts"](parts, False)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...choice import Off
 from ...rng import numpy_generator
 from ..datasets import Examples
 
@@ -117,10 +118,26 @@ class Partitioner(ABC):
     """A rule that deals ``labels [n]`` out to ``num_clients``; raises ValueError if the request is impossible."""
 
     num_clients: Annotated[int, Field(ge=0, description="N, population; 0 = as many as ranks")] = 0
+    seed: Annotated[
+        Annotated[int, Field(ge=0)] | None,
+        Off,
+        Field(description="seed of who owns what, apart from all else (default: run.seed)"),
+    ] = field(default=None, kw_only=True)
+
+    draws: ClassVar[bool] = True
+    """Whether anything is drawn at random."""
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not self.draws:
+            raise ValueError(f"seed={self.seed}: nothing is drawn at random here; leave it out, or write seed=off")
 
     def population(self, world_size: int) -> int:
         """N, where ``num_clients`` is 0."""
         return self.num_clients or world_size
+
+    def owners(self, examples: Examples, seed: int) -> Partition:
+        """The partition of ``examples``, by its own seed where it has one, else by the run's ``seed``."""
+        return self.deal(examples, seed if self.seed is None else self.seed)
 
     def deal(self, examples: Examples, seed: int) -> Partition:
         """The partition of ``examples``. A rule that looks at more than labels overrides this."""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,8 @@ class Natural(Partitioner):
     A dataset class says it by an attribute ``client_ids``, one number an example, beside ``data`` and ``targets``;
     owners are counted in the order of their numbers.
     """
+
+    draws: ClassVar[bool] = False
 
     def deal(self, examples: Examples, seed: int) -> Partition:
         """See `Partitioner.deal`."""
@@ -52,6 +54,7 @@ class FromFile(Partitioner):
     `fedddp.show` writes such files. An example may have several owners, but no owner twice.
     """
 
+    draws: ClassVar[bool] = False
     path: Annotated[str, Field(description="the file, .json, .csv or .npz; see fedddp.show --save")] = ""
 
     def population(self, world_size: int) -> int:
