@@ -61,7 +61,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
     byzantine = adversary(config)
-    seed, algorithm = config.run.seed, byzantine.around(protection.algorithm)
+    seed, algorithm = config.run.seed, byzantine.around(protection.algorithm, p.spec)
     folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)

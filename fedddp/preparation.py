@@ -23,7 +23,7 @@ from .evaluation import local_cores
 from .flat import FlatSpec
 from .losses import check as check_loss
 from .optim import CONSTANT, LearningRate, scaled
-from .robustness import adversary, check_robustness
+from .robustness import adversary, robust
 from .run_folder import SPENT, RunFolder, locate
 from .safeguards import check_compression, secured
 from .tasks import Task
@@ -101,9 +101,7 @@ def resolve(config: Config, place: Place) -> Config:
     if placement == "auto":
         placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
-    config = config.model_copy(update={"run": run, "data": data, "client": client})
-    check_robustness(config)
-    return config
+    return robust(config.model_copy(update={"run": run, "data": data, "client": client}))
 
 
 def _schedule(config: Config) -> LearningRate:

@@ -23,9 +23,14 @@ def told_of_attack(config: Config) -> list[str]:
     return [] if config.attack == NoAttack() else [f"attack {_name(config, 'attack')}: {adversary(config)}"]
 
 
-def check_robustness(config: Config) -> None:
-    """Raises UsageError, naming key and remedy, for what cannot be done with ``config`` (resolved)."""
+def robust(config: Config) -> Config:
+    """``config`` (resolved) with the number of Byzantine clients that its rule withstands, where it does not say.
+
+    Raises UsageError, naming key and remedy, for what cannot be done.
+    """
     population, attack = config.data.partition.num_clients, config.attack
+    rule = config.aggregation.rule.facing(max(1, attack.num_clients))
+    config = config.model_copy(update={"aggregation": config.aggregation.model_copy(update={"rule": rule})})
     if attack.num_clients > population:
         raise UsageError(
             f"attack.num_clients={attack.num_clients}: there are only {population} clients; at most all are Byzantine"
@@ -33,6 +38,7 @@ def check_robustness(config: Config) -> None:
     if needs_single_updates(config):
         _check_visible(config)
     _check_rule(config)
+    return config
 
 
 def _check_visible(config: Config) -> None:
@@ -60,8 +66,8 @@ def _check_rule(config: Config) -> None:
     name = _name(config, "aggregation.rule")
     if m < rule.least:
         raise UsageError(
-            f"aggregation.rule.name={name}: needs {rule.least} clients a round ({rule.needs}), there are {m}; lower "
-            "aggregation.rule.num_byzantine, or let more clients take part"
+            f"aggregation.rule.name={name}: needs {rule.least} clients a round ({rule.needs}), there are {m}; set a "
+            "lower aggregation.rule.num_byzantine (by default attack.num_clients), or let more clients take part"
         )
     if config.aggregation.sum == "exact" and not rule.bit_stable:
         raise UsageError(

@@ -59,7 +59,8 @@ class Pipeline:
         """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain.
 
         ``denominator``: what the sum is divided by, instead of the summed weight (which is then not sent).
-        ``perturb``: called before the sum leaves this rank, to add its share of the noise.
+        ``perturb``: called with the server's state before the sum leaves this rank, to add its share of the noise or
+        to give a rule what the server remembers for it.
         """
         domain = "real"
         for stage in stages:

@@ -57,10 +57,15 @@ class CoordinateShards:
         self._length, self._rows, self._labels = length, list[Tensor](), list[Tensor]()
         self._slots = torch.zeros(tail + self._world_size, dtype=torch.float64, device=self._device)
         self.bound = torch.finfo(self._dtype).max / max(total_weight, 1.0)
+        self._last = torch.zeros(length, dtype=self._dtype)
 
     @property
     def tail(self) -> Tensor:
         return self._slots[: -self._world_size]
+
+    def recall(self, last: Tensor) -> None:
+        """Give a rule that `remembers` the last round's result [length], the same on every rank."""
+        self._last = last
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         counts = (weight > 0).tolist()  # what weighs nothing has no vote either
@@ -79,6 +84,8 @@ class CoordinateShards:
             raise RoundBurnt(f"{told} ({self._rule.needs}), {sum(counts)} arrived")
         x, ids, weight = self._columns(comm, [counts[r] for r in comm.members])
         x = self._tamper(x, ids)
+        if self._rule.remembers:
+            x = torch.cat([x, self._own_columns(comm)])
         known = self._rule.partial(x)
         if known is not None:
             known = comm.all_reduce(known, "aggregate")
@@ -86,6 +93,12 @@ class CoordinateShards:
         result = comm.all_gather(mine, "aggregate").flatten()[: self._length]
         result = self._rule.finish(result, generator(self._seed, "aggregation rule", round))
         return result.double() * float(weight.sum()), self.tail
+
+    def _own_columns(self, comm: Comm) -> Tensor:
+        """This rank's columns of the last round's result, [1, c]."""
+        padded = torch.zeros(len(comm.members), -(-self._length // len(comm.members)), dtype=self._dtype)
+        padded.view(-1)[: self._length] = self._last
+        return padded[[comm.members.index(comm.rank)]].to(self._device)
 
     def _columns(self, comm: Comm, counts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """This rank's columns of everybody's rows, x [m, c], by ascending client; ids [m], weight [m]."""

@@ -12,6 +12,7 @@ from .fednova import FedNova
 from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
+from .history import LAST, ClientMomentum, LastMean
 from .ifca import IFCA
 from .moon import Moon
 from .personal import INNER, Personal
@@ -37,11 +38,13 @@ __all__ = [
     "ALGORITHMS",
     "APFL",
     "IFCA",
+    "LAST",
     "QFFL",
     "AdaptiveClip",
     "Algorithm",
     "Around",
     "ClientLevel",
+    "ClientMomentum",
     "Ditto",
     "FedAvg",
     "FedBN",
@@ -50,6 +53,7 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "LastMean",
     "LocalTraining",
     "Moon",
     "Personal",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..algorithms import Algorithm, Around, LocalTraining
 from ..data import Dataset, Examples, Partition
+from ..flat import FlatSpec
 from ..rng import generator, numpy_generator
 from ..types import ClientState, LocalResult, ServerState, Update
 from .byzantine import Attack
@@ -56,9 +57,14 @@ class Adversary:
         train = Examples(torch.cat(x), torch.cat(y))
         return replace(dataset, train=train), replace(partition, order=np.concatenate(order), starts=starts)
 
-    def around(self, algorithm: Algorithm) -> Algorithm:
-        """``algorithm`` with the Byzantine clients' updates as the attack wants them."""
-        return Corrupted(algorithm, self) if self.clients else algorithm
+    def around(self, algorithm: Algorithm, spec: FlatSpec) -> Algorithm:
+        """``algorithm`` on a model of ``spec``, with the Byzantine clients' updates as the attack wants them."""
+        if not self.clients:
+            return algorithm
+        uploaded = algorithm.uploaded(spec)
+        lengths = (uploaded.dim, uploaded.num_trainable)
+        names = [name for name, length in algorithm.vectors(spec.dim).items() if length in lengths]
+        return Corrupted(algorithm, self, tuple(names))
 
     def tamper(self, x: Tensor, ids: Tensor) -> Tensor:
         """Columns ``x [m, c]`` of the clients ``ids [m]`` as the rule gets them."""
@@ -73,9 +79,14 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Corrupted(Around):
-    """Any algorithm ``inner`` whose Byzantine clients upload something else, in all vectors of an update alike."""
+    """Any algorithm ``inner`` whose Byzantine clients upload something else in its vectors ``attacked``.
+
+    These are as long as the model or its trainable part. What an update holds besides, a normaliser of length 1, stays
+    honest: reversed along with what it divides, it would undo the attack.
+    """
 
     adversary: Adversary
+    attacked: tuple[str, ...]
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -88,8 +99,9 @@ class Corrupted(Around):
         }
         if not streams:
             return update, state, result
-        vectors = {name: rows.clone() for name, rows in update.vectors.items()}  # they may be the client's state too
-        for rows in vectors.values():
+        vectors = dict(update.vectors)
+        for name in self.attacked:
+            vectors[name] = rows = vectors[name].clone()  # it may be the client's state too
             for row, stream in streams.items():
                 rows[row] = self.adversary.attack.update(rows[row], stream)
         return Update(vectors, update.weight), state, result

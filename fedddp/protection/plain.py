@@ -21,7 +21,7 @@ from ..aggregation import (
     in_the_clear,
 )
 from ..aggregation.ring import Exchange
-from ..algorithms import Algorithm
+from ..algorithms import LAST, Algorithm, ClientMomentum, LastMean
 from ..clients import ClientStore, Trainer, choose
 from ..comm import Comm, CommError
 from ..compression import Setting
@@ -46,7 +46,10 @@ class Plain:
 
     @property
     def _configured(self) -> Algorithm:
-        return self._p.config.algorithm.for_model(self._p.spec)
+        algorithm, rule = self._p.config.algorithm.for_model(self._p.spec), self._p.config.aggregation.rule
+        if rule.client_momentum:
+            algorithm = ClientMomentum(algorithm, rule.client_momentum)
+        return LastMean(algorithm) if rule.remembers else algorithm
 
     @cached_property
     def memory(self) -> ClientStore:
@@ -89,6 +92,9 @@ class Plain:
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
         layout, sizes = self.algorithm.vectors(self._p.spec.dim), self._p.data.sizes
+        if self._p.config.aggregation.rule.remembers:
+            assert isinstance(reduce, CoordinateShards)
+            more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
         return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
 
     def _reduce(self) -> Reduce:

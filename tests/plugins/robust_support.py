@@ -32,7 +32,9 @@ RULES = {
     "geometric_median": GeometricMedian(),
     "norm_bound": NormBound(4.0),
     "centered_clipping": CenteredClipping(radius=3.0, iterations=4),
+    "without history": CenteredClipping(radius=3.0, iterations=4, history=False),
 }
+LAST = torch.linspace(0, 2, LENGTH, dtype=torch.float64)  # the result of the round before
 
 
 def updates(dtype=torch.float32):
@@ -49,6 +51,7 @@ def a_round(comm, rule, who, *, seed=0, tamper=None, dtype=torch.float32, failin
     reduce = CoordinateShards(rule, dtype, "cpu", comm.world_size, seed=seed, tamper=tamper)
     reduce.open(LENGTH, 4, sum(WEIGHTS))
     reduce.tail[:] = torch.tensor([comm.rank + 1.0, 0, 2, 3])
+    reduce.recall(LAST)
     rows = updates(dtype)
     for i in who:
         if i not in failing:

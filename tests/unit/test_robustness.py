@@ -33,7 +33,11 @@ def attack(name, **keys):
             [attack("alie"), SECURE],
             "attack.name=alie: alie needs single updates; secure aggregation hides them: use an",
         ),
-        ([rule("krum", num_byzantine=4)], r"krum: needs 11 clients a round \(m >= 2 f \+ 3\), there are 10; lower"),
+        (
+            [rule("krum", num_byzantine=4)],
+            r"krum: needs 11 clients a round \(m >= 2 f \+ 3\), there are 10; set a lower",
+        ),
+        ([rule("krum"), attack("ipm", num_clients=4)], r"krum: needs 11 clients .*by default attack.num_clients"),
         ([rule("trimmed_mean", num_byzantine=5)], r"needs 11 clients a round \(m > 2 f\), there are 10"),
         ([rule("krum"), {"cohort": {"size": 4}}], "needs 5 clients a round .*, there are 4"),
         ([rule("multi_krum", num_byzantine=2, selected=9)], "needs 11 clients a round .*selected.*, there are 10"),
@@ -66,6 +70,22 @@ def test_what_cannot_be_is_refused(layers, told):
 )
 def test_what_can_be_is_not(layers):
     resolved(*layers)
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "trimmed_mean"])
+def test_a_rule_expects_as_many_byzantine_clients_as_there_are_unless_it_is_told(name):
+    faced = [
+        ({}, 1),
+        (attack("sign_flip"), 1),
+        (attack("sign_flip", num_clients=3), 3),
+        (attack("alie", num_clients=0), 1),
+    ]
+    for layer, expected in faced:
+        assert resolved(rule(name), layer).aggregation.rule.num_byzantine == expected
+        assert to_dict(resolved(rule(name), layer))["aggregation"]["rule"]["num_byzantine"] == expected
+        assert resolved(rule(name, num_byzantine=2), layer).aggregation.rule.num_byzantine == 2
+    again = to_dict(resolved(rule(name), attack("ipm", num_clients=2)))
+    assert to_dict(resolved(again)) == again
 
 
 def test_the_default_is_the_mean_and_nobody_attacks():

@@ -10,7 +10,7 @@ small all_reduce adds them up, and every rank combines its columns in the same w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,20 @@ class Rule(ABC):
     def least(self) -> int:
         """The smallest number of updates it works with."""
         return 1
+
+    @property
+    def remembers(self) -> bool:
+        """Whether `partial` and `combine` get the last round's result as one more row, behind the clients'."""
+        return False
+
+    @property
+    def client_momentum(self) -> float:
+        """beta of the momentum in which clients upload their updates; 0 = updates as they are."""
+        return 0.0
+
+    def facing(self, num_byzantine: int) -> Self:
+        """The rule against so many Byzantine clients, where its keys do not say how many."""
+        return self
 
     def partial(self, x: Tensor) -> Tensor | None:
         """What these columns contribute to what is known of whole rows, float64; None if nothing need be known."""
@@ -61,6 +75,8 @@ class Coordinatewise(Rule):
 class Combination(Rule):
     """A rule whose result is a combination a of the rows, sum_i a_i x_i, and a follows from their Gram matrix.
 
+    The last row is the last round's result if the rule `remembers`: then there is one more than there are weights.
+
     Iterations cost nothing on the wire: the distance of a row from any combination z = sum_j a_j x_j is
     |x_i - z|^2 = G_ii - 2 (G a)_i + a' G a.
     """
@@ -76,7 +92,7 @@ class Combination(Rule):
 
     @abstractmethod
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
-        """a [m], float64, for the Gram matrix ``known [m, m]``, or for whatever else `partial` makes."""
+        """a [rows], float64, for the Gram matrix ``known [rows, rows]``, or for whatever else `partial` makes."""
 
 
 def gram(x: Tensor) -> Tensor:

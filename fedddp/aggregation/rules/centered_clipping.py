@@ -4,9 +4,10 @@ Karimireddy, He, Jaggi 2021, "Learning from history for Byzantine robust optimiz
 
     v <- v + (1/m) sum_k (x_k - v) min(1, tau / |x_k - v|)
 
-Uniform. The paper starts each round at the last round's result; here v starts at 0, so that nothing has to be
-remembered: updates are differences from the global model. With a radius far below the updates' norms, take more
-iterations: the centre moves by no more than tau in each, and they send nothing.
+Uniform. v starts at the last round's result, as in the paper, whose guarantee rests on that and on momentum of the
+clients (`momentum`), with which honest updates vary less from round to round than an attack has to; ``history`` off: at
+0, which is the global model. With a radius far below the updates' norms, take more iterations: the centre moves by no
+more than tau in each, and they send nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -24,14 +24,37 @@ from .norm_bound import shrink
 
 @dataclass(frozen=True)
 class CenteredClipping(Combination):
-    """What is far from the centre moves it by tau / m, in whatever direction. v is sum_k a_k x_k throughout."""
+    """What is far from the centre moves it by tau / m, in whatever direction. v is a combination of rows throughout."""
 
     radius: Annotated[float, Field(gt=0, description="tau, as far as an update may lie from the centre")] = 1.0
     iterations: Annotated[int, Field(ge=1, description="how often the centre is moved; this sends nothing")] = 5
+    history: Annotated[
+        bool, Field(description="start at the last round's result, as in the paper; false = at the global model")
+    ] = True
+    momentum: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="beta: clients upload (1 - beta) update + beta of what they uploaded before; the paper's "
+            "guarantee rests on it; 0 = updates as they are",
+        ),
+    ] = 0.0
+
+    @property
+    def remembers(self) -> bool:
+        return self.history
+
+    @property
+    def client_momentum(self) -> float:
+        return self.momentum
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
-        coefficients = torch.zeros_like(weight)
+        m = len(weight)
+        coefficients = known.new_zeros(len(known))
+        coefficients[m:] = 1  # the last round's result, where it is there
         for _ in range(self.iterations):
-            pull = shrink(distances(known, coefficients), self.radius) / len(weight)
-            coefficients = coefficients * (1 - pull.sum()) + pull
+            pull = shrink(distances(known, coefficients)[:m], self.radius) / m
+            coefficients *= 1 - pull.sum()
+            coefficients[:m] += pull
         return coefficients

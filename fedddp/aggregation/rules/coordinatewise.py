@@ -7,8 +7,8 @@ is no protection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 from torch import Tensor
@@ -30,15 +30,27 @@ class TrimmedMean(Coordinatewise):
     """The mean of each coordinate without its f largest and f smallest values. Uniform. Needs m > 2 f."""
 
     num_byzantine: Annotated[
-        int, Field(ge=0, description="f, clients that may be Byzantine: so many values are cut off at either end")
-    ] = 1
+        int | None,
+        Field(
+            ge=0,
+            description="f, clients that may be Byzantine: so many values are cut off at either end; "
+            "default attack.num_clients, at least 1",
+        ),
+    ] = None
 
     needs: ClassVar[str] = "m > 2 f"
 
     @property
     def least(self) -> int:
-        return 2 * self.num_byzantine + 1
+        return 2 * self.f + 1
+
+    @property
+    def f(self) -> int:
+        return 1 if self.num_byzantine is None else self.num_byzantine
+
+    def facing(self, num_byzantine: int) -> Self:
+        return replace(self, num_byzantine=num_byzantine) if self.num_byzantine is None else self
 
     def columns(self, x: Tensor, weight: Tensor) -> Tensor:
-        kept = x.sort(dim=0).values[self.num_byzantine : len(x) - self.num_byzantine]
+        kept = x.sort(dim=0).values[self.f : len(x) - self.f]
         return summed(kept) / len(kept)

@@ -4,7 +4,14 @@ Pillutla, Kakade, Harchaoui 2022, "Robust aggregation for federated learning", t
 
     z <- sum_k b_k x_k / sum_k b_k,   b_k = a_k / max(nu, |z - x_k|)
 
-from the weighted mean on, which minimises sum_k a_k |z - x_k|. Weighted by a_k = n_k / n, as in the paper.
+which minimises sum_k a_k |z - x_k|. Weighted by a_k = n_k / n, as in the paper. There it starts at the mean, which huge
+updates carry further away than iterations lead back. Here it starts at the medoid, the update x_j for which
+the sum is smallest, and leaves it as Vardi and Zhang 2000, "The multivariate L1-median and associated data depth", do:
+with T the step over the others and r = |sum_{k != j} a_k (x_k - x_j) / |x_k - x_j||,
+
+    z = T + min(1, a_j / r) (x_j - T)
+
+since at x_j itself b_j = a_j / nu would hold z there. If r <= a_j, x_j is the geometric median.
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,13 +30,27 @@ from .base import Combination, distances
 class GeometricMedian(Combination):
     """An update far away pulls as much as one nearby. No iteration costs communication, since z is a combination."""
 
-    iterations: Annotated[int, Field(ge=1, description="steps of the Weiszfeld algorithm; they send nothing")] = 50
+    iterations: Annotated[
+        int,
+        Field(ge=1, description="steps of the Weiszfeld algorithm from the medoid; 3 as in RFA; they send nothing"),
+    ] = 3
     smoothing: Annotated[float, Field(gt=0, description="nu, the distance below which all weigh alike")] = 1e-6
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
         share = weight / weight.sum()
-        coefficients = share
+        coefficients = self._from_medoid(known, share)
         for _ in range(self.iterations):
             pull = share / distances(known, coefficients).clamp(min=self.smoothing)
             coefficients = pull / pull.sum()
         return coefficients
+
+    def _from_medoid(self, known: Tensor, share: Tensor) -> Tensor:
+        rows = torch.eye(len(share), dtype=share.dtype, device=share.device)
+        apart = torch.stack([distances(known, row) for row in rows])
+        j = (apart @ share).argmin()
+        pull = (share / apart[j].clamp(min=self.smoothing)).index_fill(0, j, 0.0)
+        if not pull.any():  # nobody else
+            return rows[j]
+        step = pull / pull.sum()
+        r = pull.sum() * distances(known, step)[j]
+        return step + (share[j] / r).clamp(max=1) * (rows[j] - step)

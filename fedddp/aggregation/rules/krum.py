@@ -10,9 +10,9 @@ Multi-Krum averages those of the smallest scores. Uniform: weights are ignored. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -25,20 +25,33 @@ from .base import Combination
 class Krum(Combination):
     """One client's update; of equally good ones that of the lower client id."""
 
-    num_byzantine: Annotated[int, Field(ge=0, description="f, clients that may be Byzantine; needs m >= 2 f + 3")] = 1
+    num_byzantine: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="f, clients that may be Byzantine; needs m >= 2 f + 3; default attack.num_clients, at least 1",
+        ),
+    ] = None
 
     needs: ClassVar[str] = "m >= 2 f + 3"
 
     @property
     def least(self) -> int:
-        return 2 * self.num_byzantine + 3
+        return 2 * self.f + 3
+
+    @property
+    def f(self) -> int:
+        return 1 if self.num_byzantine is None else self.num_byzantine
+
+    def facing(self, num_byzantine: int) -> Self:
+        return replace(self, num_byzantine=num_byzantine) if self.num_byzantine is None else self
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
         return self._mean_of_best(known, 1)
 
     def _mean_of_best(self, gram: Tensor, count: int) -> Tensor:
         """1 / count for the ``count`` updates of the smallest scores."""
-        chosen = scores(gram, self.num_byzantine).sort(stable=True).indices[:count]
+        chosen = scores(gram, self.f).sort(stable=True).indices[:count]
         return torch.zeros_like(gram[0]).index_fill(0, chosen, 1 / count)
 
 
@@ -54,10 +67,10 @@ class MultiKrum(Krum):
 
     @property
     def least(self) -> int:
-        return max(super().least, self.selected + self.num_byzantine)
+        return max(super().least, self.selected + self.f)
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
-        return self._mean_of_best(known, self.selected or len(known) - self.num_byzantine)
+        return self._mean_of_best(known, self.selected or len(known) - self.f)
 
 
 def scores(gram: Tensor, num_byzantine: int) -> Tensor:
