@@ -16,6 +16,7 @@ from .folded import FoldedModel
 from .graphed import WARM_UP, GraphedModel
 from .local import Trainer
 from .sequential import SequentialTrainer
+from .timed import slower
 from .vectorized import Descending, Oracle, VectorizedTrainer
 from .vmapped import VmappedModel
 
@@ -55,7 +56,8 @@ def choose(
     """The trainer for ``client.execution.name`` and ``width`` (0 = as many clients as the rule says), and why.
 
     ``auto``: folded layers where the model consists of them, never slower than sequential here; else `vmap`, on a GPU
-    or for a small model; else sequential. Batching is taken only if two clients of unequal size, trained by it in
+    or for a small model; else sequential. Where torch has no batching rule for a part of the model, both ways are timed
+    on a few steps. Batching is taken only if two clients of unequal size, trained by it in
     float64 on a few of ``examples``, end where sequential training takes them; on a GPU, replayed steps likewise.
     ``how``: the trainers' keywords.
     """
@@ -84,6 +86,12 @@ def choose(
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)
             told = f"{told}, {found}"
+        if name == "auto" and isinstance(oracle, VmappedModel):
+            sizes = {"clients": k, "batch_size": how.get("batch_size", 10), "seed": how["seed"]}
+            worse, found = slower(oracle, task, examples, device=device, dtype=dtype, autocast=autocast, **sizes)
+            if worse:
+                return small, f"sequential: {told} {found}"
+            told = f"{told}{found}"
         return VectorizedTrainer(
             task, data, optimizer, oracle, k, small, **how
         ), f"vectorized: {k} clients at once, {told}"
