@@ -127,15 +127,15 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     task = task or task_of(config, dataset)
     _check_task(config, task)
     spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
-    shared = partition.shares  # before copies are made for Byzantine clients: the others may share all the same
-    dataset, partition = _attacked(config, dataset, partition)
     try:
         config.algorithm.for_model(spec)
+        config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all
         used, held = _held_out(config, partition)
+        dataset, used = adversary(config).poisoned(dataset, used)  # what is held out stays as it is
     except ValueError as error:
         raise UsageError(str(error)) from error
     sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
-    config = secured(config, place, sizes, module, shared=shared)
+    config = secured(config, place, sizes, module, shared=partition.shares)
     check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
     assert placement != "auto"  # resolved
@@ -168,8 +168,17 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
 
 def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partition | None]:
     """What clients train on, and what each of them keeps out of it (None: nothing). Raises ValueError."""
-    share = config.evaluate.holdout
-    return partition.held_out(share, config.run.seed) if share else (partition, None)
+    share, every = config.evaluate.holdout, config.evaluate.personal_every
+    if not share:
+        return partition, None
+    used, held = partition.held_out(share, config.run.seed)
+    held = adversary(config).without(held)
+    if every and not held.sizes.any():
+        raise ValueError(
+            f"evaluate.personal_every={every}: nobody but Byzantine clients (attack.num_clients="
+            f"{config.attack.num_clients}) has examples to be scored on; use personal_every=0, or fewer of them"
+        )
+    return used, held
 
 
 def task_of(config: Config, dataset: Dataset) -> Task:
@@ -243,15 +252,6 @@ def _check_personal(config: Config) -> None:
             f"evaluate.personal_every={every}: tells the accuracy of each client, exactly, which {hiding} is there to "
             "prevent; use personal_every=0"
         )
-
-
-def _attacked(config: Config, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
-    """The same with the Byzantine clients' examples as they are trained on."""
-    try:
-        config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all
-        return adversary(config).poisoned(dataset, partition)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _parts(config: Config) -> Parts | None:

@@ -20,7 +20,13 @@ def needs_single_updates(config: Config) -> bool:
 
 def told_of_attack(config: Config) -> list[str]:
     """What a run says of its Byzantine clients at start."""
-    return [] if config.attack == NoAttack() else [f"attack {_name(config, 'attack')}: {adversary(config)}"]
+    if config.attack == NoAttack():
+        return []
+    lines = [f"attack {_name(config, 'attack')}: {adversary(config)}"]
+    if config.evaluate.personal_every:
+        benign = config.data.partition.num_clients - config.attack.num_clients
+        lines.append(f"personal accuracies are of the {benign} benign clients, those with two examples or more")
+    return lines
 
 
 def robust(config: Config) -> Config:

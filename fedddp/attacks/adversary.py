@@ -57,6 +57,12 @@ class Adversary:
         train = Examples(torch.cat(x), torch.cat(y))
         return replace(dataset, train=train), replace(partition, order=np.concatenate(order), starts=starts)
 
+    def without(self, partition: Partition) -> Partition:
+        """``partition`` with nothing for the Byzantine clients."""
+        sizes = partition.sizes.copy()
+        sizes[sorted(self.clients)] = 0
+        return replace(partition, sizes=sizes)
+
     def around(self, algorithm: Algorithm, spec: FlatSpec) -> Algorithm:
         """``algorithm`` on a model of ``spec``, with the Byzantine clients' updates as the attack wants them."""
         if not self.clients:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support import Recorder, assemble, few_digits
 
+from fedddp.attacks import Adversary, LabelFlip
 from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.data import PARTITIONS, Partition
@@ -111,6 +112,42 @@ def accuracy(f, w, k):
     module = f.task.model(0)
     torch.nn.utils.vector_to_parameters(w, module.parameters())
     return float((module(f.trainer.data.normalize(x)).argmax(dim=1) == y).double().mean())
+
+
+@pytest.mark.parametrize("placement", ["shared", "home"])
+@pytest.mark.parametrize("attack", ["label_flip", "backdoor", "sign_flip", "ipm"])
+def test_benign_clients_are_scored_on_examples_that_no_attack_has_touched(tmp_path, attack, placement):
+    """Held out are the same ones as without an attack; a Byzantine client trains on what it keeps of its own."""
+    data = {"name": "synthetic", "args": {"num_train": 50, "num_test": 1}, "placement": placement}
+    data["partition"] = {"num_clients": 4}
+    sections = {"evaluate": SCORED, "model": {"name": "logistic"}, "run": {"rounds": 1}, "data": data}
+    sizes, keys = (10, 20, 6, 9), {"share": 1.0} if attack == "backdoor" else {}
+    clean, _ = assemble(tmp_path / "clean", few_digits(45), sizes, **sections)
+    sink, keys = Recorder(), {"name": attack, "num_clients": 2, **keys}
+    f, start = assemble(tmp_path / "run", few_digits(45), sizes, attack=keys, sinks=[sink], **sections)
+    byzantine = f.algorithm.adversary.clients
+    held, before = f.client_evaluator._held, clean.client_evaluator._held
+    assert held.sizes.tolist() == [0 if k in byzantine else n for k, n in enumerate(before.sizes.tolist())]
+    assert f.trainer.data.sizes.tolist() == clean.trainer.data.sizes.tolist()
+    for k in range(4):
+        (x, y), (own, labels) = f.trainer.data.examples(k), clean.trainer.data.examples(k)
+        if k not in byzantine:
+            assert all(torch.equal(a, b) for a, b in zip(held.examples(k), before.examples(k), strict=True))
+        assert torch.equal(x, own) == (k not in byzantine or attack != "backdoor")
+        assert torch.equal(y, labels) == (k not in byzantine or attack not in ("backdoor", "label_flip"))
+    federate(f, start)
+    (record,) = sink.records
+    assert record.clients.ids == tuple(sorted({0, 1, 2, 3} - byzantine))
+    assert record.metrics["personal_clients"] == 2
+
+
+def test_if_only_byzantine_clients_could_be_scored_it_is_refused(tmp_path):
+    for num_clients in (4, 2):  # of two, the others have one example each, to train on
+        byzantine = Adversary.drawn(LabelFlip(num_clients), 4, 0).clients
+        sizes = [10 if k in byzantine else 1 for k in range(4)]
+        attack = {"name": "label_flip", "num_clients": num_clients}
+        with pytest.raises(UsageError, match=r"personal_every=1: nobody but Byzantine clients .* use personal_every=0"):
+            assemble(tmp_path, few_digits(60), sizes, attack=attack, evaluate=SCORED, model={"name": "logistic"})
 
 
 @pytest.mark.parametrize("name", ["fedavg", "ditto", "fedper", "ifca"])
