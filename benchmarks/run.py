@@ -1,13 +1,14 @@
 """fedddp beside other programs on the same federated job, a round of each in turn.
 
     python -m benchmarks.run --workload w1|w2|w3|lr_mnist|million [--against floor,sequential,pfl,flower]
-        [--ranks 2] [--threads 1] [--rounds n] [--data.root=DIR] [--set section.key=value ...]
+        [--checkout=DIR] [--ranks 2] [--threads 1] [--rounds n] [--data.root=DIR] [--set section.key=value ...]
 
 Each contender is a program of its own that loads everything, then sleeps until it is asked for a round; the order of
 turns alternates, and the first round of each only warms up. Ratios are of one repeat to the same repeat, since seconds
 depend on what else the machine does. `floor` is a bare PyTorch loop, `sequential` is fedddp with
-client.execution.name=sequential; `pfl` and `flower` need benchmarks/setup_peers.sh. Table, figure and every figure of
-every round go to benchmarks/records/.
+client.execution.name=sequential; `pfl` and `flower` need benchmarks/setup_peers.sh. ``--checkout`` is another working
+tree of fedddp, measured by its own script: what a change costs or gains, start-up included. Table,
+figure and every figure of every round go to benchmarks/records/.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MNIST = 60_000  # training images; that many are dealt out in every workload
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """What fedddp asks of the C library for itself (`fedddp.memory`), as a user could ask it of any program."""
 AGAINST = ("floor", "sequential", *PEERS)
+SCRIPT_OF_A_CHECKOUT = "benchmarks/contenders/fedddp"
 
 
 def main() -> int:
@@ -100,8 +102,14 @@ def _against(args: argparse.Namespace, workload: Workload) -> list[str]:
     unknown = [name for name in against if name not in AGAINST]
     if unknown:
         raise UsageError(f"--against={args.against}: {', '.join(unknown)} should be of {', '.join(AGAINST)}")
-    if len(workload.variants) > 1 and (against or args.examples):
-        raise UsageError(f"--workload {workload.name} compares fedddp with itself: without --against and --examples")
+    if len(workload.variants) > 1 and (against or args.examples or args.checkout):
+        raise UsageError(
+            f"--workload {workload.name} compares fedddp with itself: without --against, --checkout and --examples"
+        )
+    if args.checkout and not Path(args.checkout, f"{SCRIPT_OF_A_CHECKOUT}.py").is_file():
+        raise UsageError(
+            f"--checkout={args.checkout}: holds no {SCRIPT_OF_A_CHECKOUT}.py; give a working tree of fedddp"
+        )
     return against
 
 
@@ -133,9 +141,9 @@ def _told(contenders: Sequence[Contender], what: str) -> str:
 
 
 def _contenders(workload: Workload, args: argparse.Namespace, against: Sequence[str], work: Path) -> list[Contender]:
-    def own(name: str, *more: str) -> Contender:
+    def own(name: str, *more: str, script: str = "fedddp") -> Contender:
         words = [*_data(args), *workload_words, *more, f"--run.name={name}"]
-        return Contender(name, "fedddp", Path(sys.executable), work, words, args.threads)
+        return Contender(name, script, Path(sys.executable), work, words, args.threads)
 
     workload_words = [f"--{override}" for override in args.set]
     contenders = [own(name, *overrides) for name, overrides in workload.variants.items()]
@@ -147,6 +155,8 @@ def _contenders(workload: Workload, args: argparse.Namespace, against: Sequence[
         contenders.append(Contender(name, name, python, work, (), args.threads))
         if not python.exists():
             contenders[-1].outcome.reason = "it is not installed"
+    if args.checkout:
+        contenders.append(own("checkout", script=str(Path(args.checkout).absolute() / SCRIPT_OF_A_CHECKOUT)))
     return contenders
 
 
@@ -190,6 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     add: Any = parser.add_argument
     add("--workload", required=True, choices=WORKLOADS)
     add("--against", help=f"comma-separated: {', '.join(AGAINST)}")
+    add("--checkout", metavar="DIR", help="another working tree of fedddp, as one more contender")
     add("--ranks", type=int, default=2, help="processes a contender [2]")
     add("--threads", type=int, default=1, help="threads a process [1]")
     add("--rounds", type=int, help="repeats that count [the workload's]")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .data import Partition as Partition
     from .federation import federate as federate
     from .tasks import Task as Task
+    from .trained import load as load
+    from .trained import normalizer as normalizer
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ _HOME = {
     "UsageError": "config",
     "assemble": "api",
     "federate": "federation",
+    "load": "trained",
+    "normalizer": "trained",
     "run": "api",
 }
 
@@ -42,6 +46,8 @@ __all__ = [
     "__version__",
     "assemble",
     "federate",
+    "load",
+    "normalizer",
     "run",
 ]
 

@@ -33,7 +33,7 @@ from .place import Place
 from .preparation import Prepared, load_data, resolve, share
 from .tasks import Task
 from .telemetry import Metrics, Sink
-from .train import NothingLearned, summary_of
+from .train import check_learned, summary_of
 from .types import ServerState
 
 GIVEN = "given"
@@ -92,8 +92,7 @@ def run(
         experiment = connect(prepared, sinks)
         try:
             server = federate(experiment.federation, experiment.server)
-            if experiment.federation.telemetry.nothing_learned:
-                raise NothingLearned("every client failed in every round; the warnings above say why")
+            check_learned(experiment.federation)
             experiment.federation.comm.barrier("done")
         except BaseException as error:
             _told(experiment, error)
@@ -145,6 +144,8 @@ def _prepared(
         raise UsageError("model, task: a task makes its own model; give one of them")
     place = Place.from_env()
     config = configured(*layers, **sections)
+    if task is not None and getattr(config.model, "weights", None):
+        raise UsageError("model.weights, task: a task makes its own model; let that have the weights")
     owners = _owners(partition)
     if dataset is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN})})

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from .clients import ClientStore
 from .comm import Comm
 from .durable import sync
 from .evaluation import Score
+from .exported import BEST, Candidate, Exports, exported, quality
 from .types import ServerState
 
 log = logging.getLogger("fedddp")
@@ -52,6 +54,10 @@ FIXED = ("evaluate.holdout",)
 """Keys of such a section that do."""
 
 
+_Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, Candidate | None]
+"""A finished round: the server's state, the clients', the privacy spent, the score, the best model so far."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """A checkpoint that was found whole."""
@@ -61,6 +67,8 @@ class Saved:
     num_trainable: int
     test_accuracy: float | None
     config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    """What the model takes, see `exported`; None in a checkpoint of an earlier version."""
 
     def server(self) -> ServerState:
         """The server state, on CPU."""
@@ -79,7 +87,8 @@ class Checkpoints:
     clients' state.
 
     ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``done``: the round
-    that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed.
+    that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed. ``exports``: what
+    is written beside them for use elsewhere. ``inputs``: what the model takes, see `Exports`.
     """
 
     def __init__(
@@ -92,10 +101,14 @@ class Checkpoints:
         keep: int,
         stateful: bool,
         done: int = 0,
+        exports: Exports | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
+        self._inputs = inputs
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
         self._every, self._keep, self._stateful = every, keep, stateful
-        self._current: tuple[ServerState, dict[str, Tensor], dict[str, Tensor], float | None] | None = None
+        self._exports = exports if comm.rank == 0 else None
+        self._current: _Finished | None = None
         self._background = Background()
         self._begun = self.written = self._done = done  # rounds: begun to write, on disk, resumed
         if comm.rank == 0:  # the others write after a round
@@ -117,10 +130,13 @@ class Checkpoints:
         ``spent``: what the privacy budget remembers, where there is one.
         """
         clients = store.state_dict() if self._stateful else {}
-        self._current = (server, clients, dict(spent or {}), score.accuracy if score else None)
+        best = self._exports.after_round(server.round, server.w, score) if self._exports else None
+        self._current = (server, clients, dict(spent or {}), score, best)
         if self._every and (last or server.round % self._every == 0):
             self._begun = server.round
             self._background.run(self._write, *self._current, 60.0)
+        if last and self._exports:
+            self._background.run(self._exports.at_end, best, server.round, server.w, score)
         if last:
             self.wait()
 
@@ -144,7 +160,8 @@ class Checkpoints:
         server: ServerState,
         clients: dict[str, Tensor],
         spent: dict[str, Tensor],
-        accuracy: float | None,
+        score: Score | None,
+        best: Candidate | None,
         patience: float,
     ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
@@ -155,7 +172,9 @@ class Checkpoints:
         if self._comm.rank == 0:
             if spent:
                 _write_tensors(partial / "budget.safetensors", spent)
-            self._finish(partial, server, accuracy, patience)
+            self._finish(partial, server, score, patience)
+            if self._exports:
+                self._exports.beside_checkpoint(best, server.round)
         self.written = server.round
 
     def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
@@ -163,13 +182,15 @@ class Checkpoints:
         if self._stateful and self._done:
             store.load_state_dict(_clients(self._folder / f"round-{self._done:06d}"), mine)
 
-    def _finish(self, partial: Path, server: ServerState, accuracy: float | None, patience: float) -> None:
+    def _finish(self, partial: Path, server: ServerState, score: Score | None, patience: float) -> None:
         _write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
         state = {
             "round": server.round,
-            "test_accuracy": accuracy,
+            "test_accuracy": score.accuracy if score else None,
+            "test_loss": score.loss if score and math.isfinite(score.loss) else None,
             "num_trainable": server.num_trainable,
             "world_size": self._comm.world_size,
+            "inputs": self._inputs,
             "config": self._config,
         }
         _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
@@ -191,7 +212,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         folders = sorted(self._folder.glob("round-*"))
-        best = max(folders, key=lambda f: (_accuracy(f), f.name))
+        best = max(folders, key=lambda f: (_quality(f), f.name))
         for folder in folders[: -self._keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -199,13 +220,34 @@ class Checkpoints:
 
 def newest(run_folder: Path) -> Saved | None:
     """The newest checkpoint that is whole; says which damaged ones it skipped."""
-    for folder in sorted((run_folder / "checkpoints").glob("round-*"), reverse=True):
-        damage = _damage(folder)
-        if damage is None:
-            state = json.loads((folder / "state.json").read_text())
-            return Saved(folder, state["round"], state["num_trainable"], state["test_accuracy"], state["config"])
+    return next((found for found in map(_saved, reversed(_folders(run_folder))) if found), None)
+
+
+def of_round(run_folder: Path, round: int) -> Saved | None:
+    """The checkpoint of a round, if it is there and whole."""
+    folder = run_folder / "checkpoints" / f"round-{round:06d}"
+    return _saved(folder) if folder.exists() else None
+
+
+def candidates(run_folder: Path, done: int) -> tuple[Candidate, ...]:
+    """What the first ``done`` rounds of a run left of which one may be the best: `exported.BEST` and checkpoints."""
+    file = exported(run_folder, BEST)
+    kept = [Candidate(int(path.name.removeprefix("round-")), _quality(path), path) for path in _folders(run_folder)]
+    return tuple(c for c in (*((file[0],) if file else ()), *kept) if c.round <= done)
+
+
+def _folders(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / "checkpoints").glob("round-*"))
+
+
+def _saved(folder: Path) -> Saved | None:
+    damage = _damage(folder)
+    if damage is not None:
         log.warning("%s is damaged (%s) and is skipped", folder, damage)
-    return None
+        return None
+    state = json.loads((folder / "state.json").read_text())
+    keys = ("round", "num_trainable", "test_accuracy", "config")
+    return Saved(folder, *(state[key] for key in keys), inputs=state.get("inputs"))
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -245,11 +287,12 @@ def _damage(folder: Path) -> str | None:
     return f"{', '.join(wrong)} changed since it was written" if wrong else None
 
 
-def _accuracy(folder: Path) -> float:
+def _quality(folder: Path) -> float:
     try:
-        return json.loads((folder / "state.json").read_text())["test_accuracy"] or 0.0
+        state = json.loads((folder / "state.json").read_text())
+        return quality(state["test_accuracy"], state.get("test_loss"))
     except (OSError, ValueError, KeyError):
-        return -1.0
+        return -math.inf
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

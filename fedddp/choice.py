@@ -11,9 +11,9 @@ import difflib
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -21,12 +21,26 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
+class UsageError(ValueError):
+    """A mistake of the caller's, in one line that names the key, the value and what to do."""
+
+
 def _off(value: Any) -> Any:
     return None if value == "off" else value
 
 
 Off = BeforeValidator(_off)
-"""On an optional key: "off" takes back what a file set."""
+"""On an optional key: "off" unsets what a file set."""
+
+
+class Wrapped(Protocol):
+    """The section of an imported class: a dataclass of ``path``, ``module`` and ``args``."""
+
+    def __init__(self, path: str, module: Any, args: dict[str, Any]) -> None: ...
+
+    def table(self) -> dict[str, Any]:
+        """The section's keys and values, ``name`` first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,13 @@ class Choice:
 
     ``default`` is what the table holds where the user names nothing else; ``others``: what it holds for other names
     where that differs from the class's own defaults. ``wrap`` makes a section of an imported class that is not a
-    dataclass, from its import path, the class and the remaining keys.
+    dataclass, of its import path, the class and the remaining keys. Those that ``wrap`` has as keyword-only fields are
+    its own, unless the class's constructor takes them.
     """
 
     registry: Mapping[str, type]
     default: Mapping[str, Any]
-    wrap: Callable[[str, Any, dict[str, Any]], Any] | None = None
+    wrap: type[Wrapped] | None = None
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     _adapters: dict[type, TypeAdapter[Any]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -60,6 +75,9 @@ class Choice:
         cls = self._named(name)
         if not dataclasses.is_dataclass(cls):
             return self._wrapped(cls, name, table)
+        return self._checked(cls, table)
+
+    def _checked(self, cls: Any, table: dict[str, Any]) -> Any:
         try:
             return self._adapter(cls).validate_python(table)
         except ValidationError as error:
@@ -88,22 +106,28 @@ class Choice:
     def _wrapped(self, cls: Any, name: str, args: dict[str, Any]) -> Any:
         if self.wrap is None or not callable(cls):
             raise _mistake("should name a dataclass", at="name", value=name)
+        wrap: Any = self.wrap
+        own = {f.name for f in dataclasses.fields(wrap) if f.kw_only}
+        signature, common = inspect.signature(cls), {}
         try:
-            inspect.signature(cls).bind(**args)
+            signature.bind(**args)
+        except TypeError:
+            common = {key: args.pop(key) for key in own & args.keys()}
+        try:
+            signature.bind(**args)
         except TypeError as error:
             raise _mistake(
                 f"cannot be called with this section's other keys ({error})", at="name", value=name
             ) from None
-        return self.wrap(name, cls, args)
+        return self._checked(wrap, {"path": name, "module": cls, "args": args, **common})
 
     def dump(self, section: Any) -> dict[str, Any]:
         """The table of a section object, ``name`` first."""
         for name, cls in self.registry.items():
             if type(section) is cls:
                 return {"name": name, **dump(section)}
-        if self.wrap is not None and isinstance(self.wrap, type) and isinstance(section, self.wrap):
-            path, _, args = (getattr(section, f.name) for f in dataclasses.fields(section))
-            return {"name": path, **args}
+        if self.wrap is not None and isinstance(section, self.wrap):
+            return section.table()
         return {"name": path_of(type(section)), **dump(section)}
 
 

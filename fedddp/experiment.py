@@ -6,16 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoints, Saved
+from .checkpoint import Checkpoints, Saved, candidates
 from .clients import ClientStore, Trainer
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
 from .data import Work
 from .deployed import ClientEvaluator
 from .evaluation import MOST_LABELS, Evaluator
+from .exported import Exports, named
 from .federation import Federation, initialise
 from .guard import Guard
 from .memory import keep_freed
@@ -76,6 +78,8 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
         keep=config.checkpoint.keep,
         stateful=stateful,
         done=done,
+        exports=_exports(p, folder, done),
+        inputs=_inputs(p),
     )
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
     telemetry.learned_before = learned
@@ -111,6 +115,21 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     return Experiment(federation, _restored(start, p.saved, comm, done), folder)
 
 
+def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:
+    """What is written for use elsewhere, on rank 0."""
+    if folder is None:
+        return None
+    by_name = named(p.spec, p.task.model(p.config.run.seed))
+    return Exports(folder.path.absolute(), by_name, _inputs(p), candidates(folder.path, done))
+
+
+def _inputs(p: Prepared) -> dict[str, Any]:
+    """What the model takes, as plain values: enough to build it again, and to normalise new inputs."""
+    x, normalize = p.test.x, p.data.normalize
+    kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
+    return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
+
+
 def _guard(p: Prepared) -> Guard | None:
     keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
     if not keys.guard:
@@ -138,7 +157,7 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:
     client = p.config.client
-    full = Work(client.local_epochs, client.local_steps, client.batch_size)
+    full = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=p.smallest_batch)
 
     def work(sizes: torch.Tensor) -> torch.Tensor:
         return full.most(sizes) * (full.batch_size or sizes)

@@ -84,7 +84,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         clients = f.client_evaluator.score(server, f.store) if f.client_evaluator.due(t + 1, last) else None
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee, clients)
-        last |= f.evaluator.reached(score)
+        last |= f.evaluator.reached(score) or f.telemetry.hopeless(cohort.population)
         f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())
         if last:

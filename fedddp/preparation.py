@@ -26,7 +26,9 @@ from .optim import CONSTANT, LearningRate, scaled
 from .robustness import adversary, robust
 from .run_folder import SPENT, RunFolder, locate
 from .safeguards import check_compression, secured
+from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
+from .weights import start_signature, started_from
 
 log = logging.getLogger("fedddp")
 
@@ -36,6 +38,7 @@ LOCAL = (  # may differ between machines
     "run.threads",
     "data.root",
     "data.partition.path",
+    "model.weights",
     "privacy.secure_aggregation.roster",
     "privacy.secure_aggregation.key",
 )
@@ -58,6 +61,7 @@ class Prepared:
     test: Examples
     task: Task
     spec: FlatSpec
+    smallest_batch: int
     signature: dict[str, str]
     counts: Excerpt | None
     folder: RunFolder | None
@@ -134,7 +138,9 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         dataset, used = adversary(config).poisoned(dataset, used)  # what is held out stays as it is
     except ValueError as error:
         raise UsageError(str(error)) from error
+    smallest = smallest_batch(config, task, torch.zeros(2, *shape, dtype=dtype))
     sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
+    check_sizes(config, sizes, smallest, warn=place.rank == 0)
     config = secured(config, place, sizes, module, shared=partition.shares)
     check_compression(config, spec)
     first, placement = place.rank == 0, config.data.placement
@@ -159,7 +165,8 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         test=dataset.test,
         task=task,
         spec=spec,
-        signature=_signature(config, spec, dataset, partition),
+        smallest_batch=smallest,
+        signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
         counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
         folder=folder,
         saved=saved,
@@ -185,9 +192,10 @@ def task_of(config: Config, dataset: Dataset) -> Task:
     """What the sections task, loss and model describe, on ``dataset``. Raises UsageError naming key and remedy."""
     shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _dtype(config)
     table = to_dict(config)
+    make_model = started_from(config.model, lambda: config.model.build(shape, num_classes).to(dtype))
     try:
         check_loss(config.loss, num_classes)
-        return config.task.build(lambda: config.model.build(shape, num_classes).to(dtype), config.loss, dataset)
+        return config.task.build(make_model, config.loss, dataset)
     except ValueError as error:
         raise UsageError(f"loss.name={table['loss']['name']!r}: {error}") from error
 
@@ -362,6 +370,8 @@ def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec
         spec = FlatSpec.of(module)
         with torch.no_grad():
             outputs = task.outputs(module, inputs, torch.zeros(len(inputs), dtype=torch.long))
+    except UsageError:
+        raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise UsageError(

@@ -96,8 +96,7 @@ def _train(prepared: Prepared) -> int:
     federation, folder = experiment.federation, experiment.folder
     try:
         server = federate(federation, experiment.server)
-        if federation.telemetry.nothing_learned:
-            raise NothingLearned(_why_nothing(federation))
+        check_learned(federation)
         federation.comm.barrier("done")
     except Interrupted as request:
         return _interrupted(experiment, str(request))
@@ -114,12 +113,20 @@ def _train(prepared: Prepared) -> int:
     return DONE
 
 
-def _why_nothing(federation: Federation) -> str:
-    if federation.telemetry.history:
-        return "every client failed in every round; the warnings above say why"
-    return (
-        "privacy.target_epsilon: is less than the first round alone would cost; nothing was trained. Use a larger "
-        "privacy.noise_multiplier, or leave it out, and it is found for the target"
+def check_learned(federation: Federation) -> None:
+    """Raises NothingLearned, with the most frequent reason, where no round had a client's contribution."""
+    if not federation.telemetry.nothing_learned:
+        return
+    if not federation.telemetry.history:
+        raise NothingLearned(
+            "privacy.target_epsilon: is less than the first round alone would cost; nothing was trained. Use a larger "
+            "privacy.noise_multiplier, or leave it out, and it is found for the target"
+        )
+    failures, rounds = federation.telemetry.failures, len(federation.telemetry.history)
+    reason, count = max(failures.items(), key=lambda item: item[1], default=("none was sampled", 0))
+    raise NothingLearned(
+        f"every client failed in every round, so training stopped after round {rounds}; the warnings above say why: "
+        f"{count} x {reason}"
     )
 
 

@@ -90,12 +90,14 @@ class Update:
 class Mean:
     """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients.
 
-    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part.
+    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part. ``examples``:
+    n, how many all clients of the population own together, which is public.
     """
 
     vectors: Mapping[str, Tensor]
     weight: float
     count: int | None
+    examples: int
 
 
 class RoundBurnt(RuntimeError):
@@ -124,6 +126,19 @@ class Report(Protocol):
     def seconds_train(self) -> tuple[float, ...]: ...
 
     @property
+    def reasons(self) -> Mapping[str, int]:
+        """Why clients of this rank failed, reason -> how many; empty where single failures may not be told.
+
+        The only entry that differs between ranks.
+        """
+        ...
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the round brought nothing because its protocol could not be completed."""
+        ...
+
+    @property
     def per_client(self) -> dict[str, Tensor]:
         """What is known of single clients, for histograms."""
         ...
@@ -141,6 +156,8 @@ class RoundReport:
     examples: Tensor  # [m] examples a client owns
     failed: tuple[int, ...]
     seconds_train: tuple[float, ...]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    aborted: bool = False
 
     @property
     def train_loss(self) -> float | None:
@@ -180,6 +197,8 @@ class SummedReport:
     train_loss: float | None = None
     train_accuracy: float | None = None
     per_client: dict[str, Tensor] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    aborted: bool = False
 
 
 def _finite(value: float) -> float | None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..comm import Comm, CommError
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
+from .failures import Failures
 from .reduce import Reduce
 from .tally import ClientTally, Tally
 
@@ -69,6 +70,7 @@ class Pipeline:
             domain = stage.gives
         self._shown = False
         self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+        self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
 
     def first(self, error: Exception) -> Exception | None:
@@ -86,6 +88,7 @@ class Inbox:
 
     def __init__(self, pipeline: Pipeline, cohort: Cohort, server: ServerState) -> None:
         self._pipeline, self._cohort, self._server = pipeline, cohort, server
+        self._failures = Failures()
         examples, ranks = pipeline.sizes[list(cohort.ids)], pipeline.comm.world_size
         self._tally = pipeline.tally(cohort, examples, ranks)
         total_weight = float(examples.clamp(min=1).sum())
@@ -104,7 +107,7 @@ class Inbox:
 
     @contextmanager
     def tolerate(self, ids: Sequence[int]) -> Iterator[None]:
-        """Turn an exception of a client's own work into weight 0, said once on the log.
+        """Turn an exception of a client's own work into weight 0; `mean` warns of it.
 
         That of a block has its clients tried again alone: one that fails costs its own contribution only.
         """
@@ -116,7 +119,7 @@ class Inbox:
             if len(ids) > 1:
                 self._again = tuple(ids)
                 return
-            self._report_failure(ids, f"{type(error).__name__}: {error}", self._pipeline.first(error))
+            self._failures.add(ids, f"{type(error).__name__}: {error}", error)
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
         """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out.
@@ -133,7 +136,7 @@ class Inbox:
         keep = [row for row, good in enumerate(usable) if good]
         for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
             if not good:
-                self._report_failure([k], self._why(float(largest[row]), float(weight[row])))
+                self._failures.add([k], self._why(float(largest[row]), float(weight[row])))
         if len(keep) < len(ids):
             rows, weight = rows[keep], weight[keep]
         if not keep:
@@ -148,28 +151,30 @@ class Inbox:
         return keep
 
     def mean(self) -> tuple[Mean, Report]:
-        """The weighted mean over all ranks' clients, by the round's one all_reduce.
+        """The weighted mean over all ranks' clients, by the round's one all_reduce. Warns of this rank's failures.
 
         Raises CommError if the ranks did not start the round from the same model.
         """
         pipeline, comm = self._pipeline, self._pipeline.comm
         seconds = time.perf_counter() - self._began
+        self._warn()
         self._tally.close(seconds, comm.rank)
+        self._tally.explain(self._failures.counts())
         self._checksum[comm.rank] = checksum(self._server.w)
         pipeline.perturb(self._server)
         try:
             total, _ = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
             log.warning("round %d is burnt and changes nothing: %s", self._cohort.round + 1, reason)
-            return Mean({}, 0.0, 0), self._tally.burnt(seconds)
+            return Mean({}, 0.0, 0, pipeline.examples), self._tally.burnt(seconds)
         self._compare(self._checksum)
         for stage in reversed(pipeline.stages):
             total = stage.decode(total, self._cohort)
         weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
-        parts = mean.split(list(pipeline.layout.values()))
+        parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()
-        return Mean(dict(zip(pipeline.layout, parts, strict=True)), weight, count if weight else 0), report
+        return Mean(parts, weight, count if weight else 0, pipeline.examples), report
 
     def _compare(self, checksums: Tensor) -> None:
         seen = checksums.tolist()
@@ -177,9 +182,11 @@ class Inbox:
         if odd:
             raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
 
-    def _report_failure(self, ids: Sequence[int], reason: str, error: Exception | None = None) -> None:
-        clients = "client " + ", ".join(map(str, ids))
-        log.warning("round %d: %s failed and is left out: %s", self._cohort.round + 1, clients, reason, exc_info=error)
+    def _warn(self) -> None:
+        """One line per reason, and once per run the traceback: a mistake in an algorithm fails every client alike."""
+        for group in self._failures:
+            error = self._pipeline.first(group.error) if group.error else None
+            log.warning("round %d: %s", self._cohort.round + 1, group, exc_info=error)
 
     def _why(self, largest: float, weight: float) -> str:
         if not isfinite(largest):

@@ -8,7 +8,7 @@ computed from their examples, `SilentTally` not even that: noise on the mean bou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import nan
 
 import torch
@@ -41,13 +41,17 @@ class Tally(ABC):
     def close(self, seconds: float, rank: int) -> None:
         """This rank has trained its clients, in ``seconds``."""
 
+    def explain(self, reasons: Mapping[str, int]) -> None:
+        """Why clients of this rank failed (reason -> how many): dropped where no single client may be told apart."""
+        del reasons
+
     @abstractmethod
     def report(self) -> tuple[int | None, Report]:
         """How many clients contributed (None: not told) and the report, once the slots hold the sums over ranks."""
 
     def burnt(self, seconds: float) -> Report:
         """The report of a round that brings nothing, after this rank trained for ``seconds``."""
-        return SummedReport((seconds,), failures=len(self._cohort.ids), trained_on=0)
+        return SummedReport((seconds,), failures=len(self._cohort.ids), trained_on=0, aborted=True)
 
 
 class ClientTally(Tally):
@@ -62,6 +66,7 @@ class ClientTally(Tally):
         self._slot = {k: i for i, k in enumerate(self._cohort.ids)}
         self._loss, self._accuracy, self._succeeded = slots[: 3 * m].view(3, m)
         self._seconds = slots[3 * m :]
+        self._reasons: Mapping[str, int] = {}
 
     def add(self, ids: Sequence[int], result: LocalResult) -> None:
         slots = [self._slot[k] for k in ids]
@@ -72,6 +77,9 @@ class ClientTally(Tally):
     def close(self, seconds: float, rank: int) -> None:
         self._seconds[rank] = seconds
 
+    def explain(self, reasons: Mapping[str, int]) -> None:
+        self._reasons = dict(reasons)
+
     def report(self) -> tuple[int, Report]:
         failed = ~(self._succeeded > 0).cpu()
         report = RoundReport(
@@ -80,6 +88,7 @@ class ClientTally(Tally):
             examples=self._examples,
             failed=tuple(k for k, bad in zip(self._cohort.ids, failed.tolist(), strict=True) if bad),
             seconds_train=tuple(self._seconds.tolist()),
+            reasons=self._reasons,
         )
         return int((~failed).sum()), report
 
@@ -153,4 +162,6 @@ class SilentTally(Tally):
         return None, SummedReport((self._seconds,))
 
     def burnt(self, seconds: float) -> Report:
-        return SummedReport((seconds,))  # a failure for each client would tell how many of this rank's were drawn
+        return SummedReport(
+            (seconds,), aborted=True
+        )  # a failure for each client would tell how many of this rank's were drawn

@@ -68,9 +68,8 @@ class FedAvg:
         return torch.ones_like(local.num_examples) if self.weighting == "uniform" else local.num_examples
 
     def share(self, mean: Mean, cohort: Cohort) -> float:
-        """|S| / N, by how many contributed; uniform weights add up to that also where it is told in no other way."""
-        count = len(cohort.ids) if mean.count is None else mean.count
-        return (mean.weight if self.weighting == "uniform" else count) / cohort.population
+        """sum_S p_k over those that contributed; p_k, 1 / N or n_k / n, add up to 1 over the population."""
+        return mean.weight / (cohort.population if self.weighting == "uniform" else mean.examples)
 
     def moved(self, server: ServerState, delta: Tensor, **own: Tensor) -> ServerState:
         """The server after its optimizer's step along ``delta [D]``, and what else it remembers from now on."""

@@ -20,14 +20,15 @@ class FedDyn(FedAvg):
     """Acar et al. 2021, "Federated learning based on dynamic regularization", Algorithm 1.
 
     theta_k = argmin L_k(theta) - <grad_k, theta> + (alpha / 2) |theta - theta_t|^2, approached by local steps
-    grad_k <- grad_k - alpha (theta_k - theta_t);   h <- h - (alpha / m) sum_{k in P} (theta_k - theta_t)
+    grad_k <- grad_k - alpha (theta_k - theta_t);   h <- h - alpha sum_{k in P} p_k (theta_k - theta_t)
     theta_{t+1} = mean_P theta_k - h / alpha
 
     At a fixed point theta_k = theta_t for all k and h = 0 is the mean of the gradients: a stationary point of the
     whole, however few local steps there are.
     Symbols: theta_t = server.w, theta_k - theta_t = result.delta, grad_k = client["gradient"], h = server.extra["h"],
-    alpha = self.alpha, P = cohort, m = cohort.population. The move theta_{t+1} - theta_t is the server optimizer's to
-    take; its lr is 1 in the paper. Weights as in SCAFFOLD: uniform keeps h the mean of all grad_k.
+    alpha = self.alpha, P = cohort. The move theta_{t+1} - theta_t is the server optimizer's to take; its lr is 1 in
+    the paper. Weights as in SCAFFOLD: p_k = 1 / m as in the paper (m = cohort.population), or n_k / n (``examples``),
+    in the mean over P too. Whoever takes part, h = sum_k p_k grad_k, and sum_k p_k L_k is minimised.
     """
 
     weighting: Annotated[

@@ -20,19 +20,24 @@ class Scaffold(FedAvg):
     """Karimireddy et al. 2020, "SCAFFOLD: Stochastic controlled averaging for federated learning", Algorithm 1.
 
     y <- y - eta_l (g_i(y) - c_i + c) in K local steps from x;   c_i+ = c_i - c + (x - y_i) / (K eta_l)   (option II)
-    x <- x + eta_g mean_S (y_i - x);                             c <- c + (|S| / N) mean_S (c_i+ - c_i)
+    x <- x + eta_g mean_S (y_i - x);                             c <- c + sum_{i in S} p_i (c_i+ - c_i)
 
     Symbols: x = server.w, y_i - x = result.delta, c = server.extra["control"], c_i = client["control"], eta_g the
     server optimizer's lr, K eta_l = local.optimizer.gradient_weight(steps), which under momentum counts how often a
     gradient moved y: (x - y_i) / (K eta_l) is then still a mean of gradients. Both directions carry two vectors.
-    Weights: uniform, as in the paper, so that c = (1 / N) sum_i c_i whoever takes part, and (1 / N) sum_i F_i is
-    minimised. ``examples`` minimises sum_i (n_i / n) F_i; c is the mean with those weights if all take part, and
-    follows it approximately otherwise.
+    Weights: p_i = 1 / N as in the paper, or n_i / n (``examples``), in the mean over S too. Whoever takes part,
+    c = sum_i p_i c_i, and sum_i p_i F_i is minimised. ``control_weighting=uniform`` has p_i = 1 / N in c alone: with
+    ``weighting=examples`` that is NIID-Bench's mixture (Li et al. 2022). It stands still where all c_i are the clients'
+    gradients and c = 0, hence at the minimum of (1 / N) sum_i F_i, however x is weighted.
     """
 
     weighting: Annotated[
         Literal["uniform", "examples"], Field(description="a client's weight in both means: 1, or its examples")
     ] = "uniform"
+    control_weighting: Annotated[
+        Literal["same", "uniform"],
+        Field(description="a client's weight in the control variate: as weighting says, or 1 (NIID-Bench)"),
+    ] = "same"
 
     def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
         if optimizer.gradient_weight(torch.ones(1)) is None:
@@ -65,8 +70,14 @@ class Scaffold(FedAvg):
         change = -c - result.delta / moved_by.to(result.delta)[:, None]  # c_k+ - c_k, [K, D]
         change[:, p:] = 0  # buffers have no gradient
         change[result.steps == 0] = 0
-        return Update({"delta": result.delta, "control": change}, self.weight(local)), {"control": c_k + change}, result
+        weight, sent = self.weight(local), change
+        if self.control_weighting == "uniform":
+            sent = change / weight.clamp(min=1).to(change)[:, None]  # the sum of n_i sent_i is that of the changes
+        return Update({"delta": result.delta, "control": sent}, weight), {"control": c_k + change}, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        c = server.extra["control"] + self.share(mean, cohort) * mean.vectors["control"]
-        return self.moved(server, mean.vectors["delta"], control=c)
+        uniform = self.control_weighting == "uniform"
+        share = mean.weight / cohort.population if uniform else self.share(mean, cohort)
+        return self.moved(
+            server, mean.vectors["delta"], control=server.extra["control"] + share * mean.vectors["control"]
+        )

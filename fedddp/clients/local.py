@@ -26,7 +26,7 @@ NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the cal
 class Trainer(ABC):
     """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each.
 
-    ``local_steps``, ``stragglers``: see `Work`. ``schedule``: of the learning rate over rounds.
+    ``local_steps``, ``stragglers``, ``smallest_batch``: see `Work`. ``schedule``: of the learning rate over rounds.
     ``clip_norm``: largest L2 norm of the gradient that a step follows, an algorithm's correction included; None: any.
     """
 
@@ -42,13 +42,17 @@ class Trainer(ABC):
         local_steps: int | None = None,
         stragglers: float = 0.0,
         batch_size: int = 10,
+        smallest_batch: int = 1,
         clip_norm: float | None = None,
         schedule: LearningRate = CONSTANT,
         seed: int = 0,
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
-        self._work, self._learning_rate = Work(local_epochs, local_steps, batch_size, stragglers), schedule
+        self._work, self._learning_rate = (
+            Work(local_epochs, local_steps, batch_size, stragglers, smallest_batch),
+            schedule,
+        )
         self._clip_norm = clip_norm
         self._scoring: FlatModule | None = None
 
@@ -65,7 +69,8 @@ class Trainer(ABC):
         work = replace(self._work, epochs=local.epochs, steps=None) if local.epochs else self._work
         steps = work.drawn(local.num_examples, local.ids, local.round, self._seed)
         sizes = local.num_examples.tolist()
-        return plan(sizes, local.ids, local.round, steps=steps, batch_size=self._batch_size, seed=self._seed)
+        how = {"batch_size": work.batch_size, "smallest": work.smallest, "seed": self._seed}
+        return plan(sizes, local.ids, local.round, steps=steps, **how)
 
     def loss(self, local: Local, w: Tensor) -> Tensor:
         """See `Local.loss`."""

@@ -1,7 +1,8 @@
 """The configuration of a run: schema, where it comes from, help."""
 
+from ..choice import UsageError
 from .help import text as help_text
-from .load import UsageError, build, checked, flatten, merge, nested, parse, read_toml, to_dict, to_toml
+from .load import build, checked, flatten, merge, nested, parse, read_toml, to_dict, to_toml
 from .schema import Config
 
 __all__ = [

@@ -11,15 +11,11 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from ..choice import dump, fields_of, suggestion
+from ..choice import UsageError, dump, fields_of, suggestion
 from .schema import Config
 
 FLAGS = ("--help", "--print-config", "--version")
 Schema = TypeVar("Schema", bound=BaseModel)
-
-
-class UsageError(ValueError):
-    """A mistake of the caller's, in one line that names the key, the value and what to do."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,12 @@ class Client(Section):
         le=1,
         description="share of a cohort that does less: 1 to all of its epochs (steps), each number as likely",
     )
-    batch_size: int = Field(default=10, ge=0, description="B; 0 = all of a client's examples")
+    batch_size: int = Field(
+        default=10,
+        ge=0,
+        description="B; 0 = all of a client's examples. For a model that does not train on one example (BatchNorm), a "
+        "last batch of one joins the batch before",
+    )
     clip_norm: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,

@@ -29,41 +29,61 @@ def plan(
     batch_size: int,
     seed: int,
     steps: Tensor | None = None,
+    smallest: int = 1,
 ) -> Plan:
     """E shuffled passes over each client's examples in batches of B, the last one of a pass possibly short.
 
     ``batch_size`` 0 takes a client's whole data as one batch. ``steps [K]``: of each client, instead of E passes; it
     then stops in the middle of one. A client's order depends on (seed, round, client) only: fewer steps are the first
-    ones of more.
+    ones of more. ``smallest``: a last batch of fewer examples joins the one before.
     """
     if steps is None:
-        steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size)
-    width = max((min(batch_size or n, n) for n in sizes), default=0)
+        steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size, smallest)
+    width = max((_widest(n, batch_size, smallest) for n in sizes), default=0)
     horizon = int(steps.max()) if len(sizes) else 0
     index = torch.zeros(len(sizes), horizon, width, dtype=torch.long)
     mask = torch.zeros(len(sizes), horizon, width, dtype=torch.bool)
     stream = torch.Generator()
     for n in set(sizes) - {0}:  # clients of one size together: most of the work is then done once
         rows = [row for row, size in enumerate(sizes) if size == n]
-        b = min(batch_size or n, n)
-        per_epoch, own_steps = -(-n // b), steps[rows]
-        most = int(own_steps.max())
+        b, widest, own_steps = min(batch_size or n, n), _widest(n, batch_size, smallest), steps[rows]
+        per_epoch, most = -(-n // b) - (widest > b), int(own_steps.max())
         passes = -(-most // per_epoch)
-        order = torch.zeros(len(rows), passes, per_epoch * b, dtype=torch.long)
+        order = torch.zeros(len(rows), passes, max(n, per_epoch * b), dtype=torch.long)
         for own, row in zip(order, rows, strict=True):
             stream.manual_seed(derive(seed, "batches", round, ids[row]))
             for one_pass in own:
                 torch.randperm(n, generator=stream, out=one_pass[:n])
-        there = (torch.arange(per_epoch * b) < n).view(per_epoch, b).repeat(passes, 1)[:most]  # [most, b]
-        batches = order.view(len(rows), -1, b)[:, :most]
+        order, filled = (
+            (order, torch.arange(per_epoch * b) < n) if widest == b else _joined(order, per_epoch, b, widest)
+        )
+        there = filled.view(per_epoch, widest).repeat(passes, 1)[:most]  # [most, widest]
+        batches = order.view(len(rows), -1, widest)[:, :most]
         if int(own_steps.min()) < most:
             there = there & (torch.arange(most) < own_steps.unsqueeze(1)).unsqueeze(2)
             batches = batches.masked_fill(~there, 0)
-        index[rows, :most, :b], mask[rows, :most, :b] = batches, there
+        index[rows, :most, :widest], mask[rows, :most, :widest] = batches, there
     return Plan(index, mask, steps)
 
 
-def num_steps(sizes: Tensor, epochs: int, batch_size: int) -> Tensor:
-    """The steps of `plan` for clients of ``sizes`` [any shape], without making it: E ceil(n / B)."""
-    per_epoch = -(-sizes // batch_size) if batch_size else (sizes > 0).to(sizes.dtype)
-    return epochs * per_epoch
+def num_steps(sizes: Tensor, epochs: int, batch_size: int, smallest: int = 1) -> Tensor:
+    """The steps of `plan` for clients of ``sizes`` [any shape], without making it: E ceil(n / B), less what joins."""
+    if not batch_size:
+        return epochs * (sizes > 0).to(sizes.dtype)
+    left = sizes % batch_size
+    joins = (left > 0) & (left < smallest) & (sizes > batch_size)
+    return epochs * (-(-sizes // batch_size) - joins.to(sizes.dtype))
+
+
+def _widest(n: int, batch_size: int, smallest: int) -> int:
+    """The examples of the largest batch of a client that has ``n``."""
+    b = min(batch_size or n, n)
+    return b + n % b if n > b and n % b < smallest else b
+
+
+def _joined(order: Tensor, per_epoch: int, b: int, widest: int) -> tuple[Tensor, Tensor]:
+    """``order [rows, passes, n]`` in batches of ``b``, the last of each pass of ``widest``; which places are filled."""
+    filled = (torch.arange(widest) < torch.tensor([b] * (per_epoch - 1) + [widest]).unsqueeze(1)).flatten()
+    laid = order.new_zeros(*order.shape[:2], len(filled))
+    laid[..., filled] = order
+    return laid, filled

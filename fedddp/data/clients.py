@@ -23,7 +23,7 @@ class Normalizer:
     def __init__(
         self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.dtype = dtype
+        self.mean, self.std, self.dtype = mean, std, dtype
         spread = torch.tensor(std, dtype=torch.float64)
         shape = (-1, 1, 1) if len(mean) > 1 else ()
         self._scale = (1 / (255 * spread)).to(device, dtype).reshape(shape)

@@ -24,6 +24,8 @@ class Work:
     steps: int | None = None
     batch_size: int = 10
     stragglers: float = 0.0
+    smallest: int = 1
+    """The fewest examples of a batch: a shorter last one joins the batch before."""
 
     def most(self, sizes: Tensor) -> Tensor:
         """The steps of clients of ``sizes`` [any shape] that do all their work."""
@@ -41,4 +43,4 @@ class Work:
     def _steps(self, sizes: Tensor, amount: Tensor) -> Tensor:
         if self.steps is not None:
             return amount * (sizes > 0)
-        return amount * num_steps(sizes, 1, self.batch_size)
+        return amount * num_steps(sizes, 1, self.batch_size, self.smallest)

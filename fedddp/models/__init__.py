@@ -6,11 +6,7 @@ other keys; see `ImportedModule`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-from torch import nn
-
+from .base import ImportedModule, ModelFactory
 from .cnn import CNN
 from .gan import GAN
 from .lenet import LeNet
@@ -19,25 +15,6 @@ from .mlp import MLP
 from .resnet import ResNet
 from .svm import SVM
 from .vgg import VGG
-
-
-class ModelFactory(Protocol):
-    """What a model section becomes."""
-
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module: ...
-
-
-@dataclass(frozen=True)
-class ImportedModule:
-    """A user's class; its constructor gets the section's keys and nothing else."""
-
-    path: str
-    module: type[nn.Module]
-    args: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-        return self.module(**self.args)
-
 
 MODELS: dict[str, type] = {
     "cnn": CNN,

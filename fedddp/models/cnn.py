@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .base import ModelFactory
+
 
 @dataclass(frozen=True)
-class CNN:
+class CNN(ModelFactory):
     """Two 5x5 convolutions (32 and 64 channels, 'same' padding) with 2x2 max-pooling, 512 hidden units.
 
     1,663,370 parameters on 28x28 grey images with 10 classes (McMahan et al. 2017, section 3).

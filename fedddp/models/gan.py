@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from .base import ModelFactory
+
 
 class Generator(nn.Module):
     """Noise, with the class's one-hot vector beside it, to pixels in [0, 1]: each layer doubles height and width.
@@ -72,7 +74,7 @@ class Pair(nn.Module):
 
 
 @dataclass(frozen=True)
-class GAN:
+class GAN(ModelFactory):
     """Two layers of 4x4 convolutions a network, for ``task.name=conditional_gan``; 101,730 parameters on 28x28 grey."""
 
     latent: Annotated[int, Field(ge=1, description="numbers of noise a drawing is made from")] = 32

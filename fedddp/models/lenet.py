@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .base import ModelFactory
+
 
 @dataclass(frozen=True)
-class LeNet:
+class LeNet(ModelFactory):
     """Two 5x5 convolutions (6 and 16 channels, no padding) with 2x2 max-pooling, then 120 and 84 hidden units.
 
     44,426 parameters on 28x28 grey images with 10 classes, 62,006 on 32x32 colour ones. LeNet-5's sizes (LeCun et al.

@@ -7,9 +7,11 @@ from math import prod
 
 from torch import nn
 
+from .base import ModelFactory
+
 
 @dataclass(frozen=True)
-class Logistic:
+class Logistic(ModelFactory):
     """One linear layer on the pixels; 7,850 parameters at 784-10. Its loss is convex: runs compare exactly."""
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:

@@ -9,9 +9,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from .base import ModelFactory
+
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(ModelFactory):
     """Two hidden layers of ReLU units; 199,210 parameters at 784-200-200-10 (McMahan et al. 2017, section 3)."""
 
     hidden: Annotated[int, Field(ge=1, description="units of each hidden layer")] = 200

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .base import ModelFactory
 from .norms import NORMS, Norm, Width, initialise_, scaled
 
 SLIM, WIDE = (16, 32, 64), (64, 128, 256, 512)
@@ -41,7 +42,7 @@ class Block(nn.Module):
 
 
 @dataclass(frozen=True)
-class ResNet:
+class ResNet(ModelFactory):
     """Basic residual blocks behind a 3x3 convolution, every stage but the first halving the image (He et al. 2016).
 
     Depths 8, 14, 20, 32, 44, 56 have three stages of 16, 32, 64 channels; 18 and 34 have four of 64 to 512. On 32x32

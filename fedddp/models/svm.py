@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from .base import ModelFactory
+
 
 class RandomFeatures(nn.Module):
     """z(x) = sqrt(2 / F) cos(W x + b), rows of W from N(0, 2 gamma I), b from U[0, 2 pi] (Rahimi & Recht 2007).
@@ -33,7 +35,7 @@ class RandomFeatures(nn.Module):
 
 
 @dataclass(frozen=True)
-class SVM:
+class SVM(ModelFactory):
     """A linear layer on random Fourier features; with ``loss.name=multiclass_hinge``, an SVM with a Gaussian kernel.
 
     ``client.optimizer.weight_decay`` is its regularisation. Only the linear layer trains and travels, F C + C numbers.

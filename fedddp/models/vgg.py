@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from .base import ModelFactory
 from .norms import NORMS, OptionalNorm, Width, initialise_, scaled
 
 STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
@@ -16,7 +17,7 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 @dataclass(frozen=True)
-class VGG:
+class VGG(ModelFactory):
     """Five stages of 3x3 convolutions, each ended by 2x2 max-pooling, two hidden layers (Simonyan & Zisserman 2015).
 
     Made for small images: pooling rounds up, so that 28x28 and 32x32 both end at one position (larger images are

@@ -85,6 +85,7 @@ class Plain:
             "local_steps": client.local_steps,
             "stragglers": client.stragglers,
             "batch_size": client.batch_size,
+            "smallest_batch": p.smallest_batch,
             "clip_norm": client.clip_norm,
             "schedule": client.schedule,
             "seed": p.config.run.seed,

@@ -24,8 +24,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from ..choice import Off
 from ..config import Config, UsageError, build, checked, flatten, merge, nested, parse, read_toml
-from ..config.schema import Off, Section
+from ..config.schema import Section
 from ..place import Place
 from ..preparation import resolve
 

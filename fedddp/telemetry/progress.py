@@ -86,6 +86,8 @@ def summary_table(summary: Metrics) -> None:
     """The run in a table."""
     table = Table(title="fedddp", show_header=False)
     for key, value in summary.items():
+        if isinstance(value, dict):
+            value = "\n".join(f"{n:,} x {reason}" for reason, n in value.items()) or 0
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(key.replace("_", " "), "-" if value is None else shown)
     Console(width=None if sys.stdout.isatty() else 110).print(table)

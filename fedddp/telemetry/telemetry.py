@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from .stopwatch import Stopwatch
 
 Metrics = dict[str, Any]
 """One line of ``metrics.jsonl``."""
+
+ENOUGH = 10
+"""Clients that have to fail before a run ends in which none has succeeded (all there are, if they are fewer)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Telemetry:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
         self._bytes_told = 0
         self._resumed_after = len(self.history)
+        self._failed = 0  # since the start or the resume
         self._told_at = time.perf_counter()
         self.learned_before = False  # whether a round before the resumed one had a contribution
 
@@ -99,12 +104,15 @@ class Telemetry:
             "bytes_sent": comm.bytes_sent - self._bytes_told,
             "sent": by_purpose(sent),
         }
+        if report.reasons:
+            metrics["failure_reasons"] = dict(report.reasons)
         metrics |= score.also if score else {}
         if spent is not None:
             metrics |= {"epsilon": _finite(spent.epsilon), "epsilon_terms": spent.terms}
         if clients is not None:
             metrics |= clients.metrics()
         self._bytes_told, self._told_at = comm.bytes_sent, now
+        self._failed += 0 if report.aborted else report.failures or 0
         self.history.append(metrics)
         record = RoundRecord(metrics, report, score, sent, clients)
         for sink in self._sinks:
@@ -125,10 +133,20 @@ class Telemetry:
             "rounds_to_target": reached[0] if reached else None,
             **self._final_of_clients(),
             **({"final_attack_success": successes[-1]} if successes else {}),
+            "failures": self.failures if any(m["failures"] is not None for m in self.history) else None,
             **more,
             "seconds_total": sum(m["seconds"] for m in self.history),
             "clients_per_second": sum(clients) / trained if trained and None not in clients else None,
         }
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How many clients failed over the rounds, by reason as far as this rank knows it."""
+        reasons: Counter[str] = Counter()
+        for m in self.history:
+            reasons.update(m.get("failure_reasons", {}))
+        unknown = sum(m["failures"] or 0 for m in self.history) - reasons.total()
+        return dict(reasons) | ({"reason not recorded": unknown} if unknown > 0 else {})
 
     def _final_of_clients(self) -> Metrics:
         """The last figures of what clients would deploy, where these were evaluated."""
@@ -139,6 +157,10 @@ class Telemetry:
         """Tell the sinks that the run is over."""
         for sink in self._sinks:
             sink.close(summary)
+
+    def hopeless(self, population: int) -> bool:
+        """Whether all clients tried so far failed, and they are enough to tell that the others would."""
+        return self.nothing_learned and self._failed >= min(population, ENOUGH)
 
     @property
     def nothing_learned(self) -> bool:

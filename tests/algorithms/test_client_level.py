@@ -128,7 +128,7 @@ def test_the_inner_algorithm_sees_neither_the_wrappers_keys_nor_who_took_part():
     assert CLIP in server.extra
     assert algorithm.vectors(6) == {"delta": 6, "control": 2, BIT: 1}
     TwoVectors.seen.clear()
-    mean = Mean({"delta": torch.ones(6), "control": torch.ones(2), BIT: torch.tensor([0.25])}, 4.0, None)
+    mean = Mean({"delta": torch.ones(6), "control": torch.ones(2), BIT: torch.tensor([0.25])}, 4.0, None, 9)
     after = algorithm.server_update(server, mean, Cohort(0, (1, 3), 9))
     assert TwoVectors.seen == [(own, {"delta", "control"}, ())]
     assert set(after.extra) == {*own, CLIP}
@@ -173,7 +173,7 @@ def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
         std = algorithm.noise_std(server)[BIT]
         update, _, _ = algorithm.client_update(server, {}, moves)
         share = (update.vectors[BIT].sum(0) + std * noise[t]) / n
-        mean = Mean({"delta": torch.zeros(4, dtype=torch.float64), BIT: share}, n, None)
+        mean = Mean({"delta": torch.zeros(4, dtype=torch.float64), BIT: share}, n, None, n)
         server = algorithm.server_update(server, mean, Cohort(t, (), n))
         found.append(algorithm.current_clip(server))
     late = torch.tensor(found[-40:]).log().mean().exp()

@@ -188,7 +188,30 @@ def test_when_all_clients_fail_the_round_passes_and_the_model_stays(tmp_path, lo
     told = [(r.metrics["round"], r.metrics["participants"], r.metrics["failures"]) for r in sink.records]
     assert told == [(1, 3, 0), (2, 0, 3), (3, 3, 0)]
     assert sink.records[1].metrics["train_loss"] is None
-    assert len(logged) == 3
+    assert len(logged) == 1
+    assert f.telemetry.summary()["failures"] == {"RuntimeError: out of memory": 3}
+
+
+@pytest.mark.parametrize(
+    ("population", "size", "until"),
+    [(3, None, 1), (40, 10, 1), (40, 4, 3), (40, 1, 10), (1, None, 1), (12, 6, 2)],
+)
+def test_a_run_ends_when_all_clients_tried_fail(tmp_path, logged, population, size, until):
+    """After the first round of 10 clients, or of all there are; small cohorts are tried until there were as many."""
+    f, server = assemble(tmp_path, few_digits(population), [1] * population, cohort={"size": size}, run={"rounds": 30})
+    f = replace(f, trainer=Failing(f.trainer, lambda client, t: True))
+    assert federate(f, server).round == until
+    assert f.telemetry.nothing_learned
+    assert len(logged) == until
+
+
+def test_a_first_round_that_fails_in_part_or_for_a_small_cohort_does_not_end_the_run(tmp_path, logged):
+    f, server = line(tmp_path, run={"rounds": 3})
+    some = replace(f, trainer=Failing(f.trainer, lambda client, t: t == 0 and client != 2))
+    assert federate(some, server).round == 3
+    f, server = assemble(tmp_path, few_digits(40), [1] * 40, cohort={"size": 4}, run={"rounds": 3})
+    first = replace(f, trainer=Failing(f.trainer, lambda client, t: t == 0))
+    assert federate(first, server).round == 3
 
 
 def test_a_failing_client_is_left_out_of_the_mean(tmp_path, logged):
@@ -196,7 +219,7 @@ def test_a_failing_client_is_left_out_of_the_mean(tmp_path, logged):
     f = replace(f, trainer=Failing(f.trainer, lambda client, t: client == 1))
     expected = 2 - pseudo_gradient(2.0, weights=(1, 0, 2))
     assert federate(f, server).w.item() == pytest.approx(float(expected), abs=1e-12)
-    assert logged == ["round 1: client 1 failed and is left out: RuntimeError: out of memory"]
+    assert logged == ["round 1: client 1 failed; its update is ignored: RuntimeError: out of memory"]
 
 
 def partial(folder, **run):

@@ -187,7 +187,9 @@ def test_fednova_is_the_recursion(tmp_path, momentum):
 
 
 class Drawn:
-    """Work that is as many steps as said for each client."""
+    """Work that is as many steps as said for each client, on full batches."""
+
+    batch_size, smallest = 0, 1
 
     def __init__(self, steps):
         self.steps = steps
@@ -210,7 +212,7 @@ def test_qffl_is_the_recursion(tmp_path, q):
 def test_qffl_stays_where_every_loss_is_0():
     """F_k^q is 0 in floating point, and so is the sum of the h_k."""
     algorithm, server = QFFL(q=5.0), ServerState(torch.ones(3), 3)
-    mean = Mean({"delta": torch.zeros(3), "h": torch.zeros(1)}, 1.0, 1)
+    mean = Mean({"delta": torch.zeros(3), "h": torch.zeros(1)}, 1.0, 1, 1)
     assert torch.equal(algorithm.server_update(server, mean, Cohort(0, (0,), 1)).w, server.w)
 
 

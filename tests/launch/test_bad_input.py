@@ -1,5 +1,6 @@
 """Mistakes of the user: one line that names key, value and remedy, exit code 2, nothing written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -99,12 +100,30 @@ def test_help_and_print_config_exit_with_0(capsys):
     assert 'name = "fedavg-mnist-cnn"' in shown
 
 
-def test_a_run_in_which_every_client_failed_in_every_round_failed(capsys):
-    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=2", "--telemetry.tensorboard=false"]
-    assert main([*words, "--algorithm.name=faulty:Faulty", "--algorithm.how=nan", "--algorithm.client=-1"]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert told[-1] == "fedddp: every client failed in every round; the warnings above say why"
-    assert '"state": "failed"' in Path("runs/faulty-Faulty-synthetic-mlp/status.json").read_text()
+@pytest.mark.parametrize(
+    ("how", "reason"), [("nan", "its update is not finite"), ("raise", "this client's disk is full")]
+)
+def test_a_run_in_which_all_clients_fail_ends_after_the_first_round(how, reason, capsys):
+    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=20", "--telemetry.tensorboard=false"]
+    faulty = ["--algorithm.name=faulty:Faulty", f"--algorithm.how={how}", "--algorithm.client=-1"]
+    assert main([*words, *faulty, "--data.partition.num_clients=100"]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedddp: ") and reason in line]
+    assert [line[:40] for line in told] == [
+        "fedddp: round 1: 100 clients failed; their updates are ignored"[:40],
+        "fedddp: every client failed in every round"[:40],
+    ]
+    status = json.loads(Path("runs/faulty-Faulty-synthetic-mlp/status.json").read_text())
+    assert status["state"] == "failed"
+    assert reason in status["error"]
+
+
+def test_some_failures_are_in_the_summary_by_reason(capsys):
+    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=3", "--telemetry.tensorboard=false"]
+    faulty = ["--algorithm.name=faulty:Faulty", "--algorithm.client=1", "--data.partition.num_clients=3"]
+    assert main([*words, *faulty]) == 0
+    summary = json.loads(Path("runs/faulty-Faulty-synthetic-mlp/summary.json").read_text())
+    assert summary["failures"] == {"RuntimeError: this client's disk is full": 3}
+    assert "3 x RuntimeError: this client's disk is full" in capsys.readouterr().out
 
 
 def test_a_mistake_of_one_rank_alone_is_said_by_it_after_those_who_come_first(capsys, monkeypatch):

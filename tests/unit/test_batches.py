@@ -75,3 +75,44 @@ def test_num_steps_are_those_of_the_plan(epochs, batch_size):
     p = plan(sizes, list(range(7)), 0, epochs=epochs, batch_size=batch_size, seed=0)
     for given in (torch.tensor(sizes), torch.tensor(sizes, dtype=torch.int32)):
         assert num_steps(given, epochs, batch_size).tolist() == p.steps.tolist()
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "lengths"),
+    [
+        (11, 5, [5, 6]),
+        (6, 5, [6]),
+        (21, 10, [10, 11]),
+        (3, 2, [3]),
+        (12, 5, [5, 5, 2]),
+        (10, 5, [5, 5]),
+        (4, 5, [4]),
+        (1, 5, [1]),
+        (3, 1, [1, 1, 1]),
+        (7, 0, [7]),
+    ],
+)
+def test_a_last_example_alone_joins_the_batch_before(n, batch_size, lengths):
+    how = {"epochs": 2, "batch_size": batch_size, "seed": 0}
+    joined, apart = plan([n], [4], 2, smallest=2, **how), plan([n], [4], 2, **how)
+    assert [len(batch) for batch in visits(joined, 0)] == lengths * 2
+    assert list(chain(*visits(joined, 0))) == list(chain(*visits(apart, 0)))  # the same examples in the same order
+    assert (joined.index[~joined.mask] == 0).all()
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("batch_size", [0, 1, 2, 7, 13])
+def test_num_steps_of_batches_that_join(epochs, batch_size):
+    sizes = [0, 1, 6, 7, 8, 14, 15, 601]
+    p = plan(sizes, list(range(8)), 0, epochs=epochs, batch_size=batch_size, seed=0, smallest=2)
+    assert num_steps(torch.tensor(sizes), epochs, batch_size, 2).tolist() == p.steps.tolist()
+    assert [sum(map(len, visits(p, k))) for k in range(8)] == [epochs * n for n in sizes]
+    for k, n in enumerate(sizes):
+        alone = plan([n], [k], 0, epochs=epochs, batch_size=batch_size, seed=0, smallest=2)
+        assert visits(alone, 0) == [batch for batch in visits(p, k) if batch]
+
+
+def test_steps_that_stop_within_a_pass_of_joined_batches():
+    most = plan([7, 4], [0, 1], 0, batch_size=3, seed=0, steps=torch.tensor([5, 3]), smallest=2)
+    assert [len(batch) for batch in visits(most, 0)] == [3, 4, 3, 4, 3]
+    assert [len(batch) for batch in visits(most, 1)][:3] == [4, 4, 4]

@@ -17,6 +17,7 @@ from benchmarks.contender import Contender, Outcome
 from benchmarks.contenders.fedddp import configuration
 from benchmarks.contenders.protocol import Workload
 from fedddp.comm import Place
+from fedddp.config import UsageError
 from fedddp.data import Partition
 
 FAKE = """
@@ -108,12 +109,22 @@ def test_a_record_is_not_overwritten_and_names_no_folder(tmp_path, monkeypatch):
     assert json.loads(second.read_text())["machine"]["cores"] >= 1
 
 
-def test_fedddp_and_the_floor_run_side_by_side(tmp_path, monkeypatch):
-    words = ["--workload", "w2", "--against", "floor", "--ranks", "1", "--rounds", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["run", *words])
+def test_fedddp_the_floor_and_another_checkout_run_side_by_side(tmp_path, monkeypatch):
+    here = Path(run.__file__).parents[1]
+    words = ["--workload", "w2", "--against", "floor", "--checkout", str(here), "--ranks", "1", "--rounds", "1"]
+    monkeypatch.setattr(sys, "argv", ["run", *words, "--out", str(tmp_path)])
     assert run.main() == 0
     (kept,) = tmp_path.glob("w2-*.json")
     record = json.loads(kept.read_text())
-    assert [len(c["rounds"]) for c in record["contenders"].values()] == [1, 1]
+    assert {name: len(c["rounds"]) for name, c in record["contenders"].items()} == {
+        "fedddp": 1,
+        "floor": 1,
+        "checkout": 1,
+    }
     assert record["ratios"]["floor"]["clients/s"]["median"] > 0
     assert kept.with_suffix(".png").exists()
+
+
+def test_a_checkout_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--checkout"):
+        run.compare(run.arguments("--workload", "w2", "--checkout", str(tmp_path)), run.a_console())

@@ -85,6 +85,15 @@ def test_the_script_of_the_readme_runs(mine):
     assert names["server"].round == 2
 
 
+def test_the_trained_model_of_the_readme_is_used(mine, capsys):
+    (code,) = [block for block in blocks(README, "python") if "fedddp.load(" in block]
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    assert main([*small, "--run.name=NAME", "--run.rounds=1", "--run.threads=1", "--telemetry.tensorboard=false"]) == 0
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["model"](names["normalize"](names["images"])).shape == (5, 10)
+
+
 def test_the_sweep_of_the_readme_is_possible(mine):
     (text,) = [block for block in blocks(README, "toml") if "[sweep]" in block]
     (mine / "sweeps").mkdir()

@@ -7,6 +7,7 @@ import torch
 from support import REDUCES, D, Recorder, aggregated, assemble, opened, rows, send
 from zoo import CLASSES, SHAPE, images
 
+from fedddp.aggregation import CountTally, SilentTally, SumTally
 from fedddp.comm import CommError
 from fedddp.data import Dataset, Examples
 from fedddp.federation import federate
@@ -36,7 +37,7 @@ def test_a_client_that_fails_costs_its_own_contribution_only(name, bad, reason, 
     assert (mean.count, mean.weight, report.failed) == (5, 28, (2,))
     assert report.loss.isnan().tolist() == [False, False, True, False, False, False]
     assert len(logged) == 1
-    assert logged[0].startswith(f"round 5: client 2 failed and is left out: {reason}")
+    assert logged[0].startswith(f"round 5: client 2 failed; its update is ignored: {reason}")
 
 
 def test_exceptions_of_a_client_are_tolerated_and_those_of_the_run_are_not(logged):
@@ -47,12 +48,12 @@ def test_exceptions_of_a_client_are_tolerated_and_those_of_the_run_are_not(logge
             raise error
 
     fail(ZeroDivisionError("of its own"))
-    assert logged == ["round 5: client 1 failed and is left out: ZeroDivisionError: of its own"]
     for error in (CommError("lost"), Interrupted("SIGTERM")):
         with pytest.raises(type(error)):
             fail(error)
     send(inbox, 0, rows()[0])
     assert inbox.mean()[1].failed == (1,)
+    assert logged == ["round 5: client 1 failed; its update is ignored: ZeroDivisionError: of its own"]
 
 
 def test_exact_leaves_out_what_is_too_large_for_it(logged):
@@ -61,7 +62,7 @@ def test_exact_leaves_out_what_is_too_large_for_it(logged):
     mean, report = aggregated(REDUCES["exact"](), updates)
     assert report.failed == (3,)
     assert mean.count == 5
-    assert "client 3 failed and is left out: its update exceeds 4096" in logged[0]
+    assert "client 3 failed; its update is ignored: its update exceeds 4096" in logged[0]
 
 
 def test_fast_leaves_out_what_would_overflow_the_sum(logged):
@@ -71,7 +72,7 @@ def test_fast_leaves_out_what_would_overflow_the_sum(logged):
     mean, report = aggregated(REDUCES["fast"](), updates)
     assert report.failed == (2,)
     assert mean.vectors["delta"].isfinite().all()
-    assert "client 2 failed and is left out: its update exceeds 5.86694e+36" in logged[0]
+    assert "client 2 failed; its update is ignored: its update exceeds 5.86694e+36" in logged[0]
 
 
 @pytest.mark.parametrize("weight", [-1, 31, math.nan])
@@ -84,7 +85,8 @@ def test_a_weight_that_is_not_its_own_is_left_out(weight, logged):
     assert report.failed == (2,)
     assert torch.allclose(mean.vectors["delta"], rows()[0])
     assert logged == [
-        f"round 5: client 2 failed and is left out: its weight {weight:g} is not between 0 and its number of examples"
+        f"round 5: client 2 failed; its update is ignored: its weight {weight:g} is not between 0 and its number of "
+        "examples"
     ]
 
 
@@ -94,7 +96,44 @@ def test_when_all_fail_nothing_counts(name, logged):
     assert (mean.count, mean.weight) == (0, 0)
     assert report.failed == tuple(range(6))
     assert mean.vectors["delta"].tolist() == [0] * D
-    assert len(logged) == 6
+    assert logged == ["round 5: 6 clients failed; their updates are ignored: its update is not finite, first client 0"]
+    assert report.reasons == {"its update is not finite": 6}
+
+
+ALIKE = {
+    "the same error": ([ValueError("no")] * 3, {"ValueError: no": 3}),
+    "other numbers": ([IndexError(f"Target {k} of 1.5e-3") for k in range(3)], {"IndexError: Target 0 of 1.5e-3": 3}),
+    "only the first line counts": (
+        [RuntimeError("shape\nhere"), RuntimeError("shape\nthere")],
+        {"RuntimeError: shape": 2},
+    ),
+    "another type": ([ValueError("no"), TypeError("no")], {"ValueError: no": 1, "TypeError: no": 1}),
+    "no words": ([ValueError(), ValueError()], {"ValueError: ": 2}),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_failures_of_a_round_are_told_once_a_reason(case, logged):
+    errors, reasons = ALIKE[case]
+    inbox = opened(REDUCES["fast"]())
+    for client, error in enumerate(errors):
+        with inbox.tolerate((client,)):
+            raise error
+    send(inbox, 5, rows()[5])
+    report = inbox.mean()[1]
+    assert report.reasons == reasons
+    assert len(logged) == len(reasons)
+    assert all(reason in line for line, reason in zip(logged, reasons, strict=True))
+
+
+@pytest.mark.parametrize("tally", [CountTally, SumTally, SilentTally])
+def test_reasons_are_not_recorded_where_no_client_may_be_told_apart(tally, logged):
+    inbox = opened(REDUCES["fast"](), tally=tally)
+    for client in range(6):
+        with inbox.tolerate((client,)):
+            raise ValueError("a secret")
+    assert inbox.mean()[1].reasons == {}
+    assert len(logged) == 1
 
 
 def test_clients_without_examples_make_no_mean():
@@ -136,7 +175,7 @@ def test_a_client_that_fails_in_a_block_costs_its_own_contribution_only(tmp_path
     assert (means["vectorized"] - server.w).abs().max() > 1e-3
     assert [record.report.failed for record in sink.records] == [(client,)] * 4
     assert [record.metrics["participants"] for record in sink.records] == [5] * 4
-    told = f"client {client} failed and is left out: IndexError: Target 4 is out of bounds."
+    told = f"client {client} failed; its update is ignored: IndexError: Target 4 is out of bounds."
     assert logged == [f"round {t}: {told}" for t in (1, 2, 1, 2)]
 
 

@@ -81,7 +81,7 @@ def test_a_stage_that_fails_costs_one_client(logged):
     assert mean.vectors["delta"].tolist() == [1, 2, 3]
     assert (mean.count, mean.weight, report.failed) == (1, 2, (1,))
     assert report.loss.isnan().tolist() == [False, True]
-    assert logged == ["round 9: client 1 failed and is left out: ValueError: not encodable"]
+    assert logged == ["round 9: client 1 failed; its update is ignored: ValueError: not encodable"]
 
 
 def test_stages_whose_domains_do_not_chain_are_refused():

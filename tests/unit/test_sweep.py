@@ -154,8 +154,8 @@ def test_a_failed_run_costs_its_own_row(sweep, capsys):
     )
     assert sweep("--only=seed=0", "--only=slow") == 1
     assert sweep.trained == ["slow-good-seed=0", "slow-bad-seed=0"]
-    reason = "slow-bad-seed=0: NothingLearned: every client failed in every round; the warnings above say why"
-    assert f"slow-bad-seed=0 failed: {reason.partition(': ')[2]}" in Path("runs/trial/table.md").read_text()
+    reason = "NothingLearned: every client failed in every round, so training stopped after round 1"
+    assert f"slow-bad-seed=0 failed: {reason}" in Path("runs/trial/table.md").read_text()
     assert "run 2/2  slow-bad-seed=0  failed: NothingLearned: every client failed" in capsys.readouterr().out
 
 

@@ -20,7 +20,8 @@ METRICS = [
     *("seconds_train", "seconds_aggregate", "seconds_evaluate", "imbalance", "bytes_sent", "sent"),
 ]
 SUMMARY = [
-    *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "model_sha256", "num_parameters"),
+    *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "failures"),
+    *("model_sha256", "num_parameters"),
     *("world_size", "num_clients", "seconds_total", "clients_per_second"),
 ]
 OF_THE_RUN = {"model_sha256": "ab", "num_parameters": 10, "world_size": 1, "num_clients": 4}
@@ -46,7 +47,7 @@ def tell(telemetry, t, accuracy=None, *, report=report(), comm=None, loss=0.7): 
     clock = Stopwatch(time.perf_counter())
     clock.aggregated(report)
     clock.evaluated()
-    mean = Mean({}, 40.0, int(report.loss.isfinite().sum()))
+    mean = Mean({}, 40.0, int(report.loss.isfinite().sum()), 40)
     state = ServerState(torch.zeros(1), 1, {}, t)
     telemetry.round(state, report, mean, accuracy and score(accuracy, loss), clock, comm or Comm.alone())
 
@@ -102,6 +103,28 @@ def test_the_summary_has_the_contracts_keys():
     assert (summary["final_test_accuracy"], summary["best_test_accuracy"]) == (0.7, 0.9)
     assert summary["clients_per_second"] == 10 / 1.25
     assert summary["seconds_total"] == sum(m["seconds"] for m in telemetry.history)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "summed"),
+    [
+        ([{"E: no": 1}, {"E: no": 1}], {"E: no": 2}),
+        ([{"E: no": 1}, {}], {"E: no": 1, "reason not recorded": 1}),  # the second failed on another rank
+        (
+            [{}, {"its update is not finite": 1}, {"E: no": 1}],
+            {"reason not recorded": 1, "E: no": 1, "its update is not finite": 1},
+        ),
+    ],
+)
+def test_the_summary_counts_failures_by_reason(rounds, summed):
+    telemetry = Telemetry()
+    for t, reasons in enumerate(rounds, 1):
+        tell(telemetry, t, 0.5, report=replace(report(), reasons=reasons))
+    assert telemetry.summary()["failures"] == summed
+    resumed = Telemetry(history=telemetry.history)
+    assert resumed.summary()["failures"] == summed
+    untold = Telemetry(history=[m | {"failures": None, "failure_reasons": {}} for m in telemetry.history])
+    assert untold.summary()["failures"] is None
 
 
 def test_the_summary_of_nothing_and_of_no_target_is_null():

@@ -1,0 +1,47 @@
+"""What every model section has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import nn
+
+from ..choice import Off
+
+
+@dataclass(frozen=True)
+class ModelFactory(ABC):
+    """What a model section becomes: hyper-parameters with ``build``."""
+
+    weights: Annotated[
+        str | None,
+        Off,
+        Field(
+            description="file of weights to start from: runs/NAME/model.safetensors, another safetensors file, or a "
+            "state_dict written by torch.save (default: off)",
+        ),
+    ] = field(default=None, kw_only=True)
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        """A new module for inputs of ``shape``, its parameters drawn from torch's global generator."""
+
+
+@dataclass(frozen=True)
+class ImportedModule(ModelFactory):
+    """A user's class; its constructor gets the section's keys, but for ``weights`` if it takes no such argument."""
+
+    path: str
+    module: Any
+    """A class, or a function, that makes an `nn.Module`."""
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return self.module(**self.args)
+
+    def table(self) -> dict[str, Any]:
+        """The section's keys and values."""
+        return {"name": self.path, **self.args, **({"weights": self.weights} if self.weights else {})}

@@ -1,0 +1,57 @@
+"""The smallest batch that a model trains on: 1, or 2 where it normalises by the statistics of a batch."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from .config import Config, UsageError, to_dict
+from .rng import global_seed
+from .tasks import Task
+
+log = logging.getLogger("fedddp")
+
+
+def smallest_batch(config: Config, task: Task, inputs: Tensor) -> int:
+    """2 for a model that takes a training step on the two ``inputs`` and not on the first alone, else 1.
+
+    That is BatchNorm where a channel has one value for each example. Raises UsageError if every batch has one example.
+    """
+    seed = config.run.seed
+    module, y = task.model(seed).train(), torch.zeros(len(inputs), dtype=torch.long)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def fails(n: int) -> str | None:
+        try:
+            with global_seed(seed, "trial"):
+                loss = task.loss(task.outputs(module, inputs[:n], y[:n]), y[:n]).mean()
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+        except Exception as error:
+            return (str(error).splitlines() or [type(error).__name__])[0]
+        return None
+
+    why = None if fails(2) else fails(1)
+    if why and config.client.batch_size == 1:
+        raise UsageError(
+            f"client.batch_size=1: {_name(config)} does not train on a batch of one example ({why}); use 2 or more, "
+            "or a model that does not normalise by the batch"
+        )
+    return 2 if why else 1
+
+
+def check_sizes(config: Config, sizes: Tensor, smallest: int, *, warn: bool) -> None:
+    """``sizes [N]``: the examples of each client. Raises UsageError where no client has enough for a batch."""
+    few = int(((sizes > 0) & (sizes < smallest)).sum())
+    if not few:
+        return
+    what = f"{few} of {len(sizes)} clients have a single example, on which {_name(config)} does not train"
+    if not (sizes >= smallest).any():
+        raise UsageError(f"{what}; use a model that does not normalise by the batch, or fewer clients")
+    if warn:
+        log.warning("%s: they fail in every round and are left out", what)
+
+
+def _name(config: Config) -> str:
+    return f"model.name={to_dict(config)['model']['name']!r}"

@@ -1,0 +1,126 @@
+"""The trained model of a run folder, for use elsewhere.
+
+model, normalize = fedddp.load("runs/NAME"), fedddp.normalizer("runs/NAME")
+scores = model(normalize(images))                                           # images: uint8 [n, C, H, W]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .api import configured
+from .checkpoint import Saved, candidates, newest, of_round
+from .config import Config, UsageError, read_toml
+from .data import Dataset, Examples, Normalizer
+from .exported import BEST, LAST, best_of, exported
+from .flat import FlatModule
+from .preparation import task_of
+from .weights import Weights
+
+Inputs = dict[str, Any]
+
+
+def load(run: str | Path, *, best: bool = False, round: int | None = None, model: Any = None) -> nn.Module:
+    """The server's model of a run as a module on the CPU, in evaluation mode.
+
+    It takes inputs as training saw them: see `normalizer`. Of algorithms with a model per client or cluster it is the
+    one that the server evaluates; of a conditional GAN, both networks (``generator``, ``discriminator``).
+
+    Args:
+        run: the run folder.
+        best: take the round with the best test accuracy (without accuracies, the lowest test loss), not the last.
+        round: take the checkpoint of this round.
+        model: what the module is made of, where config.toml cannot tell since the run was given an object: a module
+            class, a function that makes a module, or a module, of which a copy is used.
+
+    Raises:
+        UsageError: the folder has no such model, or the module that its configuration describes does not fit.
+    """
+    folder = Path(run).expanduser()
+    if best and round is not None:
+        raise UsageError(f"best=True, round={round}: both say which model; give one of them")
+    path, saved, inputs = _found(folder, best, round)
+    module = _module(folder, inputs, model, keep_weights=saved is not None)
+    if saved is None:
+        try:
+            return Weights.read(path, str(path)).into(module).eval()
+        except UsageError as error:
+            raise UsageError(f"{error}{_hint(model)}") from None
+    flat, w = FlatModule(module), saved.server().w
+    if w.shape != flat.w.shape:
+        raise UsageError(f"{path}: holds {len(w)} numbers, the configured model has {len(flat.w)}{_hint(model)}")
+    flat.load(w)
+    return flat.module.eval()
+
+
+def normalizer(run: str | Path) -> Normalizer:
+    """What makes of inputs as the dataset holds them (pixels are uint8 [n, C, H, W]) those that the model takes.
+
+    Raises UsageError for a folder without a model.
+    """
+    folder = Path(run).expanduser()
+    inputs = _found(folder, False, None)[2]
+    dtype = torch.float64 if _table(folder).get("client", {}).get("precision") == "float64" else torch.float32
+    return Normalizer(tuple(inputs["mean"]), tuple(inputs["std"]), dtype, torch.device("cpu"))
+
+
+def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | None, Inputs]:
+    """Where the model is: an exported file, or a checkpoint; and what inputs it takes."""
+    files = [file for name in (LAST, BEST) if (file := exported(folder, name))]
+    saved = newest(folder) if round is None else of_round(folder, round)
+    if best:
+        chosen = best_of(candidates(folder, 2**63))
+        wanted = chosen.round if chosen else -1
+        saved = of_round(folder, wanted)
+    else:
+        wanted = round if round is not None else max([saved.round if saved else 0, *(f.round for f, _ in files)])
+    for file, inputs in files:
+        if file.round == wanted:
+            return file.path, None, inputs
+    if saved is None:
+        which = f"checkpoint of round {round}" if round is not None else "evaluated model" if best else "model"
+        raise UsageError(
+            f"{folder}: has no {which}; give a run folder of fedddp.train whose run ended, or has a checkpoint "
+            "(checkpoint.every, checkpoint.keep)"
+        )
+    if saved.inputs is None:
+        raise UsageError(f"{saved.folder}: was written by an earlier version, which did not keep what inputs it takes")
+    return saved.folder, saved, saved.inputs
+
+
+def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> nn.Module:
+    """The module that the run was configured with. Raises UsageError."""
+    table = _table(folder)
+    kept = {section: table[section] for section in ("model", "task") if section in table}
+    kept["client"] = {"precision": table.get("client", {}).get("precision", "float32")}
+    seed = table.get("run", {}).get("seed", 0)
+    try:
+        config = configured(kept, **({} if model is None else {"model": model}))
+        config = config if keep_weights else _without_weights(config)
+        x = torch.zeros(1, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
+        one = Examples(x, torch.zeros(1, dtype=torch.long))
+        blank = Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
+        return task_of(config, blank).model(seed)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"{folder}: its model cannot be made again ({reason}){_hint(model)}") from error
+
+
+def _without_weights(config: Config) -> Config:
+    """The same without the weights that training started from: they are overwritten."""
+    if getattr(config.model, "weights", None) is None:
+        return config
+    return config.model_copy(update={"model": dataclasses.replace(config.model, weights=None)})
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    return read_toml(folder / "config.toml")
+
+
+def _hint(model: Any) -> str:
+    return "" if model is not None else "; if the run was given a module, pass it: fedddp.load(..., model=Net)"
