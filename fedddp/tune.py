@@ -168,7 +168,13 @@ def searched(search: Search, dataset: Dataset, partition: Partition, place: Plac
 
 
 def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
-    """Whether every rank has something to score in every fold."""
+    """Whether no client trains on what another is scored on, and every rank has something to score in every fold."""
+    if partition.shares:
+        name = to_dict(search.base)["data"]["partition"]["name"]
+        raise UsageError(
+            f"data.partition.name={name!r}: clients share examples here, so that one would train on what another is "
+            "scored on; use a partition without overlap"
+        )
     sizes = np.minimum(partition.sizes, search.examples) if search.examples else partition.sizes
     held = fold_sizes(sizes, search.folds - 1, search.folds)  # the smallest fold
     if min(held[rank::ranks].sum() for rank in range(ranks)) < 1:

@@ -190,6 +190,23 @@ def test_ranges_may_overlap_and_lie_in_any_order():
     assert partition.counts(np.array([0, 1, 0, 1, 1, 0]), 2).tolist() == [[1, 1], [1, 1], [1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("order", "starts", "sizes", "shares"),
+    [
+        ([5, 3, 1, 0], [0, 2], [2, 2], False),
+        ([5, 3, 1, 0], [0, 1], [2, 2], True),  # fewer together than there are examples, and 3 belongs to both
+        ([5, 3, 1, 0, 4, 2], [0, 0], [2, 1], True),  # one within the other
+        ([5, 3, 1, 3], [0, 2], [2, 2], True),  # 3 stands in the order twice
+        ([5, 3, 1, 3], [0, 2], [2, 1], False),  # but one of them is nobody's
+        ([5, 3], [0, 1, 2, 1], [1, 1, 0, 0], False),  # clients without examples
+        ([], [0], [0], False),
+    ],
+)
+def test_whether_clients_share_examples(order, starts, sizes, shares):
+    partition = Partition(np.array(order, dtype=np.int64), np.array(starts), np.array(sizes))
+    assert partition.shares == shares
+
+
 def test_counts_are_examples_a_client_and_label():
     partition = Partition.dealt(np.array([5, 3, 1, 0, 2, 4]), np.array([2, 0, 3, 1]))
     y = np.array([0, 1, 2, 0, 1, 2])

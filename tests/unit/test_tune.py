@@ -126,6 +126,25 @@ def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "owners",
+    [
+        [range(80), range(79, 160)],
+        [range(10), range(9, 20), range(20, 40), range(40, 60)],
+        [[0, 1, 2, 3], [4, 5, 6, 7], [0, 8, 9, 10], range(100, 160)],
+    ],
+)
+def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, capsys):
+    (tmp_path / "owners.json").write_text(json.dumps([list(own) for own in owners]))
+    words = [w for w in WORDS if "num_clients" not in w] + [f"--data.partition.path={tmp_path}/owners.json"]
+    words += ["--data.partition.name=file", "--grid=client.optimizer.lr=0.1", f"--run.dir={tmp_path / 'runs'}"]
+    assert main(words) == 2
+    message = capsys.readouterr().err
+    assert "data.partition.name='file': clients share examples here" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
         ([], "give what to choose from: --grid KEY=VALUE"),
@@ -137,6 +156,10 @@ def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
         (
             ["--grid=run.seed=0", "--data.args.shape=[1, 8, 8]", "--task.name=conditional_gan", "--model.name=gan"],
             "task.name='conditional_gan': has no accuracy to choose by",
+        ),
+        (
+            ["--grid=client.optimizer.lr=0.1", "--data.partition.name=overlapping", "--data.partition.num_clients=20"],
+            "data.partition.name='overlapping': clients share examples",
         ),
         (["--grid=client.optimizer.lr=0.1", "--privacy.level=client"], "every combination would spend a budget"),
     ],

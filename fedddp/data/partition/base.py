@@ -41,8 +41,12 @@ class Partition:
 
     @property
     def shares(self) -> bool:
-        """Whether some example has several owners: clients have more examples together than there are."""
-        return int(self.sizes.sum()) > len(np.unique(self.order))
+        """Whether some example has several owners."""
+        end = len(self.order) + 1
+        opened, closed = np.bincount(self.starts, minlength=end), np.bincount(self.starts + self.sizes, minlength=end)
+        depth = np.cumsum(opened - closed)[:-1]  # how many own each position of the order
+        owned = self.order[depth > 0]
+        return bool((depth > 1).any()) or len(np.unique(owned)) < len(owned)
 
     def indices(self, client: int) -> Ints:
         """The example indices of one client."""
