@@ -94,12 +94,12 @@ def run(
             server = federate(experiment.federation, experiment.server)
             check_learned(experiment.federation)
             experiment.federation.comm.barrier("done")
+            summary = summary_of(prepared, experiment, vector_sha256(server.w))
+            experiment.close(summary)
         except BaseException as error:
-            _told(experiment, error)
+            _ended(experiment, error)
             experiment.close(failed=True)
             raise
-        summary = summary_of(prepared, experiment, vector_sha256(server.w))
-        experiment.close(summary)
     folder, config = experiment.folder.path if experiment.folder else None, prepared.config
     return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task, config.run.seed)
 
@@ -211,15 +211,11 @@ def _copier(module: nn.Module) -> Any:
     return lambda: copy.deepcopy(module)
 
 
-def _told(experiment: Experiment, error: BaseException) -> None:
-    """Note in the run folder why the run is not done; if it was stopped, with its last finished round."""
-    if isinstance(error, Exception):
-        state: dict[str, Any] = {"state": "failed", "error": f"{type(error).__name__}: {error}"}
-    else:
-        written = experiment.federation.checkpoints.flush(patience=3.0)
-        state = {"state": "interrupted", "round": written, "reason": type(error).__name__}
+def _ended(experiment: Experiment, error: BaseException) -> None:
+    """Write in the run folder why the run is not done; if it was stopped, with its last finished round."""
+    told = {} if isinstance(error, Exception) else {"round": experiment.federation.checkpoints.flush(patience=3.0)}
     if experiment.folder:
-        experiment.folder.status(**state)
+        experiment.folder.ended(error, **told)
 
 
 @contextmanager

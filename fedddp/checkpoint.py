@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .background import Background
 from .clients import ClientStore
 from .comm import Comm
-from .durable import sync
+from .durable import sync, write_tensors, writing
 from .evaluation import Score
 from .exported import BEST, Candidate, Exports, exported, quality
 from .types import ServerState
@@ -141,7 +141,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises OSError if it cannot be written."""
+        """Until what was begun is on disk. Raises WriteError if it cannot be written."""
         self._background.wait()
 
     def flush(self, patience: float = 60.0) -> int:
@@ -165,16 +165,23 @@ class Checkpoints:
         patience: float,
     ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
-        if self._stateful or self._comm.rank == 0:
-            partial.mkdir(parents=True, exist_ok=True)
-        if self._stateful:
-            _write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", clients)
-        if self._comm.rank == 0:
-            if spent:
-                _write_tensors(partial / "budget.safetensors", spent)
-            self._finish(partial, server, score, patience)
-            if self._exports:
-                self._exports.beside_checkpoint(best, server.round)
+        before = f"that of round {self.written} stands" if self.written else "there is none before it"
+        remedy = f"{before}; mend that (a smaller checkpoint.keep takes less room), then go on with --run.resume=auto"
+        with writing(f"the checkpoint of round {server.round} in {self._folder.parent}", remedy):
+            try:
+                if self._stateful or self._comm.rank == 0:
+                    partial.mkdir(parents=True, exist_ok=True)
+                if self._stateful:
+                    write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", clients)
+                if self._comm.rank == 0:
+                    if spent:
+                        write_tensors(partial / "budget.safetensors", spent)
+                    self._finish(partial, server, score, patience)
+                    if self._exports:
+                        self._exports.beside_checkpoint(best, server.round)
+            except OSError:
+                shutil.rmtree(partial, ignore_errors=True)  # leaves room for what the run still has to say
+                raise
         self.written = server.round
 
     def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
@@ -183,7 +190,7 @@ class Checkpoints:
             store.load_state_dict(_clients(self._folder / f"round-{self._done:06d}"), mine)
 
     def _finish(self, partial: Path, server: ServerState, score: Score | None, patience: float) -> None:
-        _write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
+        write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
         state = {
             "round": server.round,
             "test_accuracy": score.accuracy if score else None,
@@ -245,7 +252,7 @@ def _saved(folder: Path) -> Saved | None:
     if damage is not None:
         log.warning("%s is damaged (%s) and is skipped", folder, damage)
         return None
-    state = json.loads((folder / "state.json").read_text())
+    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     keys = ("round", "num_trainable", "test_accuracy", "config")
     return Saved(folder, *(state[key] for key in keys), inputs=state.get("inputs"))
 
@@ -280,7 +287,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def _damage(folder: Path) -> str | None:
     try:
-        sums = json.loads((folder / "manifest.json").read_text())
+        sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         wrong = [name for name, expected in sums.items() if sha256(folder / name) != expected]
     except (OSError, ValueError) as error:
         return str(error).splitlines()[0]
@@ -289,17 +296,10 @@ def _damage(folder: Path) -> str | None:
 
 def _quality(folder: Path) -> float:
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return quality(state["test_accuracy"], state.get("test_loss"))
     except (OSError, ValueError, KeyError):
         return -math.inf
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    hidden = path.with_name(f".{path.name}")
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, hidden)
-    sync(hidden)
-    hidden.rename(path)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:

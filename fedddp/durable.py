@@ -1,9 +1,35 @@
-"""On disk, and not only on its way there."""
+"""Files that are on disk, and not only on their way there, or an error in one line."""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class WriteError(OSError):
+    """A file of a run could not be written: one line that says which, why and how to go on."""
+
+
+@contextmanager
+def writing(what: str, remedy: str) -> Iterator[None]:
+    """Inside the block an error of the file system becomes a `WriteError` about ``what``, with the ``remedy``."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        told = f"no space left for {what}" if full else f"{what} cannot be written ({error})"
+        raise WriteError(f"{told}; {remedy}") from error
 
 
 def sync(path: Path) -> None:
@@ -13,3 +39,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, replaced as a whole. Raises OSError, as other writes do.
+
+    The file gets the mode that the umask gives to others: safetensors makes it 0600.
+    """
+    hidden = path.with_name(f".{path.name}")
+    hidden.touch()
+    mode = stat.S_IMODE(hidden.stat().st_mode)
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, hidden, metadata=metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else 0, str(error)) from None
+    hidden.chmod(mode)
+    sync(hidden)
+    hidden.replace(path)

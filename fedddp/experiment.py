@@ -24,6 +24,7 @@ from .memory import keep_freed
 from .preparation import Prepared
 from .privacy import Budget, SpendFile
 from .protection import LEVELS, Plain
+from .resumption import resuming
 from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
@@ -51,11 +52,25 @@ class Experiment:
 
 
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
-    """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands."""
-    config, place = p.config, p.place
+    """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands.
+
+    What fails on the way is written in the run folder's status, if there is a folder by then.
+    """
     keep_freed()
-    comm = comm or Comm.connect(place, p.device, backend=config.run.backend, timeout=config.run.timeout)
-    comm.check_signature(p.signature)
+    folder = p.folder if p.folder and p.folder.resumed else None
+    try:
+        comm = comm or Comm.connect(p.place, p.device, backend=p.config.run.backend, timeout=p.config.run.timeout)
+        comm.check_signature(p.signature)
+        folder = p.folder.claimed(p.place.launch) if p.folder else None
+        return _assembled(p, sinks, comm, folder)
+    except BaseException as error:
+        if folder:
+            folder.ended(error)
+        raise
+
+
+def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder | None) -> Experiment:
+    config = p.config
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
     for line in (*told(config), *told_of_attack(config)) if comm.rank == 0 else ():
@@ -64,7 +79,6 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     protection = LEVELS[config.privacy.level](p, comm)
     byzantine = adversary(config)
     seed, algorithm = config.run.seed, byzantine.around(protection.algorithm, p.spec)
-    folder = p.folder.claimed(place.launch) if p.folder else None
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
     stateful = store.remembers
@@ -112,6 +126,9 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
         rounds=done if finished else config.run.rounds,
         seed=seed,
     )
+    if folder and done:
+        spent = not federation.budget.allows(federation.sampler.cohort(done))
+        log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
     return Experiment(federation, _restored(start, p.saved, comm, done), folder)
 
 

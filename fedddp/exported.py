@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .durable import sync
+from .durable import sync, write_tensors, writing
 from .evaluation import Score
 from .flat import FlatSpec
 
@@ -88,11 +87,9 @@ class Exports:
 
     def _write(self, name: str, round: int, w: Tensor, worth: float) -> None:
         header = {"round": round, "quality": worth if math.isfinite(worth) else None, "inputs": self._inputs}
-        hidden = self._folder / f".{name}"
-        save_file(self._named(w), hidden, metadata={"format": "pt", HEADER: json.dumps(header)})
-        sync(hidden)
-        os.replace(hidden, self._folder / name)
-        sync(self._folder)
+        with writing(str(self._folder / name), "the checkpoints stand; make room, then go on with --run.resume=auto"):
+            write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
+            sync(self._folder)
 
 
 def quality(accuracy: float | None, loss: float | None) -> float:

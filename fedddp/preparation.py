@@ -6,25 +6,25 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint import Saved, differences, newest
+from .checkpoint import Saved
 from .choice import import_class
 from .comm import Place
-from .config import Config, UsageError, build, flatten, read_toml, to_dict
+from .config import Config, UsageError, build, flatten, to_dict
 from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, Partitioner, Parts
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .losses import check as check_loss
 from .optim import CONSTANT, LearningRate, scaled
+from .resumption import found
 from .robustness import adversary, robust
-from .run_folder import SPENT, RunFolder, locate
+from .run_folder import RunFolder
 from .safeguards import check_compression, secured
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
@@ -155,7 +155,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         "skew": config.data.skew,
         "seed": config.run.seed,
     }
-    folder, saved = _run_folder(config, place) if first else (None, None)
+    folder, saved = found(config, place) if first else (None, None)
     return Prepared(
         config=config,
         place=place,
@@ -289,39 +289,6 @@ def _as_divided(config: Config, parts: Parts) -> Partitioner:
             f"data.partition={data.partition}: {data.root} was divided as {made}; leave it out, or divide again"
         )
     return made
-
-
-def _run_folder(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
-    """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself."""
-    try:
-        launch = place.launch if place.may_be_a_restart else ""
-        folder = locate(Path(config.run.dir), config.run.name, config.run.resume, launch)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    existing = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UsageError(f"run.dir={config.run.dir!r}: {existing} cannot be written to; choose another folder")
-    saved = newest(folder.path) if folder.resumed else None
-    before = saved.config if saved else _spent_under(folder)
-    if before:
-        changed = differences(flatten(before), flatten(to_dict(config)))
-        if changed:
-            raise UsageError(
-                f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
-                f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
-            )
-    if folder.resumed and not saved:
-        log.warning("%s has no whole checkpoint: starting from round 1", folder.path)
-    return folder, saved
-
-
-def _spent_under(folder: RunFolder) -> dict[str, Any] | None:
-    """The configuration under which privacy was spent in a folder; None if none was.
-
-    Without a checkpoint too: counts of rounds mean nothing beside another sigma or another sampling rate.
-    """
-    spent = folder.resumed and (folder.path / SPENT).exists()
-    return to_dict(build(read_toml(folder.path / "config.toml"))) if spent else None
 
 
 def _device(config: Config, place: Place) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -10,6 +11,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .lock import hold, release
+
+log = logging.getLogger("fedddp")
 
 SPENT = "privacy.jsonl"
 """In a run folder: the privacy that was spent, see `privacy.spend_file`."""
@@ -23,7 +28,10 @@ class RunFolder:
     resumed: bool
 
     def claimed(self, launch: str) -> RunFolder:
-        """This folder, made now; or the next free number, if another process was faster. ``launch``: who made it."""
+        """This folder, made now and held; or the next free number, if another process was faster.
+
+        ``launch``: who made it.
+        """
         folder = self
         while not folder.resumed:
             try:
@@ -32,19 +40,57 @@ class RunFolder:
             except FileExistsError:
                 label, number = _label_and_number(folder.path.name)
                 folder = RunFolder(folder.path.with_name(f"{label}-{number + 1}"), resumed=False)
+        folder.hold()
         folder.write("launch", launch)
         return folder
+
+    def hold(self) -> None:
+        """Keep other processes from writing here until `release` or this one's end. Raises Busy if one does already."""
+        hold(self.path)
+
+    def release(self) -> None:
+        """Let others write here."""
+        release(self.path)
 
     def write(self, name: str, content: str) -> None:
         """A small file, replaced as a whole."""
         hidden = self.path / f".{name}"
-        hidden.write_text(content)
+        hidden.write_text(content, encoding="utf-8")
         hidden.replace(self.path / name)
 
     def status(self, state: str, **more: Any) -> None:
         """``status.json``: "running", "interrupted", "done" or "failed", and when it was written."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self.write("status.json", json.dumps({"state": state, **more, "pid": os.getpid(), "updated": stamp}))
+        content = json.dumps({"state": state, **more, "pid": os.getpid(), "updated": stamp})
+        try:
+            self.write("status.json", content)
+        except OSError:
+            self._overwrite("status.json", content)
+
+    def ended(self, error: BaseException, **more: Any) -> None:
+        """The status of a run that ended early by ``error``: "failed", or "interrupted" where it was asked to stop.
+
+        ``more``: what is known by now; the rounds are those of the status before otherwise.
+        """
+        try:
+            before = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        so_far = {key: before[key] for key in ("round", "rounds") if key in before} | more
+        if isinstance(error, Exception):
+            self.status("failed", **so_far, error=f"{type(error).__name__}: {error}")
+        else:
+            self.status("interrupted", **so_far, reason=str(error) or type(error).__name__)
+        self.release()
+
+    def _overwrite(self, name: str, content: str) -> None:
+        """Put ``content`` where an older one is: that needs no space, which a full disk does not have."""
+        try:
+            with (self.path / name).open("r+", encoding="utf-8") as file:
+                file.write(content)
+                file.truncate()
+        except OSError as error:
+            log.warning("%s cannot be written (%s) and tells an older state", self.path / name, error.strerror)
 
 
 def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
@@ -81,14 +127,14 @@ def _numbered(parent: Path, label: str, name: str) -> dict[int, Path]:
 def _name_of(path: Path) -> str | None:
     """The run.name that a folder was made for; None if it is no run folder."""
     try:
-        return tomllib.loads((path / "config.toml").read_text())["run"]["name"]
+        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))["run"]["name"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         return None
 
 
 def _unfinished(path: Path, launch: str) -> bool:
     try:
-        return (path / "launch").read_text() == launch and "summary.json" not in os.listdir(path)
+        return (path / "launch").read_text(encoding="utf-8") == launch and "summary.json" not in os.listdir(path)
     except OSError:
         return False
 

@@ -21,6 +21,7 @@ from . import __version__, interrupt
 from .checkpoint import vector_sha256
 from .comm import CommError, record
 from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
+from .durable import WriteError
 from .experiment import Experiment, connect
 from .federation import Federation, federate
 from .interrupt import Interrupted, leave
@@ -56,7 +57,7 @@ def _guarded(words: Sequence[str], place: Place) -> int:
         return _run(words, place)
     except UsageError as error:
         return _usage(str(error), place)
-    except (CommError, NothingLearned) as error:
+    except (CommError, NothingLearned, WriteError) as error:
         log.error("%s", error)
         return FAILED
     except Interrupted as request:
@@ -98,15 +99,15 @@ def _train(prepared: Prepared) -> int:
         server = federate(federation, experiment.server)
         check_learned(federation)
         federation.comm.barrier("done")
+        summary = summary_of(prepared, experiment, vector_sha256(server.w))
+        federation.telemetry.close(summary)
+        federation.comm.close()
     except Interrupted as request:
-        return _interrupted(experiment, str(request))
+        return _interrupted(experiment, request)
     except Exception as error:
         if folder:
-            folder.status("failed", error=f"{type(error).__name__}: {error}")
+            folder.ended(error)
         raise
-    summary = summary_of(prepared, experiment, vector_sha256(server.w))
-    federation.telemetry.close(summary)
-    federation.comm.close()
     if folder:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
@@ -149,17 +150,17 @@ def summary_of(prepared: Prepared, experiment: Experiment, sha256: str) -> Metri
     )
 
 
-def _interrupted(experiment: Experiment, reason: str) -> int:
+def _interrupted(experiment: Experiment, request: Interrupted) -> int:
     """Write the last finished round if it is not written, and say how to go on."""
     try:
         written = experiment.federation.checkpoints.flush(patience=3.0)
-    except OSError as error:
-        log.warning("%s: the last round could not be written (%s); the checkpoint before it stands", reason, error)
+    except WriteError as error:
+        log.warning("%s: %s", request, error)
         written = experiment.federation.checkpoints.written
     experiment.federation.telemetry.close(None)
     if experiment.folder:
-        experiment.folder.status("interrupted", round=written, reason=reason)
-        log.warning("%s: stopped after round %d; go on with --run.resume=auto", reason, written)
+        experiment.folder.ended(request, round=written)
+        log.warning("%s: stopped after round %d; go on with --run.resume=auto", request, written)
     return INTERRUPTED
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from ..durable import writing
 from ..run_folder import RunFolder
 from .telemetry import Metrics, RoundRecord
+
+GO_ON = "make room, then go on from the last checkpoint with --run.resume=auto"
 
 
 class Files:
@@ -14,23 +17,27 @@ class Files:
 
     def __init__(self, folder: RunFolder, rounds: int) -> None:
         self._folder, self._rounds = folder, rounds
-        self._metrics = (folder.path / "metrics.jsonl").open("a")
-        self._ledger = (folder.path / "ledger.jsonl").open("a")
+        self._metrics = (folder.path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._ledger = (folder.path / "ledger.jsonl").open("a", encoding="utf-8")
 
     def round(self, record: RoundRecord) -> None:
-        self._metrics.write(json.dumps(record.metrics) + "\n")
-        self._metrics.flush()
         sent = [asdict(entry) for entry in record.sent]
-        self._ledger.write(json.dumps({"round": record.metrics["round"], "sent": sent}) + "\n")
-        self._ledger.flush()
+        with writing(f"the metrics of round {record.metrics['round']} in {self._folder.path}", GO_ON):
+            self._metrics.write(json.dumps(record.metrics) + "\n")
+            self._metrics.flush()
+            self._ledger.write(json.dumps({"round": record.metrics["round"], "sent": sent}) + "\n")
+            self._ledger.flush()
         self._folder.status("running", round=record.metrics["round"], rounds=self._rounds)
 
     def close(self, summary: Metrics | None) -> None:
-        self._metrics.close()
-        self._ledger.close()
+        with writing(f"the end of the run in {self._folder.path}", GO_ON):
+            self._metrics.close()
+            self._ledger.close()
+            if summary is not None:
+                self._folder.write("summary.json", json.dumps(summary, indent=1))
         if summary is not None:
-            self._folder.write("summary.json", json.dumps(summary, indent=1))
             self._folder.status("done", round=summary["rounds"], rounds=self._rounds)
+        self._folder.release()
 
 
 def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
@@ -42,7 +49,7 @@ def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
 def _rewound(folder: RunFolder, name: str, rounds: int) -> list[Metrics]:
     path = folder.path / name
     kept: list[Metrics] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             told = json.loads(line)
         except ValueError:

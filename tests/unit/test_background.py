@@ -90,13 +90,13 @@ def checkpoints(folder, **more):
 @pytest.fixture
 def slow(monkeypatch):
     """A disk whose files are written when the gate is open; ``slow.begun`` are their names."""
-    gate, write = Gate(), checkpoint._write_tensors
+    gate, write = Gate(), checkpoint.write_tensors
 
     def gated(path, tensors):
         gate(path.parent.name)
         write(path, tensors)
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", gated)
+    monkeypatch.setattr(checkpoint, "write_tensors", gated)
     yield gate
     gate.open.set()
 

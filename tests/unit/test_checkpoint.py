@@ -1,15 +1,19 @@
 """fedddp.checkpoint: whole or not there."""
 
+import errno
 import hashlib
 import json
+import os
 import struct
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fedddp.checkpoint import Checkpoints, differences, newest, sha256, vector_sha256
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, Place
+from fedddp.durable import WriteError
 from fedddp.evaluation import Score
 from fedddp.types import ServerState
 
@@ -199,3 +203,39 @@ def test_what_came_after_the_resumed_round_is_removed(tmp_path):
     kept.after_round(server(3), remembered(3), score(0.3), last=False)
     kept.wait()
     assert newest(tmp_path).round == 3
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_every_file_has_the_mode_that_the_umask_gives(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        written(tmp_path, [0.1])
+    finally:
+        os.umask(before)
+    files = (tmp_path / "checkpoints/round-000001").iterdir()
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == dict.fromkeys(FILES, 0o666 & ~umask)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES])
+@pytest.mark.parametrize("where", ["durable.save_file", "checkpoint._write_bytes", "durable.sync"])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_so(tmp_path, monkeypatch, where, error):
+    kept = checkpoints(tmp_path)
+    kept.after_round(server(1), remembered(1), score(0.1), last=False)
+    kept.wait()
+
+    def fail(*args, **more):
+        if where == "durable.save_file":
+            raise SafetensorError(f"Error while serializing: I/O error (os error {error})")
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(f"fedddp.{where}", fail)
+    with pytest.raises(WriteError) as told:
+        kept.after_round(server(2), remembered(2), score(0.2), last=True)
+    line = str(told.value)
+    full = error != errno.EACCES
+    assert line.startswith("no space left for the checkpoint of round 2 in" if full else "the checkpoint of round 2 in")
+    assert "that of round 1 stands" in line
+    assert "--run.resume=auto" in line
+    assert "\n" not in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]
+    assert newest(tmp_path).round == 1

@@ -96,10 +96,24 @@ def test_what_needs_the_data_is_checked_before_anything_is_written(word, expecte
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_folder_under_a_file_is_refused(tmp_path):
+NOT_WRITABLE = {
+    "proc": ("/proc/x", "trial"),
+    "sys": ("/sys/x/y", "trial"),
+    "under a device": ("/dev/null/runs", "trial"),
+    "under a file": ("{tmp}/file/runs", "trial"),
+    "a name of 300 letters": ("{tmp}/runs", 300 * "n"),
+    "a folder of 300 letters": ("{tmp}/" + 300 * "d" + "/runs", "trial"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WRITABLE)
+def test_a_run_folder_that_cannot_be_written_is_refused(case, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"run.dir='.*file/runs': .*file cannot be written to; choose another folder"):
-        prepare(resolve(build(*parse([*SMALL, f"--run.dir={tmp_path}/file/runs"]).layers), Place()), Place())
+    folder, name = (word.format(tmp=tmp_path) for word in NOT_WRITABLE[case])
+    words = [*SMALL, f"--run.dir={folder}", f"--run.name={name}"]
+    with pytest.raises(UsageError, match=f"run.dir='{folder}', run.name='{name}': .*; choose another folder"):
+        prepare(resolve(build(*parse(words).layers), Place()), Place())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_depends_on_the_ranks_is_filled_in():

@@ -1,10 +1,16 @@
 """fedddp.run_folder: never overwritten, found again."""
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
+from fedddp.interrupt import Interrupted
+from fedddp.lock import Busy
 from fedddp.run_folder import RunFolder, locate
 
 
@@ -111,3 +117,67 @@ def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
     first, second = locate(tmp_path, "trial", "never"), locate(tmp_path, "trial", "never")
     assert first.path == second.path
     assert {first.claimed("").path.name, second.claimed("").path.name} == {"trial", "trial-2"}
+
+
+def test_one_process_at_a_time_holds_a_folder(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from fedddp.lock import hold; hold(Path(sys.argv[1]))"
+    words = [sys.executable, "-c", f"{hold}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    folder = RunFolder(tmp_path, resumed=True)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {other.pid} on .*, started 20"):
+            folder.hold()
+        other.send_signal(signal.SIGKILL)
+    folder.hold()  # a killed process leaves no lock
+    folder.hold()  # nor is this process in its own way
+    words[2] = hold
+    assert (
+        f"Busy: {tmp_path} is being written by process " in subprocess.run(words, capture_output=True, text=True).stderr
+    )
+    folder.release()
+    assert subprocess.run(words).returncode == 0
+
+
+def test_a_run_that_begins_holds_its_folder(tmp_path):
+    folder = locate(tmp_path, "trial", "never").claimed("")
+    hold = f"from pathlib import Path; from fedddp.lock import hold; hold(Path({str(folder.path)!r}))"
+    assert (
+        f"process {os.getpid()} on"
+        in subprocess.run([sys.executable, "-c", hold], capture_output=True, text=True).stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("no"), {"state": "failed", "error": "ValueError: no"}),
+        (OSError(28, "No space left"), {"state": "failed", "error": "OSError: [Errno 28] No space left"}),
+        (Interrupted("SIGTERM"), {"state": "interrupted", "reason": "SIGTERM"}),
+        (KeyboardInterrupt(), {"state": "interrupted", "reason": "KeyboardInterrupt"}),
+    ],
+)
+def test_the_status_tells_how_a_run_ended(tmp_path, error, status):
+    folder = RunFolder(tmp_path, resumed=False)
+    folder.ended(error)
+    keys = {"pid", "updated"}
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert {k: v for k, v in told.items() if k not in keys} == status
+    folder.status("running", round=3, rounds=9)
+    folder.ended(error)
+    told = json.loads((tmp_path / "status.json").read_text())
+    assert {k: v for k, v in told.items() if k not in keys} == {**status, "round": 3, "rounds": 9}
+
+
+def test_the_status_is_told_on_a_full_disk(tmp_path, monkeypatch):
+    """There a new file has no room, but an old one can be written over."""
+    folder = RunFolder(tmp_path, resumed=False)
+    folder.status("running", round=30, rounds=90, more="as long as it may be")
+
+    def full(self, *args, **more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    folder.status("failed", error="no room")
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "no room")
