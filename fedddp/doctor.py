@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from .comm import Place
@@ -30,6 +29,7 @@ from .data.parts import train_file
 from .place import is_loopback, spans_hosts
 from .plane import Measured, listening, measure
 from .secure.identity import Identity, IdentityError, Roster
+from .telemetry import console, lasting_output
 
 TUNNEL = (
     "carry it in WireGuard (then GLOO_SOCKET_IFNAME=wg0 and MASTER_ADDR an address in it) or another encrypted "
@@ -61,6 +61,7 @@ def findings(config: Config, place: Place, env: Mapping[str, str], measured: Mea
     yield _data(config, place, env)
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
     words, place = sys.argv[1:] if argv is None else list(argv), Place.from_env()
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_column(column)
     for f in found:
         table.add_row(f"[{STYLE[f.level]}]{f.level}[/]", f.about, f.found, f.remedy)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    console(140).print(table)
     return 1 if any(f.level == "fail" for f in found) else 0
 
 

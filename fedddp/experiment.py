@@ -29,7 +29,7 @@ from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
-from .telemetry import Files, InBackground, Metrics, Sink, Telemetry, progress, rewind
+from .telemetry import Beside, Divergence, Files, InBackground, Metrics, SideWork, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
 log = logging.getLogger("fedddp")
@@ -208,14 +208,19 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink]) -> 
     folder.write("config.toml", to_toml(p.config))
     history = rewind(folder, done)
     folder.status("running", round=done, rounds=rounds)
-    files = [Files(folder, rounds), *progress(keys.progress, done, rounds), *_tensorboard(p, folder, done), *sinks]
+    side = SideWork()
+    shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
+    files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side), *sinks]
     return Telemetry(files, history, p.config.evaluate.target_accuracy)
 
 
-def _tensorboard(p: Prepared, folder: RunFolder, done: int) -> list[Sink]:
-    if not p.config.telemetry.tensorboard or p.counts is None:
+def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork) -> list[Sink]:
+    keys, path = p.config, folder.path / "tensorboard"
+    if not keys.telemetry.tensorboard or p.counts is None:
         return []
-    from .telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
+    with side("TensorBoard"):
+        from .telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-    pages = TensorBoard(folder.path / "tensorboard", done, to_toml(p.config), flatten(to_dict(p.config)), p.counts)
-    return [InBackground(pages)]
+        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.counts, side)
+        return [InBackground(Beside("TensorBoard", pages, side))]
+    return []  # it could not be begun

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from matplotlib.image import imsave
 from torch import Tensor, nn
 
 from .checkpoint import newest
@@ -28,7 +27,7 @@ from .place import Place
 from .preparation import load_data, resolve, task_of
 from .tasks import Task
 from .tasks.conditional_gan import drawn
-from .telemetry import figures, log_to_stderr
+from .telemetry import figures, lasting_output, log_to_stderr
 
 AT_ONCE = 200
 
@@ -50,6 +49,7 @@ class Trained:
             return torch.cat([self.module(some).argmax(dim=1) for some in x.split(AT_ONCE)])
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
     log_to_stderr(0, 1)
@@ -115,9 +115,9 @@ def _generate(folder: Path, text: str, options: dict[str, str], overrides: list[
     classes = _classes(text, gan.task.num_classes)
     images = drawn(gan.module, classes.repeat(rows), seed).unflatten(0, (rows, len(classes)))
     try:
-        imsave(options["out"], figures.grid(images, scale=2))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out={options['out']}: cannot be written ({error})") from None
+        figures.save(figures.grid(images, scale=2), Path(options["out"]))
+    except ValueError as error:
+        raise UsageError(f"--out={error}") from None
     print(f"{rows} rows of {text} drawn in {options['out']}")
     if options["judge"]:
         judge = trained(Path(options["judge"]), overrides)

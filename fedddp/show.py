@@ -10,13 +10,12 @@ examples of some clients as they see them, ``data.skew`` included.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from .comm import Place
@@ -24,7 +23,7 @@ from .config import Config, UsageError, build, help_text, parse
 from .data import ClientData, Dataset, Partition, write_partition
 from .data.partition import Ints
 from .preparation import load_data, resolve
-from .telemetry import figures, log_to_stderr
+from .telemetry import console, figures, lasting_output, log_to_stderr
 
 ROWS_PRINTED, COLUMNS_PRINTED = 40, 30  # clients, and labels where there are no more
 COUNTS_AT_ONCE = 100_000  # of a client and a label: all at once would be gigabytes
@@ -32,6 +31,7 @@ FILES = ("out", "save", "images")
 IMAGES_OF, IMAGES_EACH = 8, 8  # clients in the picture of images, and examples of each
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
     log_to_stderr(0, 1)
@@ -53,12 +53,7 @@ def _show(config: Config, files: dict[str, Path]) -> None:
     dataset, partition = load_data(config)
     for key, write in {"save": write_partition, "images": partial(_draw_images, config, dataset)}.items():
         if key in files:
-            try:
-                write(files[key], partition)
-            except ValueError as error:
-                raise UsageError(f"--{key}={error}") from None
-            except OSError as error:
-                raise UsageError(f"--{key}={files[key]}: cannot be written ({error.strerror})") from None
+            _written(key, files[key], partial(write, partition=partition))
             print(f"written to {files[key]}")
     y, num_classes, num_clients = dataset.train.y.numpy(), dataset.num_classes, partition.num_clients
     sizes, labels = partition.sizes, _labels_each(partition, y, num_classes)
@@ -71,17 +66,24 @@ def _show(config: Config, files: dict[str, Path]) -> None:
         table.add_row(str(client), *owned, str(row.sum()))
     if num_clients > ROWS_PRINTED:
         table.add_row("...")
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console().print(table)
     print(
         f"{num_clients} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
         f"{labels.min()} to {labels.max()} labels each (mean {labels.mean():.1f})"
     )
     out = files["out"]
-    try:
-        figures.partition(partition.excerpt(y, num_classes)).savefig(out, dpi=120)
-    except OSError as error:
-        raise UsageError(f"--out={out}: cannot be written ({error.strerror})") from None
+    _written("out", out, partial(figures.save, figures.partition(partition.excerpt(y, num_classes))))
     print(f"drawn in {out}")
+
+
+def _written(key: str, path: Path, write: Callable[[Path], None]) -> None:
+    """Write to ``path``, which is what ``--key`` names."""
+    try:
+        write(path)
+    except ValueError as error:
+        raise UsageError(f"--{key}={error}") from None
+    except OSError as error:
+        raise UsageError(f"--{key}={path}: cannot be written ({error.strerror})") from None
 
 
 def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partition) -> None:
@@ -101,7 +103,11 @@ def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partit
     for client in range(min(IMAGES_OF, partition.num_clients)):
         first = torch.arange(min(IMAGES_EACH, int(partition.sizes[client])))
         shown[client] = data.gather([client], first.view(1, 1, -1))[0].flatten(0, 2)
-    figures.images(shown).savefig(path, dpi=72)
+    try:
+        drawn = figures.images(shown)
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot be drawn: {error}; leave --images out") from None
+    figures.save(drawn, path, dpi=72)
 
 
 def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:

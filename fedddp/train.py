@@ -28,7 +28,7 @@ from .interrupt import Interrupted, leave
 from .place import SPANS_HOSTS, Place, spans_hosts
 from .preparation import Prepared, prepare, resolve
 from .safeguards import caveat
-from .telemetry import Metrics, log_to_stderr, summary_table
+from .telemetry import Metrics, lasting_output, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 
@@ -39,6 +39,7 @@ class NothingLearned(RuntimeError):
     """A run that ends without one client's contribution: a mistake, not bad luck."""
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
     place = Place.from_env()

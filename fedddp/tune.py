@@ -39,7 +39,7 @@ from .interrupt import Interrupted
 from .place import Place
 from .preparation import Prepared, load_data, resolve, share
 from .run_folder import RunFolder, locate
-from .telemetry import Metrics, RoundRecord, log_to_stderr
+from .telemetry import Metrics, RoundRecord, lasting_output, log_to_stderr
 from .telemetry.tuning import Candidate, told, written
 
 log = logging.getLogger("fedddp")
@@ -59,6 +59,7 @@ class Search:
     out: str
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code."""
     place = Place.from_env()

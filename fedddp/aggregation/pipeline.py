@@ -190,7 +190,7 @@ class Inbox:
 
     def _why(self, largest: float, weight: float) -> str:
         if not isfinite(largest):
-            return "its update is not finite"
+            return "its update is not finite; client.optimizer.lr may be too large"
         if largest > self._pipeline.reduce.bound:
             return f"its update exceeds {self._pipeline.reduce.bound:g}"
         return f"its weight {weight:g} is not between 0 and its number of examples"

@@ -16,9 +16,11 @@ from pathlib import Path
 
 from ..config import Config, UsageError, build, help_text, parse, to_dict
 from ..preparation import load_data
+from ..telemetry import lasting_output
 from .parts import PUBLIC, train_file, write
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
     words = sys.argv[1:] if argv is None else list(argv)

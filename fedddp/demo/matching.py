@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from ..attacks.similarity import psnr, ssim
 from ..data import DATASETS, Normalizer
 from ..flat import FlatModule
 from ..models import MODELS
+from ..telemetry import console, lasting_output
 from .privacy import Failed, failed, recorded, seed_of
 from .rows import Recording
 from .scenarios import LR
@@ -112,6 +112,7 @@ def findings(folder: Path, steps: int) -> Iterator[tuple[str, str, str, float, f
             yield scenario, name, who, float(psnr(shown, truth).median()), float(ssim(shown, truth).median())
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 1 failed, 2 bad usage)."""
     parser = argparse.ArgumentParser(
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return failed(str(error), 1)
     except KeyboardInterrupt:
         return failed("stopped", 1)
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    console(132).print(table)
     return 0
 
 

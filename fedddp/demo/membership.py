@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from ..optim import SGD
 from ..privacy import Randomness, calibrate
 from ..rng import generator
 from ..tasks import Task
+from ..telemetry import console, lasting_output
 
 DELTA, CLIP = 1e-5, 1.0
 PLAIN = {"local_epochs": 20, "batch_size": 10}, SGD(lr=0.1)
@@ -78,6 +78,7 @@ class Study:
         return choose_private(*inputs, Randomness.secret(), clip=CLIP, noise_multiplier=sigma, **common)[0]
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage)."""
     parser = argparse.ArgumentParser(
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         levels = [str(v) for v in (verdict.loss, verdict.offline, verdict.online, verdict.control)]
         found = f"{100 * verdict.online.found_at_1_percent:.1f}%"
         table.add_row(_name(epsilon, sigma), f"{inside:.3f}", f"{outside:.3f}", *levels, found)
-    Console(width=None if sys.stdout.isatty() else 170).print(table)
+    console(170).print(table)
     print(
         f"Intervals: bootstrap over the {args.pool} examples, for these {args.models // 2} attacked models. "
         f"epsilon: example level, delta {DELTA:g}, Poisson sampling, add-or-remove adjacency, of one model; "

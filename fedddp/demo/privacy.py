@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from ..telemetry import console, lasting_output
 from .rows import Attacker, Findings, Row
 from .scenarios import CLIP, FEW, LR, RANKS, SIGMA
 
@@ -40,6 +40,7 @@ class Failed(RuntimeError):
     """The demonstration cannot go on; one line says why."""
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 1 failed, 2 bad usage)."""
     parser = argparse.ArgumentParser(
@@ -108,7 +109,7 @@ def _report(found: Findings, out: Path) -> None:
     figures = {"rows": [row.figures() for row in found.rows], "baselines": dataclasses.asdict(found.baselines)}
     (out / "demo.json").write_text(json.dumps(figures, indent=1) + "\n")
     picture.tensorboard(found, image, _markdown(found), out / "tensorboard")
-    Console(width=None if sys.stdout.isatty() else 132).print(_table(found))
+    console(132).print(_table(found))
     print("\n".join(_notes(found)))
     print(
         f"figure: {out / 'demo.png'} (figures as JSON beside it)\nTensorBoard: tensorboard --logdir {out}", flush=True

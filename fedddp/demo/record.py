@@ -28,10 +28,11 @@ from ..config import build, parse
 from ..experiment import connect
 from ..federation import federate
 from ..preparation import prepare, resolve
-from ..telemetry import log_to_stderr
+from ..telemetry import lasting_output, log_to_stderr
 from .scenarios import SCENARIOS, Scenario
 
 
+@lasting_output()
 def main() -> int:
     """Go through all scenarios; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedddp.demo.record")

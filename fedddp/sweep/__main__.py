@@ -23,7 +23,7 @@ from pathlib import Path
 from .. import interrupt
 from ..config import UsageError
 from ..interrupt import Interrupted
-from ..telemetry import log_to_stderr
+from ..telemetry import SideWork, lasting_output, log_to_stderr
 from . import grid, hparams, picture, table
 from .grid import Run, Settings, Sweep
 from .progress import show_grid, teller
@@ -34,6 +34,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 log = logging.getLogger("fedddp")
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code: 0 done, 1 a run failed, 2 bad usage, 75 interrupted."""
     log_to_stderr(0, 1)
@@ -91,7 +92,8 @@ def _train_all(sweep: Sweep, chosen: Sequence[Run], standings: dict[str, Standin
         telling.close()
         rows = _rows(sweep, failed)
         table.write(sweep, rows)
-        picture.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
+        with SideWork()("curves.png"):
+            picture.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
     print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: table.md, table.csv, curves.png")
     print(f"TensorBoard: tensorboard --logdir {sweep.folder}", flush=True)
     return FAILED if failed else DONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Protocol
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..telemetry import console, on_terminal
 from .grid import Run, Sweep
 from .run import Ended, Standing
 
@@ -87,7 +87,7 @@ class Bars(Lines):
 
 def teller(done: int, runs: int) -> Teller:
     """Bars on a terminal, else lines."""
-    return Bars(done, runs) if sys.stdout.isatty() else Lines(done, runs)
+    return Bars(done, runs) if on_terminal() else Lines(done, runs)
 
 
 def show_grid(sweep: Sweep, standings: dict[str, Standing]) -> None:
@@ -100,4 +100,4 @@ def show_grid(sweep: Sweep, standings: dict[str, Standing]) -> None:
             found = standings[run.name]
             state = f"goes on after round {found.round}" if found.kind == "begun" else found.kind
             table.add_row(run.name, *run.labels.values(), str(run.config.run.rounds), state)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console().print(table)

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 
 from ..data import Excerpt
 from ..evaluation import Mistake, Score
+
+
+def is_picture(x: Tensor) -> bool:
+    """Whether an input is a grey or a coloured picture, [1, H, W] or [3, H, W]."""
+    return x.dim() == 3 and x.shape[0] in (1, 3)
+
+
+def save(drawn: Figure | np.ndarray, path: Path, dpi: int = 120) -> None:
+    """Write a figure, or pixels [height, width, 3], in the format that the ending of ``path`` says.
+
+    Raises ValueError with one line if that cannot be done.
+    """
+    ending = path.suffix[1:].lower() or "png"
+    try:
+        if isinstance(drawn, Figure):
+            drawn.savefig(path, dpi=dpi, format=ending)
+        else:
+            imsave(path, drawn, format=ending)
+        return
+    except KeyError:  # of PIL
+        reason = f"Format {ending!r} is not supported"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+    raise ValueError(f"{path}: cannot be written ({reason}); name a .png file in a folder that exists")
 
 
 def partition(owners: Excerpt) -> Figure:
@@ -21,7 +47,9 @@ def partition(owners: Excerpt) -> Figure:
     figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
     if owners.by_label:
         labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-        image = labels.imshow(np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest")
+        image = labels.imshow(
+            np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest", vmin=0
+        )
         labels.set(xlabel="label", xticks=range(0, num_classes, max(1, num_classes // 20)))
         figure.colorbar(image, ax=labels, label="examples")
     else:  # each rank keeps its own labels to itself
@@ -37,7 +65,10 @@ def partition(owners: Excerpt) -> Figure:
 
 
 def images(shown: Mapping[int, Tensor]) -> Figure:
-    """A row of images [n, C, H, W] for each client, on one scale."""
+    """A row of images [n, C, H, W] for each client, on one scale. Raises ValueError for inputs that are no pictures."""
+    for own in shown.values():
+        if len(own) and not is_picture(own[0]):
+            raise ValueError(f"inputs of shape {list(own.shape[1:])} are not pictures ([1, H, W] or [3, H, W])")
     most, (channels, height, width) = max(map(len, shown.values())), next(iter(shown.values())).shape[1:]
     tiles = np.full((len(shown), most, height + 1, width + 1, channels), np.nan)  # a line of nothing between them
     for row, own in zip(tiles, shown.values(), strict=True):
@@ -56,7 +87,7 @@ def images(shown: Mapping[int, Tensor]) -> Figure:
 
 
 def confusion(score: Score, round: int) -> Figure:
-    """True label against prediction, counts on a logarithmic colour scale."""
+    """True label against prediction: counts on a logarithmic colour scale, and the percentage of their row."""
     counts = score.confusion.numpy()
     classes = len(counts)
     figure = Figure(figsize=(6.5, 6), layout="constrained")
@@ -66,11 +97,12 @@ def confusion(score: Score, round: int) -> Figure:
     axes.set(xlabel="predicted", ylabel="true", title=f"round {round}: test accuracy {score.accuracy or 0:.4f}")
     if classes <= 12:
         axes.set(xticks=range(classes), yticks=range(classes))
+        percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         for true, predicted in zip(*np.nonzero(counts), strict=True):
-            colour = "white" if true == predicted else "black"
-            axes.text(
-                predicted, true, f"{int(counts[true, predicted])}", ha="center", va="center", color=colour, size=8
-            )
+            count = counts[true, predicted]
+            brightness = np.dot(image.cmap(image.norm(count))[:3], (0.299, 0.587, 0.114))  # as an eye sees it
+            text, colour = f"{int(count)}\n{percent[true, predicted]:.0f}%", "white" if brightness < 0.5 else "black"
+            axes.text(predicted, true, text, ha="center", va="center", color=colour, size=7)
     return figure
 
 
@@ -79,12 +111,20 @@ def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
     figure = Figure(figsize=(6.5, 7), layout="constrained")
     for place, mistake in enumerate(worst):
         axes = figure.add_subplot(4, 4, place + 1)
-        image = mistake.image.float().numpy()
-        axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0) / 255, cmap="gray")
+        axes.imshow(_pixels(mistake.image), cmap="gray")
         axes.set_title(f"{mistake.label} taken for {mistake.predicted}\nloss {mistake.loss:.1f}", size=8)
         axes.axis("off")
     figure.suptitle(f"round {round}: worst mistakes" if worst else f"round {round}: no mistake")
     return figure
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """[H, W], or [H, W, 3] in [0, 1]: of 255 as bytes are, else from the smallest value to the largest."""
+    if len(image) == 1:
+        return image[0].float().numpy()
+    x = image.float().permute(1, 2, 0)
+    x = x / 255 if image.dtype == torch.uint8 else (x - x.min()) / (x.max() - x.min()).clamp(min=1e-9)
+    return x.numpy()
 
 
 def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
@@ -97,18 +137,25 @@ def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
 
 
 def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float | None) -> Figure:
-    """Test accuracy by round, one line a run (name -> (round, accuracy) pairs)."""
+    """Test accuracy by round, one line a run (name -> (round, accuracy) pairs).
+
+    The axis begins a quarter below the best accuracy, or lower, so that half of every run's points can be seen.
+    """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, points in accuracies.items():
-        rounds, values = zip(*points, strict=True) if points else ((), ())
-        axes.plot(rounds, values, marker=".", label=name)
+    for number, (name, points) in enumerate(accuracies.items()):
+        rounds, values = zip(*points, strict=True)
+        style = ("-", "--", ":", "-.")[number // 10 % 4]  # ten colours come again
+        axes.plot(rounds, values, style, marker=".", label=name, color=f"C{number % 10}")
     if target is not None:
         axes.axhline(target, color="grey", linestyle="--", linewidth=1)
-        axes.annotate(f"{target:g}", (1.0, target), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+        axes.annotate(f"{target:g}", (0.005, target), xycoords=("axes fraction", "data"), va="bottom")
     axes.set(xlabel="round", ylabel="test accuracy")
-    best = max((value for points in accuracies.values() for _, value in points), default=1.0)
-    axes.set_ylim(max(0.0, best - 0.25), min(1.0, best + 0.02))
+    found = [[value for _, value in points] for points in accuracies.values()]
+    marks = [] if target is None else [target]
+    best = max(value for values in (*found, marks) for value in values)
+    lowest = min([best - 0.25, *(float(np.median(values)) - 0.02 for values in found), *(m - 0.02 for m in marks)])
+    axes.set_ylim(max(-0.02, lowest), min(1.02, best + 0.02))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
-import sys
+import math
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .beside import SideWork
 from .telemetry import Metrics, RoundRecord
+from .terminal import console, on_terminal
+
+log = logging.getLogger("fedddp")
+
+DIVERGED = 1e4
+"""A test loss above this is not that of a model that learns: guessing costs log C, 11.5 for 100,000 classes."""
 
 
 class Bar:
@@ -24,8 +30,11 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
+            console=console(),
+            speed_estimate_period=math.inf,  # by default of the last 30 s, in which a slow round does not end
         )
         self._task = self._progress.add_task("", total=rounds, completed=done, told="training")
+        self._progress.advance(self._task, 0)  # what the first round's time is counted from
         self._progress.start()
 
     def round(self, record: RoundRecord) -> None:
@@ -73,11 +82,32 @@ class Lines:
         pass
 
 
+class Divergence:
+    """Says once that a run diverges, and what to do."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def round(self, record: RoundRecord) -> None:
+        score = record.score
+        if score is None or self._said or score.loss <= DIVERGED:
+            return
+        self._said = True
+        log.warning(
+            "round %d: the test loss is %.3g: training diverges; lower client.optimizer.lr, or set client.clip_norm",
+            record.metrics["round"],
+            score.loss,
+        )
+
+    def close(self, summary: Metrics | None) -> None:
+        pass
+
+
 def progress(kind: str, done: int, rounds: int) -> list[Bar | Lines]:
     """The sink for ``telemetry.progress``: none if it is off."""
     if kind == "off":
         return []
-    if kind == "bar" or (kind == "auto" and sys.stdout.isatty()):
+    if kind == "bar" or (kind == "auto" and on_terminal()):
         return [Bar(done, rounds)]
     return [Lines(rounds)]
 
@@ -90,23 +120,5 @@ def summary_table(summary: Metrics) -> None:
             value = "\n".join(f"{n:,} x {reason}" for reason, n in value.items()) or 0
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(key.replace("_", " "), "-" if value is None else shown)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
-
-
-class _Stderr(logging.Handler):
-    """Writes to whatever sys.stderr is at the time: a live bar replaces it to keep its line."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
-
-
-def log_to_stderr(rank: int, world_size: int) -> None:
-    """Warnings and remarks of this rank as lines that name it."""
-    handler = _Stderr()
-    handler.setFormatter(
-        logging.Formatter(f"fedddp[rank {rank}]: %(message)s" if world_size > 1 else "fedddp: %(message)s")
-    )
-    logger = logging.getLogger("fedddp")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    with SideWork()("summary table"):
+        console().print(table)

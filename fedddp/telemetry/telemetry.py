@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..background import Background
 from ..comm import Comm
 from ..deployed import ClientScores
 from ..evaluation import Score
@@ -38,25 +37,14 @@ class RoundRecord:
 
 
 class Sink(Protocol):
-    """Where records go. ``close`` comes once, with the summary or, if the run was cut short, with None."""
+    """Where records go. ``close`` comes once, with the summary or, if the run was cut short, with None.
+
+    An error of a sink ends the run, unless the sink is wrapped in `Beside`.
+    """
 
     def round(self, record: RoundRecord) -> None: ...
 
     def close(self, summary: Metrics | None) -> None: ...
-
-
-class InBackground:
-    """A sink whose work is done beside the training: drawing takes tenths of a second."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink, self._background = sink, Background(backlog=100)
-
-    def round(self, record: RoundRecord) -> None:
-        self._background.run(self._sink.round, record)
-
-    def close(self, summary: Metrics | None) -> None:
-        self._background.wait()
-        self._sink.close(summary)
 
 
 class Telemetry:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ..data import Excerpt
 from ..evaluation import Score
 from . import figures
+from .beside import SideWork
 from .telemetry import Metrics, RoundRecord
+
+log = logging.getLogger("fedddp")
 
 COMPARED = ("final_test_accuracy", "best_test_accuracy", "rounds", "rounds_to_target", "seconds_total")
 """The summary's entries that the HParams page lists beside the configuration."""
+
+WIDEST = 9e19
+"""torch's histograms have no place for larger values, and raise an error where there are no others."""
 
 PLAIN = str | int | float | bool
 """What the HParams page can hold of a configuration."""
@@ -25,23 +33,46 @@ class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
 
     Drawing takes tenths of a second, a round may take less: hence not each round. After a resume, what an earlier
-    attempt wrote of later rounds is hidden.
+    attempt wrote of later rounds is hidden. What cannot be drawn or written is left out by ``side``, each by itself.
     """
 
-    def __init__(self, folder: Path, done: int, config: str, keys: Mapping[str, Any], owners: Excerpt) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, done: int, config: str, keys: Mapping[str, Any], owners: Excerpt, side: SideWork
+    ) -> None:
+        self._side = side
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         self._hparams = {k: v for k, v in keys.items() if isinstance(v, PLAIN)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
+        self._drawable = True
         self._terms = ""
         self._writer.add_text("config", "```toml\n" + config + "```", done)
-        self._writer.add_figure("partition", figures.partition(owners), done)
+        with side("picture of the partition"):
+            self._writer.add_figure("partition", figures.partition(owners), done)
         self._writer.flush()
 
     def round(self, record: RoundRecord) -> None:
-        m, score, writer = record.metrics, record.score, self._writer
+        m, score, side = record.metrics, record.score, self._side
         t = m["round"]
+        with side("TensorBoard's scalars"):
+            self._scalars(record, t)
+        with side("TensorBoard's histograms"):
+            for name, values in record.report.per_client.items():
+                self._histogram(f"clients/{name}", values, t)
+            if record.clients is not None:
+                self._histogram("personal/personal_accuracy", record.clients.personal.accuracy, t)
+                self._histogram("personal/global_on_clients_accuracy", record.clients.global_model.accuracy, t)
+        if score is not None:
+            for name, images in score.pictures.items():
+                with side(f"picture {name!r}"):
+                    self._writer.add_image(name, figures.grid(images), t, dataformats="HWC")
+            self._last = (t, score)
+            if str(t).rstrip("0") in ("1", "2", "5"):
+                self._draw(t, score)
+        self._writer.flush()
+
+    def _scalars(self, record: RoundRecord, t: int) -> None:
+        m, score = record.metrics, record.score
         scalars = {
             "accuracy/test": m["test_accuracy"],
             "loss/test": m["test_loss"],
@@ -59,42 +90,49 @@ class TensorBoard:
             "seconds/train": m["seconds_train"],
             "seconds/aggregate": m["seconds_aggregate"],
             "seconds/evaluate": m["seconds_evaluate"],
+            **{f"personal/{k}": v for k, v in (record.clients.metrics() if record.clients else {}).items()},
+            **{f"class accuracy/{k}": v for k, v in enumerate(score.per_class.tolist() if score else [])},
         }
         for name, value in scalars.items():
             if value is not None:
-                writer.add_scalar(name, value, t)
+                self._writer.add_scalar(name, value, t)
         if (terms := m.get("epsilon_terms")) and terms != self._terms:
-            writer.add_text("privacy/terms", f"epsilon is {terms}", t)
+            self._writer.add_text("privacy/terms", f"epsilon is {terms}", t)
             self._terms = terms
-        for name, values in record.report.per_client.items():
-            writer.add_histogram(f"clients/{name}", values, t)
-        if record.clients is not None:
-            for name, value in record.clients.metrics().items():
-                writer.add_scalar(f"personal/{name}", value, t)
-            writer.add_histogram("personal/personal_accuracy", record.clients.personal.accuracy, t)
-            writer.add_histogram("personal/global_on_clients_accuracy", record.clients.global_model.accuracy, t)
-        if score is not None:
-            for label, accuracy in enumerate(score.per_class.tolist()):
-                writer.add_scalar(f"class accuracy/{label}", accuracy, t)
-            for name, images in score.pictures.items():
-                writer.add_image(name, figures.grid(images), t, dataformats="HWC")
-            self._last = (t, score)
-            if str(t).rstrip("0") in ("1", "2", "5"):
-                self._draw(t, score)
-        writer.flush()
+
+    def _histogram(self, name: str, values: Tensor, t: int) -> None:
+        finite = values[values.isfinite()]
+        if len(finite):
+            self._writer.add_histogram(name, finite.clamp(-WIDEST, WIDEST), t)
 
     def _draw(self, t: int, score: Score) -> None:
+        """The pictures of a classifier: there is no confusion matrix of very many classes."""
         if len(score.confusion):
-            self._writer.add_figure("confusion", figures.confusion(score, t), t)
-            self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
+            with self._side("picture of the confusion matrix"):
+                self._writer.add_figure("confusion", figures.confusion(score, t), t)
+        self._look_at([mistake.image for mistake in score.mistakes])
+        if score.accuracy is not None and self._drawable:
+            with self._side("picture of the worst mistakes"):
+                self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
         self._drawn = t
+
+    def _look_at(self, inputs: list[Tensor]) -> None:
+        """Find out whether the inputs of this run are pictures, and say so once if they are not."""
+        odd = [x for x in inputs if not figures.is_picture(x)]
+        if odd and self._drawable:
+            self._drawable = False
+            log.info(
+                "inputs of shape %s are not pictures ([1, H, W] or [3, H, W]): TensorBoard shows no worst mistakes",
+                list(odd[0].shape),
+            )
 
     def close(self, summary: Metrics | None) -> None:
         if self._last is not None and self._drawn != self._last[0]:
             self._draw(*self._last)
         if summary is not None:
             results = {f"summary/{k}": summary[k] for k in COMPARED if summary[k] is not None}
-            self._add_hparams(results, summary["rounds"])
+            with self._side("TensorBoard's hyper-parameters"):
+                self._add_hparams(results, summary["rounds"])
         self._writer.close()
 
     def _add_hparams(self, results: Metrics, t: int) -> None:

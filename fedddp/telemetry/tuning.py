@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from rich.console import Console
 from rich.table import Table
+
+from .terminal import console
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def told(candidates: Sequence[Candidate], folds: int) -> None:
         table.add_column(column, justify="right")
     for candidate in sorted(candidates, key=lambda c: -c.mean):
         table.add_row(*_cells(candidate), style="bold" if candidate is best else None)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console().print(table)
 
 
 def written(folder: Path, candidates: Sequence[Candidate], folds: int, examples: int, rounds: int) -> None:

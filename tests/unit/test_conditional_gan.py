@@ -199,7 +199,9 @@ def test_the_judge_is_the_classifier_of_its_run(runs):
         (["{runs}/judge", "0"], "is the run of a classifier"),
         (["{runs}/gan", "0", "--colour=red"], "--colour=red: unknown option"),
         (["{runs}/gan", "0", "--rows=0"], "--rows='0': should be a whole number"),
-        (["{runs}/gan", "0", "--out={runs}/no/such.png"], "cannot be written"),
+        (["{runs}/gan", "0", "--out={runs}/no/such.png"], "/no/such.png: cannot be written (No such file"),
+        (["{runs}/gan", "0", "--out={runs}/x.foo"], "/x.foo: cannot be written (Format 'foo' is not supported"),
+        (["{runs}/gan", "0", "--out={runs}"], ": cannot be written (Is a directory"),
         (["{runs}/gan", "0", "--out={runs}/x.png", "--judge={runs}/gan"], "is not the run of a classifier"),
     ],
 )

@@ -25,6 +25,68 @@ def test_curves_are_drawn_of_the_rounds_that_were_evaluated(run, tmp_path, monke
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+RUNS = {
+    "high and low": ([(1, 0.8), (2, 0.95)], [(1, 0.1), (2, 0.12)]),
+    "low from the start": ([(1, 0.99)], [(1, 0.01)]),
+    "late": ([(1, 0.1), (2, 0.9)], [(1, 0.1), (2, 0.11), (3, 0.64)]),
+    "zero": ([(1, 0.0), (2, 0.0)], [(1, 1.0), (2, 1.0)]),
+    "alike": ([(1, 0.5), (2, 0.6)], [(1, 0.5), (2, 0.6)]),
+}
+
+
+@pytest.mark.parametrize("target", [None, 0.05, 0.999])
+@pytest.mark.parametrize("runs", RUNS)
+def test_every_run_of_the_legend_is_in_the_picture(runs, target):
+    figure = plot.figures.curves(dict(zip("ab", RUNS[runs], strict=True)), target)
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    for points in RUNS[runs]:
+        assert sum(low < value < high for _, value in points) >= len(points) / 2
+    assert target is None or low < target < high
+
+
+def test_runs_that_end_alike_are_told_apart(run, tmp_path, monkeypatch):
+    """Two folders of one name, and more runs than there are colours."""
+    drawn = {}
+    curves = plot.figures.curves
+    monkeypatch.setattr(plot.figures, "curves", lambda found, target: drawn.update(found) or curves(found, target))
+    other = tmp_path / "other" / "fedavg"
+    other.mkdir(parents=True)
+    (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
+    assert plot.main([str(run), str(other), f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert list(drawn) == [str(run), str(other)]
+    lines = curves({str(n): [(1, 0.5)] for n in range(25)}, None).axes[0].lines
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
+
+
+def test_runs_without_an_accuracy_are_left_out_and_said(run, tmp_path, capsys):
+    gan = tmp_path / "gan"
+    gan.mkdir()
+    (gan / "metrics.jsonl").write_text(json.dumps({"round": 1, "test_accuracy": None}) + "\n")
+    assert plot.main([str(run), str(gan), f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert f"{gan}: " in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        plot.main([str(gan)])
+    assert ended.value.code == 2
+
+
+def test_a_line_that_is_being_written_is_no_damage(run, tmp_path):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "test_acc')
+    assert plot.main([str(run), f"--out={tmp_path / 'curves.png'}"]) == 0
+
+
+@pytest.mark.parametrize("line", ["{", "[1, 2]", "7", '{"round": 1}', "null"])
+def test_a_damaged_line_is_named(line, run, capsys):
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(f"{line}\n{whole}")
+    with pytest.raises(SystemExit) as ended:
+        plot.main([str(run)])
+    assert ended.value.code == 2
+    assert f"{run}/metrics.jsonl: line 1 is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

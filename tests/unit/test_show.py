@@ -38,6 +38,46 @@ def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_pat
     assert sorted(counted) == sorted([40, 60, *whole])  # the table, the picture, the line below
 
 
+PLACES = {
+    "{tmp}/x.foo": "Format 'foo' is not supported",
+    "{tmp}/none/x.png": "No such file or directory",
+    "{tmp}": "Is a directory",
+    "/proc/x.png": "No such file or directory",
+    "{tmp}/" + "x" * 300 + ".png": "File name too long",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("key", ["out", "images"])
+def test_a_picture_that_cannot_be_written_is_one_line(key, place, tmp_path, capsys):
+    path = place.format(tmp=tmp_path)
+    assert show.main([*SMALL, f"--out={tmp_path / 'partition.png'}", f"--{key}={path}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fedddp: --{key}={path}: ")
+    assert PLACES[place] in line
+
+
+def test_an_ending_that_is_missing_is_png(tmp_path):
+    assert show.main([*SMALL, f"--out={tmp_path / 'partition'}"]) == 0
+    assert (tmp_path / "partition").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shape", ["2,6,6", "4,3,3", "5,1,1"])
+def test_images_of_what_is_no_picture_are_refused(shape, tmp_path, capsys):
+    words = [f"--data.args.shape=[{shape}]", f"--images={tmp_path / 'images.png'}"]
+    assert show.main([*SMALL, *words, f"--out={tmp_path / 'partition.png'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fedddp: --images={tmp_path}/images.png: ")
+    assert f"[{shape.replace(',', ', ')}]" in line
+
+
+@pytest.mark.parametrize("counts", [[[50, 50], [50, 50]], [[49, 51], [51, 49]], [[100, 0], [0, 100]], [[1, 1], [1, 1]]])
+def test_the_colours_of_a_partition_start_at_nothing(counts):
+    """iid looks even: every cell has nearly the same colour."""
+    figure = figures.partition(Excerpt(np.arange(2), np.array(counts), 2))
+    assert figure.axes[0].images[0].get_clim() == (0, np.max(counts))
+
+
 def test_the_picture_names_the_clients_it_shows():
     shown = Excerpt(np.array([0, 500_000, 999_999]), np.array([[3, 0], [1, 5], [0, 2]]), 1_000_000)
     figure = figures.partition(shown)

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fedddp.comm import Comm
 from fedddp.evaluation import Mistake, Score
 from fedddp.run_folder import RunFolder
 from fedddp.telemetry import Files, Stopwatch, Telemetry, progress, rewind
+from fedddp.telemetry.progress import Bar
 from fedddp.types import Mean, RoundReport, ServerState
 
 METRICS = [
@@ -212,6 +214,20 @@ def test_progress_lines_say_round_accuracy_loss_and_failures(capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("round  3/12  test accuracy 0.8123  train loss 0.8750  2 clients, 1 failed  ")
     assert second.startswith("round  4/12  train loss 0.8750  2 clients, 1 failed  ")
+
+
+@pytest.mark.parametrize("seconds", [0.5, 31.0, 600.0, 40_000.0])
+def test_a_bar_says_how_long_it_takes_after_one_round(seconds, monkeypatch):
+    """rich looks at the last 30 s by default."""
+    now = [0.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    bar = Bar(2, 12)
+    for t in (3, 4):
+        now[0] += seconds
+        bar.round(SimpleNamespace(metrics={"round": t, "test_accuracy": None}))
+        (task,) = bar._progress.tasks
+        assert task.time_remaining == math.ceil(seconds * (12 - t))
+    bar.close(None)
 
 
 def test_a_bar_takes_rounds_and_ends(capsys):

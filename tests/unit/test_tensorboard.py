@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedddp.data import Excerpt
 from fedddp.evaluation import Mistake, Score
-from fedddp.telemetry import RoundRecord
+from fedddp.telemetry import RoundRecord, SideWork, figures
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.types import RoundReport
 
@@ -49,7 +49,9 @@ def record(t, evaluated=True):
 
 def board(folder, done=0):
     owners = Excerpt(np.arange(2), np.array([[3, 0], [1, 5]]), 2)
-    return TensorBoard(folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, owners)
+    return TensorBoard(
+        folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, owners, SideWork()
+    )
 
 
 def read(folder):
@@ -135,3 +137,26 @@ def test_epsilon_stands_beside_what_it_depends_on_said_once(tmp_path):
     assert [e.value for e in events.Scalars("privacy/epsilon")] == [0.5, 1.0]
     (terms,) = events.Tensors("privacy/terms/text_summary")
     assert b"at delta 1e-05 (one example more or less)" in terms.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 12])
+def test_numbers_in_the_confusion_matrix_can_be_read(classes):
+    """Dark on bright and bright on dark, each with its share of the row."""
+    counts = torch.ones(classes, classes) + torch.eye(classes) * 200
+    counts[0, 1] = 500
+    figure = figures.confusion(Score(0.5, 1.0, counts), 1)
+    axes = figure.axes[0]
+    shown = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in axes.texts}
+    assert len(shown) == classes**2
+    for (true, predicted), text in shown.items():
+        count = counts[true, predicted]
+        assert text.get_text() == f"{int(count)}\n{100 * count / counts[true].sum():.0f}%"
+        behind = np.dot(axes.images[0].cmap(axes.images[0].norm(float(count)))[:3], (0.299, 0.587, 0.114))
+        assert abs(behind - {"white": 1.0, "black": 0.0}[text.get_color()]) >= 0.5
+    assert {text.get_color() for text in axes.texts} == {"white", "black"}
+
+
+def test_a_class_without_test_examples_has_no_share():
+    assert [
+        t.get_text() for t in figures.confusion(Score(1.0, 1.0, torch.diag(torch.tensor([4.0, 0]))), 1).axes[0].texts
+    ] == ["4\n100%"]

@@ -1,0 +1,129 @@
+"""What a process prints on, and how it goes on where that is closed, full or gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+from rich.console import Console
+
+log = logging.getLogger("fedddp")
+
+
+class _Console(Console):
+    """rich's own leaves the program when the reader of a pipe has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError, where rich catches it
+
+
+def on_terminal() -> bool:
+    """Whether somebody may look at stdout."""
+    try:
+        return sys.stdout.isatty()
+    except (AttributeError, ValueError):  # there is none, or it was closed
+        return False
+
+
+def console(width: int = 110) -> Console:
+    """For tables: as wide as the terminal, or ``width`` where there is none."""
+    return _Console(width=None if on_terminal() else width)
+
+
+class Outlet:
+    """A text stream that may fail: what can no longer be written is dropped, which is said once."""
+
+    def __init__(self, name: str, stream: TextIO) -> None:
+        self._name, self._stream = name, stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            self.write(text.encode("ascii", "backslashreplace").decode())
+        except (OSError, ValueError) as error:  # no reader, a full disk, closed
+            self._drop(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._drop(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _drop(self, error: Exception) -> None:
+        null = _nowhere()
+        with suppress(OSError, ValueError):  # what is still buffered would fail again when the process ends
+            os.dup2(null.fileno(), self._stream.fileno())
+        self._stream = null
+        log.warning("%s: cannot be written (%s); nothing more is printed there, the work goes on", self._name, error)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within this, printing does not fail: stdout and stderr may be closed, or a pipe that nobody reads any more.
+
+    Also a thread of a library that fails for want of a disk says so in a line.
+    """
+    for number in range(3):
+        _hold_open(number)
+    before, hook = (sys.stdout, sys.stderr), threading.excepthook
+    sys.stdout, sys.stderr = (
+        cast(TextIO, Outlet(name, stream or _nowhere()))
+        for name, stream in zip(("stdout", "stderr"), before, strict=True)
+    )
+    threading.excepthook = lambda args: (
+        log.warning("thread %s: %s", args.thread and args.thread.name, args.exc_value)
+        if isinstance(args.exc_value, OSError)
+        else hook(args)
+    )
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        (sys.stdout, sys.stderr), threading.excepthook = before, hook
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _hold_open(number: int) -> None:
+    """Give a closed descriptor to the null device, before a file or a pipe gets its number and what is printed."""
+    try:
+        os.fstat(number)
+    except OSError:
+        null = os.open(os.devnull, os.O_RDWR)
+        if null != number:
+            os.dup2(null, number)
+            os.close(null)
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever sys.stderr is at the time: a live bar replaces it to keep its line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):  # nobody is left to be told
+                print(self.format(record), file=sys.stderr, flush=True)
+
+
+def log_to_stderr(rank: int, world_size: int) -> None:
+    """Warnings and remarks of this rank as lines that name it."""
+    handler = _Stderr()
+    handler.setFormatter(
+        logging.Formatter(f"fedddp[rank {rank}]: %(message)s" if world_size > 1 else "fedddp: %(message)s")
+    )
+    logger = logging.getLogger("fedddp")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

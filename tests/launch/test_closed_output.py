@@ -1,0 +1,52 @@
+"""A program whose output is closed, full or no longer read goes on; its files hold everything."""
+
+import json
+import os
+import sys
+
+import pytest
+
+SMALL = (
+    "--data.name=synthetic --data.args='{num_train=60, num_test=10, shape=[1,4,4]}' --model.name=logistic "
+    "--run.device=cpu --run.threads=1 --run.rounds=4 --run.name=é"
+)
+TRAIN = f"{sys.executable} -m fedddp.train {SMALL}"
+RANKS = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2 -m fedddp.train {SMALL}"
+CASES = {
+    "read for a line": f"{TRAIN} --telemetry.progress=lines | head -1",
+    "read for a line, with errors": f"{TRAIN} 2>&1 | head -1",
+    "a bar read for a line": f"{TRAIN} --telemetry.progress=bar | head -1",
+    "closed": f"{TRAIN} >&-",
+    "all closed": f"{TRAIN} <&- >&- 2>&-",
+    "on a full disk": f"{TRAIN} > /dev/full",
+    "all on a full disk": f"{TRAIN} > /dev/full 2>&1",
+    "a terminal without letters": f"PYTHONIOENCODING=ascii {TRAIN}",
+    "closed on two ranks": f"{RANKS} --telemetry.tensorboard=false >&-",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_goes_on(case, program, tmp_path):
+    words = ["bash", "-c", f"set -o pipefail; {CASES[case]}"]
+    process = program(words, {**os.environ, "OMP_NUM_THREADS": "1"})
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+    folder = tmp_path / "runs" / "é"
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    rounds = [json.loads(line)["round"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rounds == [1, 2, 3, 4]
+    assert said.count("nothing more is printed there") == (
+        case in ("read for a line", "a bar read for a line", "on a full disk")
+    )
+
+
+@pytest.mark.parametrize("how", ["| head -1", ">&-", "> /dev/full"])
+def test_a_picture_is_drawn_though_nobody_reads(how, program, tmp_path):
+    show = f"{sys.executable} -m fedddp.show --data.name=synthetic --data.args.num_train=60 {how}"
+    process = program(["bash", "-c", f"set -o pipefail; {show}"], dict(os.environ))
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert (tmp_path / "partition.png").stat().st_size > 1000
