@@ -25,7 +25,7 @@ from .optim import CONSTANT, LearningRate, scaled
 from .resumption import found
 from .robustness import adversary, robust
 from .run_folder import RunFolder
-from .safeguards import check_compression, secured
+from .safeguards import check_compression, delivery, secured
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
 from .weights import start_signature, started_from
@@ -91,7 +91,7 @@ def resolve(config: Config, place: Place) -> Config:
                 "number of ranks, which only clients trained one by one have; use width 1, or aggregation.sum=fast"
             )
         execution = execution.model_copy(update={"width": 1})
-    reason = config.algorithm.unfit(config.client.optimizer, config.privacy.level)
+    reason = config.algorithm.unfit(config.client.optimizer, config.privacy.level, delivery(config))
     if reason:
         raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}: {reason}")
     client = config.client.model_copy(update={"execution": execution, "schedule": _schedule(config)})

@@ -19,6 +19,7 @@ from .privacy import calibrate_worst
 from .privacy.refuse import mixing_layers, refusals
 from .sampling import UniformSampler
 from .secure import LEAST_PARTIES, Identity, IdentityError, Roster, identity_of
+from .types import Delivery
 
 NOISE_BEYOND = 12.0
 """More standard deviations of noise than ever occur (probability 1e-32): the ring has room for so many."""
@@ -73,6 +74,12 @@ def check_compression(config: Config, spec: FlatSpec) -> None:
             f"aggregation.compression.name={name}: would make nothing of this model's updates smaller; use a smaller "
             "rank, another compression, or none"
         )
+
+
+def delivery(config: Config) -> Delivery:
+    """How uploads reach the mean: what a ring of 32 bits cuts off is lost as well."""
+    ring = config.privacy.secure_aggregation
+    return "lossy" if ring.enabled and ring.bits == 32 else config.aggregation.compression.delivery
 
 
 def told(config: Config) -> list[str]:

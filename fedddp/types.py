@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 ClientState = dict[str, Tensor]
 """What a client remembers between rounds, name -> [K, d]; empty for stateless algorithms."""
+
+Delivery = Literal["whole", "lossy", "late"]
+"""How uploads reach the mean: as they are; rounded or thinned out, the rest lost; the rest of them in later rounds."""
 
 
 @dataclass(frozen=True)

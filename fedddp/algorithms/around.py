@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining
 
 
@@ -25,8 +25,8 @@ class Around:
     def for_model(self, spec: FlatSpec) -> Self:
         return replace(self, inner=self.inner.for_model(spec))
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        return self.inner.unfit(optimizer, privacy)
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+        return self.inner.unfit(optimizer, privacy, delivery)
 
     def vectors(self, dim: int) -> dict[str, int]:
         return self.inner.vectors(dim)

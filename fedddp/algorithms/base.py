@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Contrast, Delivery, LocalResult, Mean, ServerState, Update
 
 
 class LocalTraining(Protocol):
@@ -51,8 +51,11 @@ class Algorithm(Protocol):
         """The algorithm for a model whose flat vector is laid out so: where a method needs to know layers by name."""
         ...
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        """Why it cannot be run with this client optimizer and level of privacy, and a remedy; None if it can."""
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+        """Why it cannot be run with these: client optimizer, level of privacy, way of uploads; None if it can.
+
+        The reason names a remedy.
+        """
         ...
 
     def vectors(self, dim: int) -> dict[str, int]:

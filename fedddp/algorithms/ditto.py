@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer
-from ..types import ClientState, LocalResult, ServerState, Update
+from ..types import ClientState, Delivery, LocalResult, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -33,10 +33,10 @@ class Ditto(FedAvg):
         int, Field(ge=0, description="epochs of the personal model; 0 = client.local_epochs")
     ] = 0
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "example":
             return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedavg"
-        return super().unfit(optimizer, privacy)
+        return super().unfit(optimizer, privacy, delivery)
 
     def init_client(self, w: Tensor) -> ClientState:
         return {"v": w.unsqueeze(0), "began": w.new_zeros(1, 1)}

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import SGD, Optimizer, OptimizerState, ServerOptimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
+
+KEEPING = "use aggregation.compression none, top_k or power_sgd, and privacy.secure_aggregation.bits=64"
+"""What loses nothing of an upload for good."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class FedAvg:
     def for_model(self, spec: FlatSpec) -> Self:
         return self
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

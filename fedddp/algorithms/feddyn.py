@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
-from .fedavg import FedAvg
+from .fedavg import KEEPING, FedAvg
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class FedDyn(FedAvg):
     ] = "uniform"
     alpha: Annotated[float, Field(gt=0, description="strength of the dynamic regulariser")] = 0.01
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "client":  # h - mean grad_k is never made good: the optimum is missed by as much gradient
             return "clip and noise would part h from the mean gradient for good; use fedavg with privacy.level=client"
-        return super().unfit(optimizer, privacy)
+        if delivery == "lossy":
+            return f"what uploads lose on their way would part h from the mean gradient for good; {KEEPING}"
+        return super().unfit(optimizer, privacy, delivery)
 
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         server = super().init_server(w, num_trainable)

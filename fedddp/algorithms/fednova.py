@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -24,7 +24,7 @@ class FedNova(FedAvg):
     weights of the mean. Buffers, which have no steps, are averaged.
     """
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if optimizer.gradient_weight(torch.ones(1)) is None:
             return (
                 f"directions are normalised by how often a gradient moved the model, which is not defined for "

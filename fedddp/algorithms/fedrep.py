@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
+from ..types import Delivery
 from .fedper import FedPer
 from .masked import Masked
 
@@ -29,10 +30,10 @@ class FedRep(FedPer):
 
     head_epochs: Annotated[int, Field(ge=1, description="tau_h, passes that train the head alone each round")] = 10
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "example":
             return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedper"
-        return super().unfit(optimizer, privacy)
+        return super().unfit(optimizer, privacy, delivery)
 
     def for_model(self, spec: FlatSpec) -> Masked:
         return replace(super().for_model(spec), head_epochs=self.head_epochs)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..rng import generator
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -38,10 +38,15 @@ class IFCA(FedAvg):
 
     clusters: Annotated[int, Field(ge=1, description="M, number of models")] = 2
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy != "none":
             return f"a client's losses decide its cluster, which privacy.level={privacy} does not cover; use fedavg"
-        return super().unfit(optimizer, privacy)
+        if delivery == "late":  # and with the weight that it has among the clients of another cluster
+            return (
+                "what is sent in a later round may belong to a cluster that the client has left; use "
+                "aggregation.compression int8, random_k or none"
+            )
+        return super().unfit(optimizer, privacy, delivery)
 
     def for_model(self, spec: FlatSpec) -> IFCA:
         return _Placed(**{f.name: getattr(self, f.name) for f in fields(self)}, sizes=spec.sizes)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer
-from ..types import ClientState, Contrast, LocalResult, ServerState, Update
+from ..types import ClientState, Contrast, Delivery, LocalResult, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -36,7 +36,7 @@ class Moon(FedAvg):
         """Whether it asks for features, which a classifier has."""
         return self.mu > 0
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "example":
             return "gradients of the contrastive loss are not clipped by example; use privacy.level=client, or fedavg"
         return None

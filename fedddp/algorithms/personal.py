@@ -11,6 +11,7 @@ from torch import Tensor
 from ..choice import Choice
 from ..flat import FlatSpec
 from ..optim import Optimizer
+from ..types import Delivery
 from .base import Algorithm
 from .fedavg import FedAvg
 from .masked import Masked
@@ -55,8 +56,8 @@ class Personal:
         """Likewise."""
         return getattr(self.inner, "contrasts", False)
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
-        return self.inner.unfit(optimizer, privacy)
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+        return self.inner.unfit(optimizer, privacy, delivery)
 
     def for_model(self, spec: FlatSpec) -> Masked:
         """Raises ValueError for a pattern that matches nothing, and if nothing would be left to share."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -33,7 +33,7 @@ class QFFL(FedAvg):
     q: Annotated[float, Field(ge=0, description="0 = FedAvg; the larger, the more the worst clients count")] = 1.0
     lipschitz: Annotated[float, Field(ge=0, description="L; 0 = one over what a gradient moves in a local step")] = 0.0
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if not self.lipschitz and optimizer.gradient_weight(torch.ones(1)) is None:
             return f"{type(optimizer).__name__}'s step is no multiple of the gradient: set algorithm.lipschitz above 0"
         if privacy != "none":

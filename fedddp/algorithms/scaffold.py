@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining
-from .fedavg import FedAvg
+from .fedavg import KEEPING, FedAvg
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Scaffold(FedAvg):
         Field(description="a client's weight in the control variate: as weighting says, or 1 (NIID-Bench)"),
     ] = "same"
 
-    def unfit(self, optimizer: Optimizer, privacy: str) -> str | None:
+    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if optimizer.gradient_weight(torch.ones(1)) is None:
             return (
                 f"a client's control is its mean gradient, which {type(optimizer).__name__}'s steps do not tell; use "
@@ -47,6 +47,8 @@ class Scaffold(FedAvg):
             )
         if privacy == "client":  # c - mean c_i is never made good: the optimum is missed by as much gradient
             return "clip and noise would part c from the mean of the c_i for good; use fedavg with privacy.level=client"
+        if delivery == "lossy":
+            return f"what uploads lose on their way would part c from the mean of the c_i for good; {KEEPING}"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

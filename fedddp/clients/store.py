@@ -91,7 +91,7 @@ class ClientStore:
             if client == "all":
                 self.shared[name] = vector
             elif mine(int(client)):
-                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name])
+                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name].device)
         if self._beside:
             theirs = {key.replace(f"/{BESIDE}", "/", 1): v for key, v in saved.items() if f"/{BESIDE}" in key}
             self._beside.load_state_dict(theirs, mine)

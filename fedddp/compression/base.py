@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..flat import FlatSpec
-from ..types import ClientState
+from ..types import ClientState, Delivery
 
 
 class Sum(Protocol):
@@ -68,6 +68,11 @@ class Setting:
 class Compression(Protocol):
     """Hyper-parameters of one method: a dataclass that is its own configuration section."""
 
+    @property
+    def delivery(self) -> Delivery:
+        """What becomes of what it leaves out: an algorithm may rest on it."""
+        ...
+
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         """What of an upload is compressed."""
         ...
@@ -84,6 +89,10 @@ class Compression(Protocol):
 @dataclass(frozen=True)
 class NoCompression:
     """Every number as it is: one all_reduce, 8 (R-1)/R D bytes from each rank in float32."""
+
+    @property
+    def delivery(self) -> Delivery:
+        return "whole"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns(sum(layout.values()), ())

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..comm import Comm
 from ..flat import FlatSpec
 from ..rng import generator
-from ..types import ClientState
+from ..types import ClientState, Delivery
 from .base import Columns, Setting, Sum
 
 LEAST_LEVELS = 50
@@ -44,6 +44,10 @@ class Int8:
     """
 
     bucket: Annotated[int, Field(ge=16, description="coordinates that share a scale")] = 1024
+
+    @property
+    def delivery(self) -> Delivery:
+        return "lossy"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns.of(layout, spec)

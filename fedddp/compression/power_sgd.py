@@ -14,7 +14,7 @@ from torch import Tensor
 from ..comm import Comm
 from ..flat import FlatSpec
 from ..rng import generator
-from ..types import ClientState
+from ..types import ClientState, Delivery
 from .base import Columns, Setting, Sum
 
 Shape = tuple[int, int, int]
@@ -38,6 +38,10 @@ class PowerSGD:
     """
 
     rank: Annotated[int, Field(ge=1, description="r, columns of the factors")] = 4
+
+    @property
+    def delivery(self) -> Delivery:
+        return "late"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns.of(layout, spec, self._worth_it)

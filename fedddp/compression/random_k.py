@@ -13,7 +13,7 @@ from torch import Tensor
 from ..comm import Comm
 from ..flat import FlatSpec
 from ..rng import numpy_generator
-from ..types import ClientState
+from ..types import ClientState, Delivery
 from .base import Columns, Setting, Sum
 
 
@@ -32,6 +32,10 @@ class RandomK:
     """
 
     share: Annotated[float, Field(gt=0, le=1, description="of the coordinates that are sent")] = 0.1
+
+    @property
+    def delivery(self) -> Delivery:
+        return "lossy" if self.share < 1 else "whole"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns.of(layout, spec)

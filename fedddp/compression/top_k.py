@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..comm import Comm
 from ..flat import FlatSpec
-from ..types import ClientState
+from ..types import ClientState, Delivery
 from .base import Columns, Setting, Sum
 from .packing import SparseCode
 
@@ -43,6 +43,10 @@ class TopK:
 
     share: Annotated[float, Field(gt=0, le=1, description="of each client's coordinates that are sent")] = 0.01
     values: Annotated[Literal["int8", "float32"], Field(description="how the values of these travel")] = "int8"
+
+    @property
+    def delivery(self) -> Delivery:
+        return "late"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns.of(layout, spec)

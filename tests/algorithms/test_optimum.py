@@ -143,6 +143,39 @@ def test_the_optimum_of_the_weighted_mean_is_reached(tmp_path, case, cohort):
     assert distance(held, slopes(server.w)) < 1e-11
 
 
+LATE = {"top_k": {"name": "top_k", "share": 0.3}, "power_sgd": {"name": "power_sgd", "rank": 2}}
+
+
+@pytest.mark.parametrize("compression", LATE)
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_sent_late_is_not_lost(tmp_path, case, compression):
+    """All clients: the optimum; 4 of 20: the server's vector is the mean of what clients hold and have sent."""
+    keys, weights = CASES[case]
+    mine, theirs = HELD[keys["name"]]
+    for name, rounds, size in (("all", 350, 20), ("some", 40, 4)):
+        f, server = federation(
+            tmp_path / name, keys, rounds, cohort={"size": size}, aggregation={"compression": LATE[compression]}
+        )
+        server = federate(f, server)
+        state = f.store.get(range(20))
+        late = late_of(f, keys)
+        assert distance(server.extra[mine], weights @ (state[theirs] - late) / weights.sum()) < 1e-12
+        if name == "all":
+            assert distance(server.w, optimum(weights)) < 1e-12
+            assert slopes(server.w).mul(weights[:, None]).sum(0).abs().max() / weights.sum() < 1e-12
+        else:
+            assert late.abs().max() > 1e-3
+
+
+def late_of(f, keys):
+    """By how much what clients hold is ahead of what has arrived, [20, d]."""
+    left = f.store._beside.get(range(20))["error"].double()  # of the vectors one after another
+    if keys["name"] == "feddyn":
+        return -keys["alpha"] * left
+    per_client = EXAMPLES[:, None] if keys.get("control_weighting") == "uniform" else 1.0
+    return left[:, DIM:] * per_client
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_clients_that_fail_do_not_count(tmp_path, case, logged):
     """Every third client fails in every other round: its state stays, and the mean is of what all hold."""

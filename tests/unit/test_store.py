@@ -51,6 +51,14 @@ def test_what_is_kept_does_not_alias_what_was_put():
     assert values(s, (3,)) == [30]
 
 
+def test_what_is_kept_more_precisely_than_it_began_stays_so():
+    """A compression's memory begins as float32 zeros and follows the precision of the updates."""
+    s, third = store(), torch.tensor([[1 / 3]], dtype=torch.float64)
+    s.put((3,), {"c": third.expand(1, 2), "h": third}, range(1))
+    s.commit()
+    assert torch.equal(reloaded(s.state_dict()).get((3,))["h"], third)
+
+
 def reloaded(saved, mine=lambda client: True):
     s = store()
     s.put((99,), state(1), range(1))
