@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .comm import Comm
 from .durable import sync, write_tensors, writing
 from .evaluation import Score
 from .exported import BEST, Candidate, Exports, exported, quality
+from .flat import FlatSpec
 from .types import ServerState
 
 log = logging.getLogger("fedddp")
@@ -69,6 +71,27 @@ class Saved:
     config: dict[str, Any]
     inputs: dict[str, Any] | None = None
     """What the model takes, see `exported`; None in a checkpoint of an earlier version."""
+    tensors: list[tuple[str, list[int]]] | None = None
+    """The names and shapes of what ``w`` holds, in its order; None in checkpoints of before they were written."""
+
+    def unlike(self, spec: FlatSpec) -> str | None:
+        """Where the model of ``spec`` first differs from the one that was saved; None if it does not.
+
+        Without names, only the numbers of entries can be compared.
+        """
+        own = [(name, list(shape)) for name, shape in zip(spec.names, spec.shapes, strict=True)]
+        for i, (saved, now) in enumerate(zip_longest(self.tensors or own, own), start=1):
+            if saved != now:
+                there, mine = (f"{one[0]} {one[1]}" if one else "nothing" for one in (saved, now))
+                return f"tensor {i} is {there} there, {mine} here"
+        dim = spec.dim if self.tensors else len(self.server().w)
+        if (dim, self.num_trainable) != (spec.dim, spec.num_trainable):
+            there, here = (
+                f"{dim} numbers, {self.num_trainable} of them trainable,",
+                f"{spec.dim} and {spec.num_trainable}",
+            )
+            return f"{there} there, {here} here"
+        return None
 
     def server(self) -> ServerState:
         """The server state, on CPU."""
@@ -88,7 +111,7 @@ class Checkpoints:
 
     ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``done``: the round
     that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed. ``exports``: what
-    is written beside them for use elsewhere. ``inputs``: what the model takes, see `Exports`.
+    is written beside them for use elsewhere. ``inputs``: what the model takes, see `Exports`. ``spec``: of the model.
     """
 
     def __init__(
@@ -103,10 +126,11 @@ class Checkpoints:
         done: int = 0,
         exports: Exports | None = None,
         inputs: Mapping[str, Any] | None = None,
+        spec: FlatSpec | None = None,
     ) -> None:
         self._inputs = inputs
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
-        self._every, self._keep, self._stateful = every, keep, stateful
+        self._every, self._keep, self._stateful, self._spec = every, keep, stateful, spec
         self._exports = exports if comm.rank == 0 else None
         self._current: _Finished | None = None
         self._background = Background()
@@ -198,6 +222,7 @@ class Checkpoints:
             "num_trainable": server.num_trainable,
             "world_size": self._comm.world_size,
             "inputs": self._inputs,
+            "tensors": list(zip(self._spec.names, self._spec.shapes, strict=True)) if self._spec else None,
             "config": self._config,
         }
         _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
@@ -254,7 +279,9 @@ def _saved(folder: Path) -> Saved | None:
         return None
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     keys = ("round", "num_trainable", "test_accuracy", "config")
-    return Saved(folder, *(state[key] for key in keys), inputs=state.get("inputs"))
+    tensors = state.get("tensors")
+    tensors = tensors and [(name, shape) for name, shape in tensors]
+    return Saved(folder, *(state[key] for key in keys), inputs=state.get("inputs"), tensors=tensors)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

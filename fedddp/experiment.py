@@ -94,13 +94,14 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
         done=done,
         exports=_exports(p, folder, done),
         inputs=_inputs(p),
+        spec=p.spec,
     )
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
     telemetry.learned_before = learned
     federation = Federation(
         task=p.task,
         algorithm=algorithm,
-        trainer=_trainer(protection, comm),
+        trainer=_trainer(p, comm),
         sampler=protection.sampler(),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=protection.pipeline(),
@@ -155,8 +156,8 @@ def _guard(p: Prepared) -> Guard | None:
     return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
 
 
-def _trainer(protection: Plain, comm: Comm) -> Trainer:
-    trainer, why = protection.trainer()
+def _trainer(p: Prepared, comm: Comm) -> Trainer:
+    trainer, why = p.trainer
     if comm.rank == 0:
         log.info("clients train %s", why)
     return trainer

@@ -31,7 +31,8 @@ class FlatSpec:
 
     @classmethod
     def of(cls, module: nn.Module) -> FlatSpec:
-        """Read the layout of ``module``. Raises ValueError for a model without parameters or of mixed dtypes."""
+        """Read the layout of ``module``. Raises ValueError without parameters, or for mixed or complex dtypes."""
+        refuse_complex(module)
         named = _flat_tensors(module)
         trainable = sum(t.numel() for _, t in named if isinstance(t, nn.Parameter) and t.requires_grad)
         dtypes = {t.dtype for _, t in named}
@@ -101,6 +102,22 @@ class FlatModule:
         self.w.copy_(w)
         for buffer, initial in self._held:
             buffer.copy_(initial)
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``module`` with its floating-point tensors in ``dtype``. Raises ValueError for complex ones."""
+    refuse_complex(module)
+    return module.to(dtype)
+
+
+def refuse_complex(module: nn.Module) -> None:
+    """Raise ValueError if a parameter or buffer is complex: as a real number it would lose its imaginary part."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_complex():
+            raise ValueError(
+                f"{name} is {tensor.dtype}, and in a vector of real numbers its imaginary part would be lost; keep "
+                "two real tensors instead (torch.view_as_real)"
+            )
 
 
 def flatten(module: nn.Module) -> Tensor:

@@ -24,7 +24,8 @@ from .config import Config, UsageError, build, parse, read_toml
 from .data import Dataset, Normalizer
 from .flat import FlatModule
 from .place import Place
-from .preparation import load_data, resolve, task_of
+from .preparation import load_data, resolve
+from .setup import task_of
 from .tasks import Task
 from .tasks.conditional_gan import drawn
 from .telemetry import figures, lasting_output, log_to_stderr
@@ -76,10 +77,9 @@ def trained(folder: Path, overrides: Sequence[str] = ()) -> Trained:
     dataset, _ = load_data(config)
     task = task_of(config, dataset)
     flat = FlatModule(task.model(config.run.seed).eval())
-    w = saved.server().w
-    if w.shape != flat.w.shape:
-        raise UsageError(f"{saved.folder}: holds {len(w)} numbers, the model of {folder} has {len(flat.w)}")
-    flat.load(w)
+    if unlike := saved.unlike(flat.spec):
+        raise UsageError(f"{saved.folder}: is of another model: {unlike}; give the model as it was")
+    flat.load(saved.server().w)
     return Trained(task, flat.module, dataset)
 
 

@@ -6,29 +6,29 @@ import dataclasses
 import hashlib
 import inspect
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .checkpoint import Saved
 from .choice import import_class
+from .clients import Trainer
 from .comm import Place
 from .config import Config, UsageError, build, flatten, to_dict
-from .data import DATASETS, ClientData, Dataset, Examples, Excerpt, Partition, Partitioner, Parts
+from .data import DATASETS, ClientData, Dataset, Partition, Partitioner, Parts
 from .data.datasets import from_class
 from .evaluation import local_cores
 from .flat import FlatSpec
-from .losses import check as check_loss
 from .optim import CONSTANT, LearningRate, scaled
+from .protection import LEVELS, trained_how
 from .resumption import found
 from .robustness import adversary, robust
-from .run_folder import RunFolder
+from .run_folder import check_name
 from .safeguards import check_compression, delivery, secured
+from .setup import Prepared, check_task, laid_out, rehearse, task_of, two_examples
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
-from .weights import start_signature, started_from
+from .weights import start_signature
 
 log = logging.getLogger("fedddp")
 
@@ -42,30 +42,6 @@ LOCAL = (  # may differ between machines
     "privacy.secure_aggregation.roster",
     "privacy.secure_aggregation.key",
 )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that was found possible: nothing has been sent or written yet.
-
-    Of the training examples those are kept that ``data.placement`` says; ``held``: what clients hold out of their own,
-    for those who ask (``evaluate.holdout``). ``counts`` (who owns what, of the clients
-    that a picture shows), ``folder`` and ``saved`` (the checkpoint to go on from) are rank 0's.
-    """
-
-    config: Config
-    place: Place
-    device: torch.device
-    data: ClientData
-    held: ClientData | None
-    test: Examples
-    task: Task
-    spec: FlatSpec
-    smallest_batch: int
-    signature: dict[str, str]
-    counts: Excerpt | None
-    folder: RunFolder | None
-    saved: Saved | None
 
 
 def resolve(config: Config, place: Place) -> Config:
@@ -100,6 +76,10 @@ def resolve(config: Config, place: Place) -> Config:
     )
     table = to_dict(config)
     name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     run = config.run.model_copy(update={"name": name, "threads": threads})
     placement = config.data.placement
     if placement == "auto":
@@ -127,10 +107,9 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     """The same with a dataset and a partition at hand, for a task of one's own if it is given."""
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
-    shape, dtype = tuple(dataset.train.x.shape[1:]), _dtype(config)
-    task = task or task_of(config, dataset)
-    _check_task(config, task)
-    spec = _checked_model(config, task, torch.zeros(2, *shape, dtype=dtype))
+    task = task_of(config, dataset, task)
+    check_task(config, task)
+    module, spec = laid_out(config, task, dataset, device)
     try:
         config.algorithm.for_model(spec)
         config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all
@@ -138,39 +117,68 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
         dataset, used = adversary(config).poisoned(dataset, used)  # what is held out stays as it is
     except ValueError as error:
         raise UsageError(str(error)) from error
-    smallest = smallest_batch(config, task, torch.zeros(2, *shape, dtype=dtype))
-    sizes, module = torch.from_numpy(used.sizes).long(), task.model(config.run.seed)
+    smallest = smallest_batch(config, task, *two_examples(dataset, spec.dtype))
+    sizes = torch.from_numpy(used.sizes).long()
     check_sizes(config, sizes, smallest, warn=place.rank == 0)
     config = secured(config, place, sizes, module, shared=partition.shares)
     check_compression(config, spec)
-    first, placement = place.rank == 0, config.data.placement
-    assert placement != "auto"  # resolved
-    placed = dataset if placement == "home" else dataclasses.replace(dataset, train=dataset.train.to(device))
-    where: dict[str, Any] = {
-        "rank": place.rank,
-        "world_size": place.world_size,
-        "placement": placement,
-        "device": device,
-        "dtype": spec.dtype,
-        "skew": config.data.skew,
-        "seed": config.run.seed,
-    }
-    folder, saved = found(config, place) if first else (None, None)
+    shown = config.data.placement == "shared"  # every rank holds all of them
+    placed = dataclasses.replace(dataset, train=dataset.train.to(device)) if shown else dataset
+    data = _placed(config, place, placed, used, spec, device)
+    how = trained_how(config, spec, device, smallest)
+    rehearse(config, task, module, dataset, data.sizes, how)
+    trainer = _trainer(config, task, dataset, data, how)
+    first = place.rank == 0
+    folder, saved = found(config, place, spec) if first else (None, None)
     return Prepared(
         config=config,
         place=place,
         device=device,
-        data=ClientData.of(placed, used, **where),
-        held=ClientData.of(placed, held, **where) if held else None,
+        data=data,
+        held=_placed(config, place, placed, held, spec, device) if held else None,
         test=dataset.test,
         task=task,
         spec=spec,
         smallest_batch=smallest,
+        trainer=trainer,
         signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
         counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
         folder=folder,
         saved=saved,
     )
+
+
+def _placed(
+    config: Config, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
+) -> ClientData:
+    """What this rank holds of the training examples, as ``owners`` own them. Raises UsageError."""
+    placement = config.data.placement
+    assert placement != "auto"  # resolved
+    try:
+        return ClientData.of(
+            dataset,
+            owners,
+            rank=place.rank,
+            world_size=place.world_size,
+            placement=placement,
+            device=device,
+            dtype=spec.dtype,
+            skew=config.data.skew,
+            seed=config.run.seed,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _trainer(
+    config: Config, task: Task, dataset: Dataset, data: ClientData, how: dict[str, Any]
+) -> tuple[Trainer, str]:
+    """How this rank trains its clients, and why so. Raises UsageError."""
+    try:
+        return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, how)
+    except ValueError as error:
+        name = to_dict(config)["model"]["name"]
+        raise UsageError(f"privacy.level={config.privacy.level!r}, model.name={name!r}: {error}") from error
 
 
 def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partition | None]:
@@ -186,47 +194,6 @@ def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partitio
             f"{config.attack.num_clients}) has examples to be scored on; use personal_every=0, or fewer of them"
         )
     return used, held
-
-
-def task_of(config: Config, dataset: Dataset) -> Task:
-    """What the sections task, loss and model describe, on ``dataset``. Raises UsageError naming key and remedy."""
-    shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _dtype(config)
-    table = to_dict(config)
-    make_model = started_from(config.model, lambda: config.model.build(shape, num_classes).to(dtype))
-    try:
-        check_loss(config.loss, num_classes)
-        return config.task.build(make_model, config.loss, dataset)
-    except ValueError as error:
-        raise UsageError(f"loss.name={table['loss']['name']!r}: {error}") from error
-
-
-def _dtype(config: Config) -> torch.dtype:
-    return torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
-
-
-def _check_task(config: Config, task: Task) -> None:
-    """Whether the task has what other sections rely on. Raises UsageError."""
-    if task.classifies:
-        return
-    name = to_dict(config)["task"]["name"]
-    if config.evaluate.target_accuracy is not None:
-        target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
-        raise UsageError(f"{target}: task.name={name!r} has no accuracy; write evaluate.target_accuracy=off")
-    if config.evaluate.personal_every:
-        raise UsageError(
-            f"evaluate.personal_every={config.evaluate.personal_every}: task.name={name!r} has no accuracy; use "
-            "personal_every=0"
-        )
-    if getattr(config.algorithm, "contrasts", False):
-        raise UsageError(
-            f"algorithm.name={to_dict(config)['algorithm']['name']!r}: compares features of a classifier, which "
-            f"task.name={name!r} has not; use fedavg or fedprox"
-        )
-    if config.privacy.level == "example":
-        raise UsageError(
-            f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "
-            "use level client"
-        )
 
 
 def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Partition]:
@@ -327,33 +294,6 @@ def _dataset(config: Config) -> Dataset:
     except TypeError as error:
         raise UsageError(f"data.args={data.args!r}: {data.name} does not take these ({error})") from None
     return load(Path(data.root), data.download, **data.args)
-
-
-def _checked_model(config: Config, task: Task, inputs: torch.Tensor) -> FlatSpec:
-    """Build the model once and let it look at two blank examples."""
-    name = to_dict(config)["model"]["name"]
-    try:
-        module = task.model(config.run.seed).eval()
-        spec = FlatSpec.of(module)
-        with torch.no_grad():
-            outputs = task.outputs(module, inputs, torch.zeros(len(inputs), dtype=torch.long))
-    except UsageError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise UsageError(
-            f"model.name={name!r}: does not run on inputs of shape {list(inputs.shape)} "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-    if not task.classifies:
-        return spec
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (len(inputs), task.num_classes):
-        got = list(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
-        raise UsageError(
-            f"model.name={name!r}: should give [{len(inputs)}, {task.num_classes}] scores for {len(inputs)} examples, "
-            f"gives {got}"
-        )
-    return spec
 
 
 def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .checkpoint import Saved, differences, newest
 from .config import Config, UsageError, build, flatten, read_toml, to_dict
+from .flat import FlatSpec
 from .lock import Busy
 from .place import Place
 from .run_folder import SPENT, RunFolder, locate
@@ -17,10 +18,11 @@ from .run_folder import SPENT, RunFolder, locate
 log = logging.getLogger("fedddp")
 
 
-def found(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
+def found(config: Config, place: Place, spec: FlatSpec) -> tuple[RunFolder, Saved | None]:
     """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself.
 
-    Nothing is made; a folder that is resumed is held from now on. Raises UsageError naming key and remedy.
+    Nothing is made; a folder that is resumed is held from now on. ``spec``: of the model. Raises UsageError naming key
+    and remedy.
     """
     folder = _writable(config, place)
     saved = newest(folder.path) if folder.resumed else None
@@ -31,6 +33,17 @@ def found(config: Config, place: Place) -> tuple[RunFolder, Saved | None]:
         raise UsageError(
             f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
             f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
+        )
+    unlike = saved.unlike(spec) if saved else None
+    if saved and unlike:
+        folder.release()
+        raise UsageError(
+            f"run.resume={config.run.resume!r}: {saved.folder} is of another model: {unlike}. Give the model as it "
+            "was, or start a new run with --run.resume=never"
+        )
+    if saved and saved.tensors is None:
+        log.warning(
+            "%s names no layers: that the model has the same ones in the same order cannot be checked", saved.folder
         )
     if folder.resumed and not saved:
         log.warning("%s has no whole checkpoint: starting from round 1", folder.path)

@@ -18,6 +18,8 @@ log = logging.getLogger("fedddp")
 
 SPENT = "privacy.jsonl"
 """In a run folder: the privacy that was spent, see `privacy.spend_file`."""
+LONGEST = 240
+"""Bytes of a run's name: a file system takes 255, and a number may follow."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,18 @@ class RunFolder:
                 file.truncate()
         except OSError as error:
             log.warning("%s cannot be written (%s) and tells an older state", self.path / name, error.strerror)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError, in one line, if no folder can have this ``run.name``."""
+    size = len(name.encode(errors="surrogateescape"))
+    if size > LONGEST:
+        raise ValueError(f"run.name={name[:20] + '...'!r}: has {size} bytes and names a folder; use {LONGEST} at most")
+    if "/" in name or not name.isprintable():
+        raise ValueError(
+            f"run.name={name!r}: names one folder and cannot hold '/' or control characters; name it without them, and "
+            "choose the folder above with run.dir"
+        )
 
 
 def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:

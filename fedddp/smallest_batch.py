@@ -14,13 +14,13 @@ from .tasks import Task
 log = logging.getLogger("fedddp")
 
 
-def smallest_batch(config: Config, task: Task, inputs: Tensor) -> int:
-    """2 for a model that takes a training step on the two ``inputs`` and not on the first alone, else 1.
+def smallest_batch(config: Config, task: Task, inputs: Tensor, y: Tensor) -> int:
+    """2 for a model that takes a training step on two ``inputs`` of labels ``y`` and not on the first alone, else 1.
 
     That is BatchNorm where a channel has one value for each example. Raises UsageError if every batch has one example.
     """
     seed = config.run.seed
-    module, y = task.model(seed).train(), torch.zeros(len(inputs), dtype=torch.long)
+    module = task.model(seed).train()
     parameters = [p for p in module.parameters() if p.requires_grad]
 
     def fails(n: int) -> str | None:

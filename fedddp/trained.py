@@ -19,7 +19,7 @@ from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .exported import BEST, LAST, best_of, exported
 from .flat import FlatModule
-from .preparation import task_of
+from .setup import task_of
 from .weights import Weights
 
 Inputs = dict[str, Any]
@@ -51,10 +51,10 @@ def load(run: str | Path, *, best: bool = False, round: int | None = None, model
             return Weights.read(path, str(path)).into(module).eval()
         except UsageError as error:
             raise UsageError(f"{error}{_hint(model)}") from None
-    flat, w = FlatModule(module), saved.server().w
-    if w.shape != flat.w.shape:
-        raise UsageError(f"{path}: holds {len(w)} numbers, the configured model has {len(flat.w)}{_hint(model)}")
-    flat.load(w)
+    flat = FlatModule(module)
+    if unlike := saved.unlike(flat.spec):
+        raise UsageError(f"{path}: is not of the configured model: {unlike}{_hint(model)}")
+    flat.load(saved.server().w)
     return flat.module.eval()
 
 

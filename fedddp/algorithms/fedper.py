@@ -34,6 +34,6 @@ class FedPer(Personal):
         if len(layers) <= self.head:
             raise ValueError(
                 f"algorithm.head={self.head}: the model has {len(layers)} layers ({', '.join(layers)}) and "
-                "one at least must be shared"
+                "one at least must be shared; use a model with more layers, or algorithm.name=fedavg"
             )
         return tuple(f"{layer}.*" for layer in layers[-self.head :])

@@ -1,6 +1,7 @@
 """Local training behind one interface, and what clients remember."""
 
 from .choose import choose
+from .features import compared_layer
 from .local import Correction, Local, Trainer
 from .private import PrivateTrainer, choose_private, private_steps, sampling_rate
 from .sequential import SequentialTrainer
@@ -17,6 +18,7 @@ __all__ = [
     "VectorizedTrainer",
     "choose",
     "choose_private",
+    "compared_layer",
     "private_steps",
     "sampling_rate",
 ]

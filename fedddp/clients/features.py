@@ -23,10 +23,7 @@ class Comparison:
 
     def __init__(self, model: FlatModule, contrast: Contrast, chunks: list[Tensor]) -> None:
         """``contrast.models [R, 1, D]``; ``chunks``: the client's examples in order, normalised."""
-        layers = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
-        if not layers:
-            raise ValueError(f"{type(model.module).__name__} has no linear layer whose input could be compared")
-        self._model, self._loss, self._layer = model, contrast.loss, layers[-1]
+        self._model, self._loss, self._layer = model, contrast.loss, compared_layer(model.module)
         self._rows, self._chunks = contrast.models[:, 0], chunks
 
     def __enter__(self) -> Self:
@@ -56,3 +53,11 @@ class Comparison:
 
     def _catch(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._caught = inputs[0].flatten(1).to(self._model.w.dtype)
+
+
+def compared_layer(module: nn.Module) -> nn.Linear:
+    """The layer whose inputs are the features. Raises ValueError for a module without one."""
+    layers = [part for part in module.modules() if isinstance(part, nn.Linear)]
+    if not layers:
+        raise ValueError("the model has no linear layer whose input could be compared; use fedavg")
+    return layers[-1]

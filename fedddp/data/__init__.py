@@ -1,6 +1,6 @@
 """Datasets, how they are dealt out to clients, and the order in which a client goes through its own."""
 
-from .batches import Plan, num_steps, plan
+from .batches import Plan, extreme_batches, num_steps, plan
 from .clients import ClientData, Normalizer, Placement, sent
 from .datasets import DATASETS, Dataset, Examples
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, write_partition
@@ -27,6 +27,7 @@ __all__ = [
     "Plan",
     "Skew",
     "Work",
+    "extreme_batches",
     "num_steps",
     "plan",
     "sent",

@@ -66,6 +66,23 @@ def plan(
     return Plan(index, mask, steps)
 
 
+def extreme_batches(sizes: Tensor, batch_size: int, steps: int | None = None, smallest: int = 1) -> tuple[int, int]:
+    """The largest and the smallest batch that `plan` makes for clients of ``sizes`` [N]; 0 if nobody has enough.
+
+    ``steps``: how many a client takes at most, instead of whole passes.
+    """
+    some = sizes[sizes >= max(1, smallest)].unique()
+    if not len(some):
+        return 0, 0
+    if not batch_size:
+        return int(some[-1]), int(some[0])
+    if steps is not None:
+        some = some.clamp(max=batch_size * steps)
+    some = torch.where(some > 2 * batch_size, batch_size + some % batch_size, some).unique()  # what ends alike
+    made = plan(some.tolist(), range(len(some)), 0, batch_size=batch_size, seed=0, smallest=smallest).mask.sum(dim=2)
+    return int(made.max()), int(made[made > 0].min())
+
+
 def num_steps(sizes: Tensor, epochs: int, batch_size: int, smallest: int = 1) -> Tensor:
     """The steps of `plan` for clients of ``sizes`` [any shape], without making it: E ceil(n / B), less what joins."""
     if not batch_size:

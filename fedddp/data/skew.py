@@ -59,6 +59,11 @@ class Noise(Skew):
 
     def of(self, pictures: Pictures, num_clients: int, seed: int) -> Skewing:
         """See `Skew.of`."""
+        if not pictures.black.is_floating_point():
+            raise ValueError(
+                f"data.skew.name=noise: adds Gaussian noise to pixels or measurements; inputs are "
+                f"{pictures.black.dtype}; use data.skew.name=none"
+            )
         stream = torch.Generator()
 
         def noisy(x: Tensor, client: int, positions: Sequence[int]) -> Tensor:

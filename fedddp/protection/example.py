@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..aggregation import CountTally, Pipeline
 from ..clients import Trainer, choose_private
+from ..config import Config
+from ..data import ClientData, Examples
 from ..privacy import Budget, ExampleBudget, Limits, Randomness, SpendFile
 from ..safeguards import example_level_work
+from ..tasks import Task
 from .plain import Plain
 
 
@@ -19,13 +24,17 @@ class Private(Plain):
 
     def _randomness(self, purpose: str, *path: int) -> Randomness:
         """This rank's own, which nobody else can predict; where it is seeded, a function of the seed and ``path``."""
-        if self._keys.randomness == "seeded":
-            return Randomness.seeded(self._p.config.run.seed, purpose, *path)
-        return Randomness.secret()
+        return _randomness(self._p.config, purpose, *path)
 
     def _limits(self, spend_file: SpendFile | None) -> Limits:
         keys = self._keys
         return Limits(self.sigma, keys.delta, keys.target_epsilon, keys.accountant, spend_file)
+
+
+def _randomness(config: Config, purpose: str, *path: int) -> Randomness:
+    if config.privacy.randomness == "seeded":
+        return Randomness.seeded(config.run.seed, purpose, *path)
+    return Randomness.secret()
 
 
 class ExamplePrivacy(Private):
@@ -35,10 +44,14 @@ class ExamplePrivacy(Private):
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)
         return ExampleBudget(rate, steps, self._limits(spend_file))
 
-    def trainer(self) -> tuple[Trainer, str]:
-        p, randomness = self._p, self._randomness("example level")
-        how = {**self._how(), "clip": self._keys.clip, "noise_multiplier": self.sigma}
-        return choose_private(p.task, p.data, p.config.client.optimizer, p.test, randomness, **how)
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """See `Plain.trainer`."""
+        keys, randomness = config.privacy, _randomness(config, "example level")
+        private = {"clip": keys.clip, "noise_multiplier": keys.noise_multiplier}
+        return choose_private(task, data, config.client.optimizer, examples, randomness, **how, **private)
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), CountTally)

@@ -25,12 +25,16 @@ from ..algorithms import LAST, Algorithm, ClientMomentum, LastMean
 from ..clients import ClientStore, Trainer, choose
 from ..comm import Comm, CommError
 from ..compression import Setting
-from ..preparation import Prepared
+from ..config import Config
+from ..data import ClientData, Examples
+from ..flat import FlatSpec
 from ..privacy import Budget, NoBudget, SpendFile
 from ..robustness import adversary, needs_single_updates
 from ..safeguards import cohort_size, heaviest
 from ..sampling import Sampler, UniformSampler
 from ..secure import HelloError, Roster, SecureExchange, identity_of
+from ..setup.prepared import Prepared
+from ..tasks import Task
 
 
 class Plain:
@@ -65,31 +69,15 @@ class Plain:
     def budget(self, spend_file: SpendFile | None) -> Budget:
         return NoBudget()
 
-    def trainer(self) -> tuple[Trainer, str]:
-        """How this rank trains its clients, and why so."""
-        p = self._p
-        return choose(p.task, p.data, p.config.client.optimizer, p.test, **self._how())
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """How a rank trains its clients, and why so; tried on some ``examples``. Raises ValueError, in one line."""
+        return choose(task, data, config.client.optimizer, examples, **how)
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
-
-    def _how(self) -> dict[str, Any]:
-        client, p = self._p.config.client, self._p
-        return {
-            "name": client.execution.name,
-            "width": client.execution.width,
-            "device": p.device,
-            "dtype": p.spec.dtype,
-            "autocast": client.precision == "bfloat16",
-            "local_epochs": client.local_epochs,
-            "local_steps": client.local_steps,
-            "stragglers": client.stragglers,
-            "batch_size": client.batch_size,
-            "smallest_batch": p.smallest_batch,
-            "clip_norm": client.clip_norm,
-            "schedule": client.schedule,
-            "seed": p.config.run.seed,
-        }
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
         layout, sizes = self.algorithm.vectors(self._p.spec.dim), self._p.data.sizes
@@ -123,6 +111,26 @@ class Plain:
         exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
         bits = self._keys.secure_aggregation.bits
         return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
+
+
+def trained_how(config: Config, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
+    """The keywords of a trainer; ``smallest``: see `smallest_batch`."""
+    client = config.client
+    return {
+        "name": client.execution.name,
+        "width": client.execution.width,
+        "device": device,
+        "dtype": spec.dtype,
+        "autocast": client.precision == "bfloat16",
+        "local_epochs": client.local_epochs,
+        "local_steps": client.local_steps,
+        "stragglers": client.stragglers,
+        "batch_size": client.batch_size,
+        "smallest_batch": smallest,
+        "clip_norm": client.clip_norm,
+        "schedule": client.schedule,
+        "seed": config.run.seed,
+    }
 
 
 def masked(p: Prepared, comm: Comm) -> Exchange:

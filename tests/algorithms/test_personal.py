@@ -274,7 +274,10 @@ def test_layers_by_class():
     ("algorithm", "told"),
     [
         (Personal(private=("conv*",)), "algorithm.private=['conv*']: 'conv*' matches nothing of 1.weight, 1.bias, "),
-        (FedBN(), "algorithm.private=['@*Norm*']: '@*Norm*' matches nothing of 1.weight"),
+        (
+            FedBN(),
+            "algorithm.name='fedbn': each client keeps the normalisation layers, and the model has none (1.weight, ",
+        ),
         (FedPer(head=3), "algorithm.head=3: the model has 3 layers (1, 3, 5) and one at least must be shared"),
         (Personal(private=("*",)), "algorithm.private=['*']: leaves nothing that is trained together; name fewer"),
         (Personal(private=("1.*",), frozen=("*.bias",)), "algorithm.frozen=['*.bias']: some of these are private too"),

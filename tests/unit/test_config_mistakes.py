@@ -101,7 +101,6 @@ NOT_WRITABLE = {
     "sys": ("/sys/x/y", "trial"),
     "under a device": ("/dev/null/runs", "trial"),
     "under a file": ("{tmp}/file/runs", "trial"),
-    "a name of 300 letters": ("{tmp}/runs", 300 * "n"),
     "a folder of 300 letters": ("{tmp}/" + 300 * "d" + "/runs", "trial"),
 }
 

@@ -38,6 +38,7 @@ FLOORS = [
         "resumption",
         "robustness",
         "safeguards",
+        "setup",
         "smallest_batch",
     ],
     ["train", "show", "plot", "doctor", "demo", "data.split", "generate", "tune", "api", "trained", "sweep"],

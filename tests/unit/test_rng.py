@@ -1,5 +1,7 @@
 """fedddp.rng: randomness derived from (seed, purpose, path)."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +53,27 @@ def test_global_seed_seeds_inside_the_block_only():
         assert torch.equal(torch.rand(3), first)
     with global_seed(0, "x", 2):
         assert not torch.equal(torch.rand(3), first)
+
+
+def test_global_seed_covers_numpy_and_python():
+    def drawn():
+        return np.random.random(), random.random(), float(torch.rand(1))
+
+    with global_seed(0, "x", 1):
+        first = drawn()
+    between = drawn()
+    with global_seed(0, "x", 1):
+        assert drawn() == first
+    assert drawn() != between
+    with global_seed(0, "x", 2):
+        assert all(one != other for one, other in zip(drawn(), first, strict=True))
+
+
+def test_global_seed_draws_what_torch_draws_from_that_seed():
+    """Bits of runs of before stay."""
+    with global_seed(3, "model"):
+        inside = torch.randn(4)
+    assert torch.equal(inside, torch.randn(4, generator=generator(3, "model")))
 
 
 def test_global_seed_restores_after_an_exception():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data import ClientData, Examples
+from ...data import ClientData, Examples, Normalizer
 from ...optim import Optimizer
 from ...tasks import Task
 from .ghost import GhostExamples
@@ -54,8 +54,9 @@ def choose_private(
     """
     module = task.model(how["seed"]).to(device, torch.float64)
     refuse_mixing(module)
-    x = examples.x[:6].to(device, torch.float64).div(255 if examples.x.dtype == torch.uint8 else 1).sub_(0.3)
-    few = Examples(x, examples.y[:6].to(device))
+    rows = torch.arange(6) % len(examples)
+    normalize = Normalizer((0.3,), (1.0,), torch.float64, device)
+    few = Examples(normalize(examples.x[rows].to(device)), examples.y[rows].to(device))
     _refuse_mixing_seen(module, few.x)
     build: Build = partial(VmappedExamples, autocast=autocast)
     told, reason = VMAP, ""
@@ -71,7 +72,10 @@ def choose_private(
         try:
             _sums(VmappedExamples(task.model(how["seed"]).double(), device), task, few, how["seed"])
         except Exception as error:
-            raise ValueError(f"per-example gradients of this model fail: {_first_line(error)}") from error
+            raise ValueError(
+                f"per-example gradients of this model fail ({_first_line(error)}); use layers that torch.func.vmap "
+                "knows (no recurrent ones), or privacy.level=client"
+            ) from error
     oracle = build(task.model(how["seed"]).to(dtype), device)
     if name == "sequential":
         width = 1
@@ -92,7 +96,7 @@ def _refuse_mixing_seen(module: nn.Module, x: Tensor) -> None:
     if not torch.allclose(together, alone, rtol=1e-9, atol=1e-11):
         raise ValueError(
             "an example's outputs depend on the others in its batch, or on random numbers (dropout): there is no "
-            "gradient of it alone to clip"
+            "gradient of it alone to clip; leave dropout out, or use privacy.level=client"
         )
 
 
@@ -107,7 +111,7 @@ def _try_out(build: Build, task: Task, few: Examples, seed: int, device: torch.d
 def _sums(oracle: ClippedSums, task: Task, few: Examples, seed: int) -> tuple[Tensor, Tensor]:
     """The sums [2, P] and norms of two clients with other weights and batches of 3 and 1, about half of it clipped."""
     half = len(few) // 2
-    w = task.initial_params(seed).to(few.x)
+    w = task.initial_params(seed).to(few.x.device, torch.float64)
     w = torch.stack([w, 0.9 * w])
     g = torch.full_like(w[:, : oracle.spec.num_trainable], torch.nan)
     oracle.collect(w, g)

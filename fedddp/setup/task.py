@@ -1,0 +1,100 @@
+"""The task of a run, from the sections task, loss and model, and what other sections ask of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..config import Config, UsageError, to_dict
+from ..data import Dataset, Normalizer
+from ..flat import cast
+from ..losses import check as check_loss
+from ..tasks import Task
+from ..weights import started_from
+
+
+def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:
+    """The task ``given``, or else the one that the configuration describes, on ``dataset``.
+
+    Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
+    """
+    if given:
+        return _sized(config, given, dataset)
+    task = _sized(config, _described(config, dataset), dataset)
+    return dataclasses.replace(task, make_model=started_from(config.model, task.make_model))
+
+
+def check_task(config: Config, task: Task) -> None:
+    """Whether the task has what other sections rely on. Raises UsageError."""
+    if task.classifies:
+        return
+    name = to_dict(config)["task"]["name"]
+    if config.evaluate.target_accuracy is not None:
+        target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
+        raise UsageError(f"{target}: task.name={name!r} has no accuracy; write evaluate.target_accuracy=off")
+    if config.evaluate.personal_every:
+        raise UsageError(
+            f"evaluate.personal_every={config.evaluate.personal_every}: task.name={name!r} has no accuracy; use "
+            "personal_every=0"
+        )
+    if getattr(config.algorithm, "contrasts", False):
+        raise UsageError(
+            f"algorithm.name={to_dict(config)['algorithm']['name']!r}: compares features of a classifier, which "
+            f"task.name={name!r} has not; use fedavg or fedprox"
+        )
+    if config.privacy.level == "example":
+        raise UsageError(
+            f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "
+            "use level client"
+        )
+
+
+def _described(config: Config, dataset: Dataset) -> Task:
+    shape, num_classes = tuple(dataset.train.x.shape[1:]), dataset.num_classes
+    dtype = torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
+    table = to_dict(config)
+    try:
+        check_loss(config.loss, num_classes)
+        task = config.task.build(lambda: cast(config.model.build(shape, num_classes), dtype), config.loss, dataset)
+    except ValueError as error:
+        raise UsageError(f"loss.name={table['loss']['name']!r}: {error}") from error
+    return task
+
+
+def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
+    """``task`` with a model whose lazy layers know their sizes, from one training example, wherever it is built."""
+    name, seed = to_dict(config)["model"]["name"], config.run.seed
+    try:
+        tensors = _tensors(task.model(seed))
+        if not any(map(is_lazy, tensors)):
+            return task
+        dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        normalize = Normalizer(dataset.mean, dataset.std, dtype, torch.device("cpu"))
+        x, y, make = normalize(dataset.train.x[:1]), dataset.train.y[:1], task.make_model
+
+        def complete() -> nn.Module:
+            module = make()
+            with torch.no_grad():
+                task.outputs(module.eval(), x, y)
+            return module.train()
+
+        task = dataclasses.replace(task, make_model=complete)
+        left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
+    except Exception as error:
+        raise UsageError(f"model.name={name!r}: {reason(error)}") from error
+    if left:
+        raise UsageError(f"model.name={name!r}: one example gives {left[0]} no size; give it its size yourself")
+    return task
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def reason(error: Exception) -> str:
+    """The kind and the first line of what went wrong."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {text}"
