@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .aggregation.ring import fraction_bits
+from .algorithms import AdaptiveClip
 from .clients import private_steps, sampling_rate
 from .compression import NoCompression
 from .config import Config, UsageError, to_dict
@@ -129,10 +131,30 @@ def example_level_work(config: Config, sizes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(rate, dtype=torch.float64), torch.tensor(steps)
 
 
-def largest_entry(config: Config) -> float:
-    """No entry of a client's clipped update is larger, nor the bit that adaptive clipping adds."""
-    keys = config.privacy
-    return max(0.5, keys.secure_aggregation.bound if keys.adaptive_clip.enabled else keys.clip)
+def following(config: Config, ranks: int) -> AdaptiveClip | None:
+    """How the clip of client-level privacy follows the updates' norms, and between which bounds; None if it is fixed.
+
+    It may be as large as `secure_aggregation.bound`, for which the ring has room, and as small as leaves each of the
+    ``ranks`` `LEAST_SHARE` of the noise, or 2^-20 of the largest. Raises ValueError where the ring has no room.
+    """
+    keys, sigma = config.privacy, config.privacy.noise_multiplier
+    adaptive, largest = keys.adaptive_clip, keys.secure_aggregation.bound
+    if not adaptive.enabled:
+        return None
+    expected = float(cohort_size(config))
+    follow = AdaptiveClip(adaptive.quantile, adaptive.lr, expected, largest, smallest=largest * 2.0**-20)
+    if not sigma:
+        return follow
+    f = _fraction_bits(config, client_ring(config, follow))
+    return replace(follow, smallest=max(follow.smallest, LEAST_SHARE * math.sqrt(ranks) / (sigma * 2.0**f)))
+
+
+def client_ring(config: Config, follow: AdaptiveClip | None) -> tuple[float, float, float]:
+    """The largest entry of a clipped update, the weight of all clients, and a bound of the noise in their sum."""
+    keys, sigma = config.privacy, config.privacy.noise_multiplier or 0.0
+    noise = follow.largest_noise(sigma) if follow else sigma * keys.clip
+    entry = max(0.5, follow.largest if follow else keys.clip)  # adaptive clipping adds a bit of 1/2
+    return entry, float(config.data.partition.num_clients), NOISE_BEYOND * noise
 
 
 def _uncounted(config: Config) -> str | None:
@@ -216,21 +238,44 @@ def _participations(config: Config) -> Tensor:
 
 def _check_ring(config: Config, place: Place, sizes: Tensor) -> None:
     """Whether the largest sum fits into the ring of integers, and every rank's share of the noise fills it."""
-    keys, bound, noise = config.privacy, config.privacy.secure_aggregation.bound, 0.0
-    weight = heaviest(sizes, cohort_size(config))
-    if keys.level == "client":
-        bound, weight = largest_entry(config), float(len(sizes))
-        noise = NOISE_BEYOND * max(1.2 * (keys.noise_multiplier or 0.0) * bound, len(sizes) / 20)
-    elif not keys.secure_aggregation.enabled:
-        return
+    keys, follow = config.privacy, None
+    room = keys.secure_aggregation.bound, heaviest(sizes, cohort_size(config)), 0.0
+    fixed = keys.level == "client" and not keys.adaptive_clip.enabled
+    limit = f"clip={keys.clip:g}" if fixed else f"secure_aggregation.bound={room[0]:g}"
     try:
-        f = fraction_bits(bound, weight, keys.secure_aggregation.bits, noise)
+        if keys.level == "client":
+            follow = following(config, place.world_size)
+            room = client_ring(config, follow)
+        elif not keys.secure_aggregation.enabled:
+            return
+        f = _fraction_bits(config, room)
     except ValueError as error:
-        raise UsageError(f"privacy.secure_aggregation.bound={bound:g}: {error}") from None
-    sigma = keys.noise_multiplier or 0.0
-    share = sigma * keys.clip * 2.0**f / math.sqrt(place.world_size)
-    if keys.level == "client" and sigma and share < LEAST_SHARE:
+        raise UsageError(f"privacy.{limit}: {error}") from None
+    if keys.level == "client":
+        _check_clip(config, place.world_size, follow, f)
+
+
+def _check_clip(config: Config, ranks: int, follow: AdaptiveClip | None, f: int) -> None:
+    """Whether the clip, which an adaptive one starts at, is one that may be, with noise enough for ``f`` bits."""
+    keys, sigma = config.privacy, config.privacy.noise_multiplier or 0.0
+    if follow and keys.clip > follow.largest:
+        raise UsageError(
+            f"privacy.clip={keys.clip:g}: an adaptive clip may be {follow.largest:g} at most, which is "
+            f"privacy.secure_aggregation.bound; raise the bound to {keys.clip:g} or more, or start with a smaller clip"
+        )
+    share = sigma * keys.clip * 2.0**f / math.sqrt(ranks)
+    if sigma and share < LEAST_SHARE:
         raise UsageError(
             f"privacy.noise_multiplier={sigma:g}: a rank's share of the noise is {share:.2g} units of the ring, too "
             "few for its sum to be as good as one draw; use more noise, 64 bits, or fewer ranks"
         )
+    if follow and keys.clip < follow.smallest:
+        raise UsageError(
+            f"privacy.clip={keys.clip:g}: an adaptive clip may be {follow.smallest:g} at least, for a privacy."
+            f"secure_aggregation.bound of {follow.largest:g}; lower the bound, or start with a larger clip"
+        )
+
+
+def _fraction_bits(config: Config, room: tuple[float, float, float]) -> int:
+    bound, weight, noise = room
+    return fraction_bits(bound, weight, config.privacy.secure_aggregation.bits, noise)

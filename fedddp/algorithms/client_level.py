@@ -37,13 +37,14 @@ _BELOW = 1 - 2.0**-20  # scaled to this much of C: rounding to float32 cannot br
 class AdaptiveClip:
     """C_{t+1} = C_t exp(-lr (b_t - quantile)), b_t the noised share of clients whose update was not clipped.
 
-    ``expected``: n = q N, by which the sum of bits is divided. ``largest``: C is never above it, nor below 2^-20 of it.
+    ``expected``: n = q N, by which the sum of bits is divided. C is never above ``largest``, nor below ``smallest``.
     """
 
     quantile: float
     lr: float
     expected: float
     largest: float
+    smallest: float
 
     def split(self, sigma: float) -> tuple[float, float]:
         """z_delta and sigma_b, the noise of the updates (in units of C) and of the sum of bits.
@@ -57,8 +58,13 @@ class AdaptiveClip:
         bits = max(self.expected / 20, sigma)
         return (sigma**-2 - (2 * bits) ** -2) ** -0.5, bits
 
+    def largest_noise(self, sigma: float) -> float:
+        """No round's noise has a larger standard deviation, in updates or bits."""
+        update, bit = self.split(sigma)
+        return max(update * self.largest, bit)
+
     def bounded(self, clip: float) -> float:
-        return min(max(clip, self.largest * 2.0**-20), self.largest)
+        return min(max(clip, self.smallest), self.largest)
 
     def after(self, clip: float, share: float) -> float:
         """The next C, after a round in which a ``share`` of the clients was not clipped."""
@@ -71,7 +77,7 @@ class ClientLevel(Around):
 
     What is private is what the server gets, hence the model and all that follows from it; what ``inner`` keeps on a
     client stays there. Its ``server_update`` is not told who took part: the cohort it gets is empty. Raises ValueError
-    for a clip that is not positive and for negative noise.
+    for a clip that is not positive, for one outside the bounds of ``adaptive``, and for negative noise.
     """
 
     clip: float
@@ -81,6 +87,9 @@ class ClientLevel(Around):
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 <= self.noise_multiplier < math.inf):
             raise ValueError(f"cannot clip to {self.clip:g} with noise {self.noise_multiplier:g}")
+        if self.adaptive and not self.adaptive.smallest <= self.clip <= self.adaptive.largest:
+            bounds = f"{self.adaptive.smallest:g} and {self.adaptive.largest:g}"
+            raise ValueError(f"cannot clip to {self.clip:g}: an adaptive clip lies between {bounds}")
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {**self.inner.vectors(dim), **({BIT: 1} if self.adaptive else {})}
@@ -98,14 +107,12 @@ class ClientLevel(Around):
     @property
     def largest_noise_std(self) -> float:
         """No round's noise has a larger standard deviation, in any vector."""
-        if self.adaptive is None:
-            return self.noise_multiplier * self.clip
-        update, bit = self.adaptive.split(self.noise_multiplier)
-        return max(update * self.adaptive.largest, bit)
+        sigma = self.noise_multiplier
+        return self.adaptive.largest_noise(sigma) if self.adaptive else sigma * self.clip
 
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         server = self.inner.init_server(w, num_trainable)
-        return self._wrapped(server, self.adaptive.bounded(self.clip)) if self.adaptive else server
+        return self._wrapped(server, self.clip) if self.adaptive else server
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

@@ -164,7 +164,11 @@ class Checkpoint(Section):
 class SecureAggregation(Section):
     enabled: bool = Field(default=False, description="mask what each rank sends; only the sum of all can be read")
     bits: Literal[64, 32] = Field(default=64, description="of the ring; 32 is half the bytes and coarser")
-    bound: float = Field(default=8.0, gt=0, description="largest magnitude of an update's entry that the ring takes")
+    bound: float = Field(
+        default=8.0,
+        gt=0,
+        description="largest magnitude of an update's entry that the ring takes; largest adaptive clip",
+    )
     roster: str = Field(
         default="", description="file of every rank's public key; empty = keys made at start, not authenticated"
     )
@@ -172,7 +176,10 @@ class SecureAggregation(Section):
 
 
 class AdaptiveClip(Section):
-    enabled: bool = Field(default=False, description="clip at a quantile of the updates' norms, found privately")
+    enabled: bool = Field(
+        default=False,
+        description="clip at a quantile of the updates' norms, found privately; at most secure_aggregation.bound",
+    )
     quantile: float = Field(default=0.5, gt=0, lt=1, description="share of the clients that is not clipped")
     lr: float = Field(default=0.2, gt=0, description="how fast the clip follows; 0.2 as in the paper")
 

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property
 
 import torch
 
 from ..aggregation import Pipeline, SilentTally
-from ..algorithms import AdaptiveClip, Algorithm, ClientLevel
+from ..algorithms import Algorithm, ClientLevel
 from ..privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendFile, discrete_gaussian
-from ..safeguards import NOISE_BEYOND, cohort_size, largest_entry
+from ..safeguards import client_ring, cohort_size, following
 from ..sampling import Sampler, home_rank
 from ..secure import quorum
 from ..types import ServerState
 from .example import Private
 
+log = logging.getLogger("fedddp")
+
 
 class ClientPrivacy(Private):
     """DP-FedAvg: clipped updates of Poisson cohorts; the ranks add the noise together, each a share, in the ring."""
 
+    _said = False
+
     @cached_property
     def algorithm(self) -> Algorithm:
-        keys = self._keys
-        adaptive, largest = keys.adaptive_clip, largest_entry(self._p.config)
-        follow = AdaptiveClip(adaptive.quantile, adaptive.lr, self._expected, largest) if adaptive.enabled else None
-        return ClientLevel(self._configured, keys.clip, self.sigma, follow)
+        follow = following(self._p.config, self._comm.world_size)
+        return ClientLevel(self._configured, self._keys.clip, self.sigma, follow)
 
     @property
     def _rate(self) -> float:
@@ -53,16 +56,34 @@ class ClientPrivacy(Private):
         noise = self._randomness("noise", self._comm.rank)
         algorithm, dim, ranks = self.algorithm, self._p.spec.dim, self._comm.world_size
         assert isinstance(algorithm, ClientLevel)
-        ring = self._ring(
-            largest_entry(self._p.config),
-            float(self._p.data.num_clients),
-            noise_bound=NOISE_BEYOND * algorithm.largest_noise_std,
-            shares=quorum(ranks) if self._masked else ranks,
-        )
+        bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
+        shares = quorum(ranks) if self._masked else ranks
+        ring = self._ring(bound, weight, noise_bound=noise_bound, shares=shares)
 
         def perturb(server: ServerState) -> None:
+            self._say_if_at_bound(algorithm, server)
             stds, stream = algorithm.noise_std(server), noise.child("round", server.round)
             layout = [(length, stds[name]) for name, length in algorithm.vectors(dim).items()]
             ring.perturb(layout, lambda n, std: discrete_gaussian(n, std, stream))
 
         return self._pipeline(ring, SilentTally, denominator=self._expected, perturb=perturb)
+
+    def _say_if_at_bound(self, algorithm: ClientLevel, server: ServerState) -> None:
+        """Warn, once, that an adaptive clip cannot follow the updates' norms any further."""
+        clip, adaptive = algorithm.current_clip(server), algorithm.adaptive
+        if self._said or self._comm.rank or not server.round or adaptive is None:
+            return
+        if adaptive.smallest < clip < adaptive.largest:
+            return
+        self._said = True
+        upper = clip >= adaptive.largest
+        log.warning(
+            "round %d: the adaptive clip is at %g, the %s that it may be: it does not follow the norms of updates any "
+            "further; %s privacy.secure_aggregation.bound=%g%s",
+            server.round + 1,
+            clip,
+            "largest" if upper else "smallest",
+            "raise" if upper else "lower",
+            adaptive.largest,
+            "" if upper else ", or use more noise, 64 bits, or fewer ranks",
+        )

@@ -15,6 +15,7 @@ from fedddp.algorithms.client_level import BIT, CLIP, AdaptiveClip, ClientLevel,
 from fedddp.comm import Comm
 from fedddp.federation import federate
 from fedddp.optim import SGD
+from fedddp.safeguards import LEAST_SHARE
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
 
 SIZES = (3, 9, 4, 6)
@@ -85,7 +86,7 @@ def test_no_rounding_brings_a_norm_above_the_clip(dtype):
 def test_the_ring_takes_whatever_is_clipped_and_refuses_what_is_not_finite(logged):  # noqa: F811
     clip, delta = 0.3, torch.zeros(4, 6)
     delta[:, 2] = torch.tensor([1.0, -7.7, math.inf, 0.1])
-    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(0.5, 0.2, 4.0, clip))
+    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(0.5, 0.2, 4.0, clip, 0.01))
     comm = Comm.alone()
     ring = RingSum(in_the_clear(comm), "cpu", bound=0.5, total_weight=4)
     pipeline = Pipeline(algorithm.vectors(6), ring, torch.tensor(SIZES), comm, denominator=4.0)
@@ -93,9 +94,9 @@ def test_the_ring_takes_whatever_is_clipped_and_refuses_what_is_not_finite(logge
     inbox = pipeline.open(Cohort(0, (0, 1, 2, 3), 4), server)
     update, _, result = algorithm.client_update(server, {}, Moves(delta))
     assert inbox.add((0, 1, 2, 3), update, result) == [0, 1, 3]
+    mean, _ = inbox.mean()
     assert len(logged) == 1
     assert "client 2" in logged[0]
-    mean, _ = inbox.mean()
     assert float(mean.vectors["delta"][2]) == pytest.approx((0.3 - 0.3 + 0.1) / 4, abs=1e-6)
     assert float(mean.vectors[BIT]) == (-0.5 - 0.5 + 0.5) / 4
 
@@ -121,7 +122,7 @@ def test_without_noise_and_under_a_huge_clip_it_is_fedavg_with_uniform_weights(t
 
 def test_the_inner_algorithm_sees_neither_the_wrappers_keys_nor_who_took_part():
     inner = TwoVectors(server_optimizer=SGD(lr=1.0, momentum=0.9))
-    algorithm = ClientLevel(inner, 1.0, 1.0, AdaptiveClip(0.5, 0.2, 4, 8))
+    algorithm = ClientLevel(inner, 1.0, 1.0, AdaptiveClip(0.5, 0.2, 4, 8, 0.01))
     server = algorithm.init_server(torch.zeros(6), 6)
     own = set(server.extra) - {CLIP}
     assert len(own) == 1
@@ -142,7 +143,7 @@ def test_the_noise_of_the_sum():
     server = ServerState(torch.zeros(6), 6)
     assert ClientLevel(TwoVectors(), 0.3, 2.0).noise_std(server) == {"delta": 0.6, "control": 0.6}
     assert ClientLevel(TwoVectors(), 0.3, 2.0).largest_noise_std == 0.6
-    adaptive = ClientLevel(FedAvg(), 0.3, 1.0, AdaptiveClip(0.5, 0.2, expected=100, largest=8))
+    adaptive = ClientLevel(FedAvg(), 0.3, 1.0, AdaptiveClip(0.5, 0.2, expected=100, largest=8, smallest=0.01))
     stds = adaptive.noise_std(replace(server, extra={CLIP: torch.tensor([0.5])}))
     assert stds == {"delta": pytest.approx(0.5 * 1.005037815, rel=1e-9), BIT: 5.0}  # Andrew et al. 2021
     assert adaptive.largest_noise_std == pytest.approx(8 * 1.005037815)
@@ -153,7 +154,7 @@ def test_the_noise_of_the_sum():
 @pytest.mark.parametrize(("sigma", "expected"), [(1, 100), (1, 2), (4, 3), (0.5, 1000), (30, 10)])
 def test_clip_and_bit_together_cost_what_one_sigma_costs(sigma, expected):
     """Two Gaussian mechanisms of sensitivity 1 and 1/2 side by side have 1/sigma^2 = 1/z^2 + 1/(2 s)^2."""
-    z, s = AdaptiveClip(0.5, 0.2, expected, 8).split(sigma)
+    z, s = AdaptiveClip(0.5, 0.2, expected, 8, 0.01).split(sigma)
     assert 1 / z**2 + (0.5 / s) ** 2 == pytest.approx(1 / sigma**2)
     assert sigma <= z <= 1.1548 * sigma
     assert s >= expected / 20
@@ -164,7 +165,7 @@ def test_clip_and_bit_together_cost_what_one_sigma_costs(sigma, expected):
 def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
     """200 clients whose norms are exp(normal): their quantile is exp(Phi^-1(quantile)). The bits are noised."""
     n, lengths = 200, normal(200, 1, dtype=torch.float64).exp()
-    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(quantile, 0.2, n, 8.0))
+    algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(quantile, 0.2, n, 8.0, 0.001))
     server = algorithm.init_server(torch.zeros(4, dtype=torch.float64), 4)
     moves = Moves(lengths * torch.tensor([[0.0, 0.6, 0.8, 0.0]], dtype=torch.float64))
     noise = normal(120, seed=5, dtype=torch.float64)
@@ -180,14 +181,60 @@ def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
     assert float(late) == pytest.approx(float(lengths.quantile(quantile)), rel=0.05)
 
 
-def test_the_clip_stays_within_its_bounds():
-    adaptive = AdaptiveClip(0.5, 0.2, 10, 8.0)
-    assert ClientLevel(FedAvg(), 20.0, 1.0, adaptive).init_server(torch.zeros(3), 3).extra[CLIP].tolist() == [8.0]
+def test_the_clip_stays_within_its_bounds_and_starts_there():
+    adaptive = AdaptiveClip(0.5, 0.2, 10, 8.0, 0.25)
+    for clip in (0.25, 1.0, 8.0):
+        assert ClientLevel(FedAvg(), clip, 1.0, adaptive).init_server(torch.zeros(3), 3).extra[CLIP].tolist() == [clip]
+    for clip in (0.2499, 8.01, 20.0):
+        with pytest.raises(ValueError, match=r"lies between 0\.25 and 8"):
+            ClientLevel(FedAvg(), clip, 1.0, adaptive)
     up = down = 1.0
     for _ in range(400):
         up, down = adaptive.after(up, 0.0), adaptive.after(down, 1.0)
-    assert up == 8.0
-    assert down == 8.0 * 2**-20
+    assert (down, up) == (0.25, 8.0)
+
+
+def private(folder, rounds=6, bits=64, bound=8.0, clip=1.0, lr=0.1, sigma=0.5, **adaptive):
+    return assemble(
+        folder,
+        few_digits(sum(SIZES)),
+        SIZES,
+        model=MODEL["model"],
+        client={"optimizer": {"lr": lr}},
+        run={"rounds": rounds},
+        privacy={
+            "level": "client",
+            "noise_multiplier": sigma,
+            "clip": clip,
+            "randomness": "seeded",
+            "adaptive_clip": {"enabled": True, "lr": 2.0, **adaptive},
+            "secure_aggregation": {"bound": bound, "bits": bits},
+        },
+    )
+
+
+@pytest.mark.parametrize(("bound", "which"), [(0.0625, "largest"), (0.09, "largest")])
+def test_a_clip_that_cannot_follow_any_further_is_said_once(tmp_path, logged, bound, which):  # noqa: F811
+    f, server = private(tmp_path, bound=bound, clip=bound, quantile=0.9, lr=5.0)
+    after = federate(f, server)
+    assert f.algorithm.current_clip(after) == bound
+    told = [line for line in logged if f"the {which} that it may be" in line]
+    assert len(told) == 1
+    assert f"privacy.secure_aggregation.bound={bound:g}" in told[0]
+    assert "lr" not in told[0]
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_smallest_clip_leaves_noise_enough_for_the_ring(tmp_path, logged, bits):  # noqa: F811
+    """Updates are all but zero: the clip falls as far as it may, and every rank's share of the noise stays good."""
+    f, server = private(tmp_path, 60, bits=bits, lr=1e-12, sigma=0.003)
+    adaptive, ring = f.algorithm.adaptive, f.pipeline.reduce
+    after = federate(f, server)
+    clip = f.algorithm.current_clip(after)
+    assert clip == adaptive.smallest
+    assert (clip > 8 * 2**-20) == (bits == 32)
+    assert f.algorithm.noise_std(after)["delta"] * 2.0**ring.fraction_bits >= LEAST_SHARE
+    assert len([line for line in logged if "the smallest that it may be" in line]) == 1
 
 
 def test_what_is_too_long_to_be_scaled_becomes_nan_and_what_is_not_is_clipped():

@@ -36,6 +36,53 @@ def checked(module=None, place=PLACE, **privacy):
         ({"secure_aggregation": {"roster": "r.toml", "key": "k"}}, ["roster='r.toml'", "unmasked", "enabled=true"]),
         ({"secure_aggregation": {"key": "k"}}, ["key='k'", "unmasked", "enabled=true"]),
         ({"level": "client", "noise_multiplier": 1e-12}, ["noise_multiplier=1e-12", "a rank's share"]),
+        (
+            {"level": "client", "noise_multiplier": 1.0, "clip": 20.0, "adaptive_clip": {"enabled": True}},
+            ["privacy.clip=20", "8 at most", "privacy.secure_aggregation.bound", "raise the bound to 20"],
+        ),
+        (
+            {
+                "level": "client",
+                "noise_multiplier": 1.0,
+                "clip": 8.01,
+                "adaptive_clip": {"enabled": True},
+                "secure_aggregation": {"enabled": True},
+            },
+            ["privacy.clip=8.01", "8 at most"],
+        ),
+        (
+            {
+                "level": "client",
+                "noise_multiplier": 0.0,
+                "clip": 1e-7,
+                "delta": 0.1,
+                "adaptive_clip": {"enabled": True},
+            },
+            ["privacy.clip=1e-07", "7.62939e-06 at least"],
+        ),
+        (
+            {
+                "level": "client",
+                "noise_multiplier": 1e-3,
+                "clip": 1e-6,
+                "adaptive_clip": {"enabled": True},
+                "secure_aggregation": {"bits": 32, "bound": 0.9},
+            },
+            ["noise_multiplier=0.001", "a rank's share"],
+        ),
+        (
+            {"level": "client", "noise_multiplier": 1.0, "clip": 1e9, "secure_aggregation": {"bits": 32}},
+            ["privacy.clip=1e+09", "32 bits"],
+        ),
+        (
+            {
+                "level": "client",
+                "noise_multiplier": 1.0,
+                "adaptive_clip": {"enabled": True},
+                "secure_aggregation": {"bits": 32, "bound": 1e9},
+            },
+            ["privacy.secure_aggregation.bound=1e+09", "32 bits"],
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused_in_one_line(privacy, words):
