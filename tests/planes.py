@@ -50,7 +50,8 @@ def planes(folder, parts=None, **sections):
     examples = Examples(x, torch.zeros(len(x), dtype=torch.long))
     dataset = Dataset(examples, examples, num_classes=1, mean=(0.0,), std=(1.0,))
     sections = {"model": ImportedModule("tests:Plane", Plane), "client": WHOLE} | sections
-    task = LeastSquares(lambda: Plane().double(), 1)
+    dtype = torch.float64 if sections["client"]["precision"] == "float64" else torch.float32
+    task = LeastSquares(lambda: Plane().to(dtype), 1)
     return assemble(folder, dataset, [len(p) for p in parts], task=task, **sections)
 
 

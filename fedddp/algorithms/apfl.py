@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..optim import Optimizer
+from ..optim import Optimizer, OptimizerState
 from ..types import ClientState, Delivery, LocalResult, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
@@ -23,13 +23,14 @@ class APFL(FedAvg):
         v_k     <- v_k - eta alpha_k grad f_k(vbar_k)
         alpha_k <- alpha_k - eta_alpha <v_k - w, grad f_k(vbar_k)>, once a round, on its first batch; kept in [0, 1]
 
-    beside federated averaging of w. What is trained here is vbar_k itself, whose step is alpha_k^2 grad f_k(vbar_k).
+    beside federated averaging of w. What is trained is vbar_k; the client optimizer moves v_k, on the gradient
+    alpha_k grad f_k(vbar_k), and vbar_k follows (`_Mixture`).
     Symbols: v_k = client["v"], alpha_k = client["alpha"], w = server.w, eta_alpha = alpha_lr.
 
     Differences from Algorithm 1. The w in the mixture is w_t during all of a round's steps; there it is client k's own
     w_k^(t, step), which moves along with v_k. Both are the same for one local step, and differ by O(eta) per step
-    beyond. alpha_k changes after the round's steps, from its first gradient, not before them. Weight decay acts on
-    vbar_k; an adaptive client optimizer takes out the factor alpha_k^2. Before client k first takes part, v_k is w_t.
+    beyond. alpha_k changes after the round's steps, from its first gradient, not before them. Before client k first
+    takes part, v_k is w_t. Weight decay acts on v_k; an adaptive client optimizer takes out the factor alpha_k.
     The buffers of vbar_k (BatchNorm statistics) are the client's own: a mixture of variances could be negative.
     """
 
@@ -55,19 +56,43 @@ class APFL(FedAvg):
         def correct(g: Tensor, vbar: Tensor) -> Tensor:
             if not slope:  # the first batch, at vbar_k as the round finds it
                 slope.append((apart * g).sum(dim=1, keepdim=True))
-            return alpha.square() * g
+            return alpha * g
 
-        mixed = local.train(self.personal_params(server, client), correct)
         v = v.clone()
-        v[:, :p] += torch.where(alpha > 0, mixed.delta[:, :p] / alpha, 0.0)
+        optimizer = _Mixture(local.optimizer, v[:, :p], alpha, server.w[:p])
+        mixed = local.train(self.personal_params(server, client), correct, optimizer=optimizer)
         v[:, p:] = mixed.w[:, p:]
         alpha = (alpha - self.alpha_lr * slope[0]).clamp(0, 1) if slope else alpha
         return update, {"v": v, "alpha": alpha, "began": torch.ones_like(alpha)}, result
 
     def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
         p, v = server.num_trainable, self._own(server, client)
-        mixed = client["alpha"] * v[:, :p] + (1 - client["alpha"]) * server.w[:p]
-        return torch.cat([mixed, v[:, p:]], dim=1)
+        return torch.cat([torch.lerp(server.w[:p], v[:, :p], client["alpha"]), v[:, p:]], dim=1)
 
     def _own(self, server: ServerState, client: ClientState) -> Tensor:
         return torch.where(client["began"] > 0, client["v"], server.w)
+
+
+class _Mixture:
+    """``inner``, moving the rows of ``v [K, P]`` in place; what is trained becomes alpha_k v_k + (1 - alpha_k) w.
+
+    v_k could not be read off that mixture: a small alpha_k leaves its steps few digits, or none.
+    """
+
+    def __init__(self, inner: Optimizer, v: Tensor, alpha: Tensor, w: Tensor) -> None:
+        self._inner, self._w, self._rows, self._alphas = inner, w, list(v), list(alpha)
+
+    @property
+    def plain_lr(self) -> None:
+        return None
+
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        return self._inner.gradient_weight(steps)
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        return {**self._inner.init(self._rows), "apfl.v": self._rows, "apfl.alpha": self._alphas}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        self._inner.step_(state["apfl.v"], grads, state)
+        for p, v, alpha in zip(params, state["apfl.v"], state["apfl.alpha"], strict=True):
+            p.copy_(torch.lerp(self._w, v, alpha))

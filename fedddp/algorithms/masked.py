@@ -72,6 +72,7 @@ class Masked(Around):
         training = _OnOwnPart(self, local, own)
         update, state, result = self.inner.client_update(server, theirs, training)
         vectors = {name: self._shortened(rows, len(server.w)) for name, rows in update.vectors.items()}
+        state = {name: self._still(rows, theirs[name]) for name, rows in state.items()}
         return Update(vectors, update.weight), {**state, **training.state()}, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
@@ -101,6 +102,12 @@ class Masked(Around):
     def _shortened(self, rows: Tensor, dim: int) -> Tensor:
         length = rows.shape[1]
         return rows[:, self.shared[:length].to(rows.device)] if length in (dim, self.num_trainable) else rows
+
+    def _still(self, rows: Tensor, before: Tensor) -> Tensor:
+        """``rows``, of what ``inner`` remembers, with the entries ``before`` wherever nothing is shared."""
+        length = rows.shape[1]
+        mine = length in (len(self.private), self.num_trainable)
+        return torch.where(self.shared[:length].to(rows.device), rows, before) if mine else rows
 
     def _restored(self, vector: Tensor, length: int) -> Tensor:
         if length not in (len(self.private), self.num_trainable):
@@ -151,27 +158,29 @@ class _OnOwnPart:
     ) -> LocalResult:
         """As asked for, from ``start`` with the clients' own entries in it, as in all models that it is compared with.
 
-        ``how`` is passed on.
+        An ``optimizer`` of the algorithm's own moves shared entries only. ``how`` is passed on.
         """
-        optimizer = optimizer or self._local.optimizer
         if contrast is not None:
             models = [self._masked.with_own(w, self._own) for w in contrast.models]
             how["contrast"] = replace(contrast, models=torch.stack(models))
         if self._masked.head_epochs:
-            self._train_head(start, optimizer)
-        held = ~self._shared if self._masked.head_epochs else ~(self._shared | self._private)
-        if held.any():
-            correct, optimizer = correct or _unchanged, Held(optimizer, held)
+            self._train_head(start)
+        free = self._shared if self._masked.head_epochs else self._shared | self._private
+        mine: Optimizer = self._local.optimizer
+        if optimizer is not None or not free.all():
+            correct = correct or _unchanged  # flat vectors, for what follows
+            held = Held(mine, ~free | self._shared if optimizer else ~free)
+            mine = Aside(optimizer, self._shared, held) if optimizer else held
         begin = self._masked.with_own(start, self._own)
-        result = self._local.train(begin, self._on_shared(correct), optimizer=optimizer, **how)
+        result = self._local.train(begin, self._on_shared(correct), optimizer=mine, **how)
         if not self._masked.head_epochs:
             self._keep(begin, result)
         delta = result.delta.masked_fill(~self._masked.shared.to(result.delta.device), 0.0)
         return replace(result, start=start, delta=delta)
 
-    def _train_head(self, start: Tensor, optimizer: Optimizer) -> None:
+    def _train_head(self, start: Tensor) -> None:
         begin = self._masked.with_own(start, self._own)
-        alone = Held(optimizer, ~self._private)
+        alone = Held(self._local.optimizer, ~self._private)
         self._keep(begin, self._local.train(begin, _unchanged, epochs=self._masked.head_epochs, optimizer=alone))
 
     def _keep(self, begin: Tensor, result: LocalResult) -> None:
@@ -212,6 +221,32 @@ class Held:
 
     def _part(self, vectors: list[Tensor]) -> list[Tensor]:
         return [v.index_select(0, self._free) for v in vectors]
+
+
+class Aside:
+    """``inner``, which may have whole vectors of its own, on the entries ``shared`` (bool [P]); ``rest`` on its own."""
+
+    def __init__(self, inner: Optimizer, shared: Tensor, rest: Held) -> None:
+        self._inner, self._rest, self._apart = inner, rest, (~shared).nonzero().flatten()
+
+    @property
+    def plain_lr(self) -> None:
+        return None
+
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        return self._inner.gradient_weight(steps)
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        rest = {f"rest.{name}": vectors for name, vectors in self._rest.init(params).items()}
+        return {**self._inner.init(params), **rest}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        before = [p.index_select(0, self._apart) for p in params]
+        self._inner.step_(params, grads, state)
+        for p, kept in zip(params, before, strict=True):
+            p.index_copy_(0, self._apart, kept)
+        rest = {name.removeprefix("rest."): v for name, v in state.items() if name.startswith("rest.")}
+        self._rest.step_(params, grads, rest)
 
 
 def _unchanged(g: Tensor, w: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from planes import EPOCHS, LR, WHOLE, descend, mean, personal, planes, points, slope
+from planes import BODY, EPOCHS, LR, WHOLE, descend, mean, personal, planes, points, slope
 
 from fedddp.federation import federate
+from fedddp.optim import SGD
 
 ROUNDS = 4
 
@@ -121,3 +122,48 @@ def test_apfl_learns_to_stay_apart_where_clients_differ(tmp_path):
         federate(f, start)
         alphas.append(f.store.get((0, 1, 2))["alpha"].mean())
     assert alphas[1] > max(0.8, alphas[0] + 0.2)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("alpha", [1e-3, 1e-6])
+@pytest.mark.parametrize("optimizer", [{"lr": LR}, {"lr": LR, "momentum": 0.8}, {"name": "adam"}], ids=str)
+def test_apfl_keeps_v_to_float32s_digits_however_small_its_share(tmp_path, optimizer, alpha, width):
+    """The steps of a small alpha_k leave no trace in alpha_k v_k + (1 - alpha_k) w, and all of it in v_k."""
+    moved = {}
+    for precision in ("float32", "float64"):
+        client = {"optimizer": optimizer, "precision": precision, "execution": execution(width)}
+        f, start = planes(
+            tmp_path / precision,
+            client={**WHOLE, **client},
+            algorithm={"name": "apfl", "alpha": alpha, "alpha_lr": 0.0},
+            run={"rounds": 1},
+        )
+        federate(f, start)
+        moved[precision] = f.store.get((0, 1, 2))["v"].double() - start.w.double()
+    assert moved["float64"].abs().max() > alpha * LR / 10
+    resolution = 6e-8 * 2 * EPOCHS  # of v itself, whose entries are about 1
+    assert (moved["float32"] - moved["float64"]).abs().max() < resolution + 1e-4 * moved["float64"].abs().max()
+
+
+def execution(width):
+    return {"name": "sequential"} if width == 1 else {"name": "vectorized", "width": width}
+
+
+def test_apfl_inside_personal_moves_private_entries_as_they_would_alone(tmp_path):
+    """They take the client optimizer's own steps, momentum and decay included; v has no part in them, nor alpha."""
+    heavy = {"lr": LR, "momentum": 0.8, "weight_decay": 0.3}
+    apfl = {"name": "fedper", "inner": {"name": "apfl", "alpha": 0.0, "alpha_lr": 0.0}}
+    f, start = planes(tmp_path, client={**WHOLE, "optimizer": heavy}, algorithm=apfl, run={"rounds": 1})
+    end = federate(f, start)
+    (body, head), sgd = (start.w[:BODY], start.w[BODY:]), SGD(**heavy)
+    for part, own in zip(points(), personal(f, end), strict=True):
+        both, state = start.w.clone(), sgd.init([start.w])
+        for _ in range(EPOCHS):
+            sgd.step_([both], [slope(part, both)], state)
+        head, state = both[BODY:].clone(), sgd.init([head])  # then beside w_t, which alpha = 0 holds on to
+        for _ in range(EPOCHS):
+            sgd.step_([head], [slope(part, torch.cat([body, head]))[BODY:]], state)
+        close(own, torch.cat([end.w[:BODY], head]))
+    v = f.store.get((0, 1, 2))["v"]
+    assert torch.equal(v[:, BODY:], start.w[BODY:].expand(3, -1))
+    assert (v[:, :BODY] - start.w[:BODY]).abs().max() > 1e-3  # decay
