@@ -28,7 +28,7 @@ class SideWork:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             if self._said.isdisjoint({piece, reason}):
-                log.warning("%s: failed (%s); the run goes on, its other files are complete", piece, reason)
+                log.warning("%s: failed (%s); it is left out, the run goes on", piece, reason)
             self._said |= {piece, reason}
 
 

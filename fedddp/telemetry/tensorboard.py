@@ -47,7 +47,7 @@ class TensorBoard:
         self._drawable = True
         self._terms = ""
         self._writer.add_text("config", "```toml\n" + config + "```", done)
-        with side("picture of the partition"):
+        with side("TensorBoard's picture of the partition"):
             self._writer.add_figure("partition", figures.partition(owners), done)
         self._writer.flush()
 
@@ -64,7 +64,7 @@ class TensorBoard:
                 self._histogram("personal/global_on_clients_accuracy", record.clients.global_model.accuracy, t)
         if score is not None:
             for name, images in score.pictures.items():
-                with side(f"picture {name!r}"):
+                with side(f"TensorBoard's picture {name!r}"):
                     self._writer.add_image(name, figures.grid(images), t, dataformats="HWC")
             self._last = (t, score)
             if str(t).rstrip("0") in ("1", "2", "5"):
@@ -108,11 +108,11 @@ class TensorBoard:
     def _draw(self, t: int, score: Score) -> None:
         """The pictures of a classifier: there is no confusion matrix of very many classes."""
         if len(score.confusion):
-            with self._side("picture of the confusion matrix"):
+            with self._side("TensorBoard's picture of the confusion matrix"):
                 self._writer.add_figure("confusion", figures.confusion(score, t), t)
         self._look_at([mistake.image for mistake in score.mistakes])
         if score.accuracy is not None and self._drawable:
-            with self._side("picture of the worst mistakes"):
+            with self._side("TensorBoard's picture of the worst mistakes"):
                 self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
         self._drawn = t
 

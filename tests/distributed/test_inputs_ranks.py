@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from inputs import OTHERS, SHAPES, dataset
+from inputs import KINDS, MLP, Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedddp.comm import Place
@@ -19,9 +19,8 @@ def trained(comm, folder, data, sections):
     """Two rounds; the metrics that rank 0 wrote, and how many clients and test examples it counted."""
     place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
     quiet = {"run": {"dir": folder, "name": "run", "device": "cpu", "threads": 1, "rounds": 2}}
-    model = {"model": {"name": "mlp", "hidden": 4}, "telemetry": {"progress": "off"}}
-    named = {"data": {"name": "synthetic", "partition": {"num_clients": 4}}}
-    config = resolve(build(quiet, model, named, sections), place)
+    named = {"data": {"name": "synthetic", "partition": {"num_clients": 4}}, "telemetry": {"progress": "off"}}
+    config = resolve(build(quiet, named, {"model": MLP, **sections}), place)
     partition = Partition.dealt(np.arange(len(data.train)), np.array([len(data.train) // 4] * 4))
     prepared = share(config, place, data, partition)
     if comm.rank == 0:
@@ -33,8 +32,12 @@ def trained(comm, folder, data, sections):
     return experiment.federation.telemetry.history
 
 
-def trained_on(comm, folder, datasets):
-    return {kind: trained(comm, f"{folder}/{kind}", data, {}) for kind, data in datasets.items()}
+ON_RANKS = ("vector", "sequence", "tokens", "2 channels", "4 channels", "volume", "a vector of bytes")
+
+
+def trained_on_all(comm, folder):
+    kinds = {name: KINDS[name] for name in ON_RANKS}
+    return {name: trained(comm, f"{folder}/{name}", kind.dataset(), kind.sections) for name, kind in kinds.items()}
 
 
 def pages(folder):
@@ -45,8 +48,7 @@ def pages(folder):
 
 def test_inputs_of_any_shape_train_on_two_ranks(run_ranks, tmp_path):
     """Of all kinds in one pair of processes, which need seconds to start."""
-    datasets = {kind: dataset(shape) for kind, shape in (SHAPES | OTHERS).items()}
-    first, second = run_ranks(trained_on, 2, str(tmp_path), datasets, limit=180.0)
+    first, second = run_ranks(trained_on_all, 2, str(tmp_path), limit=180.0)
     for kind, history in first.items():
         assert [m["test_accuracy"] for m in history] == [m["test_accuracy"] for m in second[kind]]
         assert [m["participants"] for m in history] == [4, 4]
@@ -66,7 +68,7 @@ def test_inputs_of_any_shape_train_on_two_ranks(run_ranks, tmp_path):
     ],
 )
 def test_a_rank_without_a_test_example_counts_nothing(ranks, examples, sections, run_ranks, tmp_path):
-    data, sections = dataset((1, 6, 6), num_test=examples), {"telemetry": {"tensorboard": False}, **sections}
+    data, sections = Kind((1, 6, 6)).dataset(num_test=examples), {"telemetry": {"tensorboard": False}, **sections}
     found = run_ranks(trained, ranks, str(tmp_path), data, sections)
     (alone,) = run_ranks(trained, 1, str(tmp_path / "alone"), data, sections)
     for both in zip(found[0], alone, strict=True):

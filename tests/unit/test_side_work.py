@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from inputs import OTHERS, SHAPES, dataset
+from inputs import KINDS, MLP, Kind
 from support import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -49,16 +49,20 @@ def steps(events, tag="accuracy/test"):
     return [event.step for event in events.Scalars(tag)]
 
 
+def dataset(shape, *args, **kwargs):
+    return Kind(shape).dataset(*args, **kwargs)
+
+
 def train(tmp_path, data, **sections):
     """Two rounds with default telemetry, but for the lines of progress."""
-    given = {"data": {"partition": {"num_clients": 3}}, "model": {"name": "mlp", "hidden": 4}} | sections
+    given = {"data": {"partition": {"num_clients": 3}}, "model": MLP} | sections
     return fedddp.run(QUIET, {"run.dir": str(tmp_path)}, rounds=2, dataset=data, **given)
 
 
-@pytest.mark.parametrize("kind", [*SHAPES, *OTHERS])
+@pytest.mark.parametrize("kind", KINDS)
 def test_inputs_of_any_shape_train_with_default_telemetry(kind, tmp_path, said):
-    shape = (SHAPES | OTHERS)[kind]
-    result = train(tmp_path, dataset(shape))
+    shape = KINDS[kind].shape
+    result = train(tmp_path, KINDS[kind].dataset(), **KINDS[kind].sections)
     events, tags = read(result.folder), read(result.folder).Tags()["images"]
     assert steps(events) == [1, 2]
     assert ("worst mistakes" in tags) == (len(shape) == 3 and shape[0] in (1, 3))
