@@ -25,6 +25,11 @@ class LocalTraining(Protocol):
     def num_examples(self) -> Tensor: ...
 
     @property
+    def mean_examples(self) -> float:
+        """Over all clients of the population."""
+        ...
+
+    @property
     def optimizer(self) -> Optimizer:
         """The client optimizer, as it is in this round."""
         ...
@@ -41,6 +46,10 @@ class LocalTraining(Protocol):
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), [K]."""
+        ...
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Mean gradient of each client's batches at ``w``, [K, D]; 0 for buffers."""
         ...
 
 

@@ -29,12 +29,23 @@ class FedDyn(FedAvg):
     alpha = self.alpha, P = cohort. The move theta_{t+1} - theta_t is the server optimizer's to take; its lr is 1 in
     the paper. Weights as in SCAFFOLD: p_k = 1 / m as in the paper (m = cohort.population), or n_k / n (``examples``),
     in the mean over P too. Whoever takes part, h = sum_k p_k grad_k, and sum_k p_k L_k is minimised.
+
+    ``alpha_by_size``: client k has alpha_k = alpha (n / m) / n_k, as in the authors' code. Then h = sum_k (n_k / n)
+    grad_k with p_k = 1 / m in all means: sum_k (n_k / n) L_k is minimised.
     """
 
     weighting: Annotated[
         Literal["uniform", "examples"], Field(description="a client's weight in the mean: 1, or its examples")
     ] = "uniform"
     alpha: Annotated[float, Field(gt=0, description="strength of the dynamic regulariser")] = 0.01
+    alpha_by_size: Annotated[
+        bool,
+        Field(description="a client's alpha is divided by its examples over the mean client's (the authors' code)"),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.alpha_by_size and self.weighting == "examples":
+            raise ValueError("alpha_by_size=true: weighting=examples would count examples twice; use weighting=uniform")
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "client":  # h - mean grad_k is never made good: the optimum is missed by as much gradient
@@ -53,12 +64,17 @@ class FedDyn(FedAvg):
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
-        p, gradient = server.num_trainable, client["gradient"]
-        linear = gradient[:, :p] + self.alpha * server.w[:p]  # [K, P]
-        result = local.train(server.w, lambda g, w: g - linear + self.alpha * w)
-        after = gradient - self.alpha * result.delta
+        p, gradient, alpha = server.num_trainable, client["gradient"], self._alpha(local).to(server.w)  # [K, 1]
+        linear = gradient[:, :p] + alpha * server.w[:p]  # [K, P]
+        result = local.train(server.w, lambda g, w: g - linear + alpha * w)
+        after = gradient - alpha * result.delta
         after[:, p:] = 0  # buffers have no gradient
         return Update({"delta": result.delta}, self.weight(local)), {"gradient": after}, result
+
+    def _alpha(self, local: LocalTraining) -> Tensor:
+        """alpha_k of each client, [K, 1]."""
+        sizes = local.num_examples.double().clamp(min=1)
+        return (self.alpha * (local.mean_examples / sizes if self.alpha_by_size else torch.ones_like(sizes)))[:, None]
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         delta, p = mean.vectors["delta"].clone(), server.num_trainable

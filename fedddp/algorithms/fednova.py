@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from ..optim import Optimizer
 from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
@@ -22,13 +24,28 @@ class FedNova(FedAvg):
     With equal steps it is FedAvg. Uploads the direction and, as one number, the steps.
     Symbols: eta |a_k|_1 = local.optimizer.gradient_weight(steps) = vector "tau", -d_k = vector "direction", p_k the
     weights of the mean. Buffers, which have no steps, are averaged.
+
+    With a proximal term, g <- g + mu (w - w_t) as in FedProx, a gradient fades in the steps that follow it:
+    |a_k|_1 = (1 - (1 - eta mu)^tau_k) / (eta mu), and tau_eff = sum_k p_k tau_k, as in the authors' code.
     """
 
+    mu: Annotated[
+        float, Field(ge=0, description="pull of a client's steps towards the model of the round; 0 = no proximal term")
+    ] = 0.0
+
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if optimizer.gradient_weight(torch.ones(1)) is None:
+        moved_by = optimizer.gradient_weight(torch.tensor([1, 2]))
+        if moved_by is None:
             return (
                 f"directions are normalised by how often a gradient moved the model, which is not defined for "
                 f"{type(optimizer).__name__}; use client.optimizer.name=sgd"
+            )
+        first, second = moved_by.tolist()
+        if self.mu and second != 2 * first:
+            return "with mu above 0 directions are normalised for plain steps; set client.optimizer.momentum=0, or mu=0"
+        if self.mu * first >= 1:
+            return (
+                f"mu={self.mu:g} times the learning rate {first:g} oversteps the model of the round; use a smaller mu"
             )
         if privacy == "client":
             return "a clip would scale both factors of its update; use fedavg with privacy.level=client"
@@ -40,12 +57,16 @@ class FedNova(FedAvg):
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
-        result, p = local.train(server.w), server.num_trainable
-        tau = local.optimizer.gradient_weight(result.steps)
+        p, mu = server.num_trainable, self.mu
+        center = server.w[:p]
+        result = local.train(server.w, (lambda g, w: g + mu * (w - center)) if mu else None)
+        tau, once = (local.optimizer.gradient_weight(steps) for steps in (result.steps, torch.ones(1)))
         assert tau is not None  # see `unfit`
-        tau = tau.to(result.delta)[:, None]  # [K, 1]
+        assert once is not None
+        length = (1 - (1 - mu * once) ** result.steps) / mu if mu else tau  # eta |a_k|_1
+        tau, length = tau.to(result.delta)[:, None], length.to(result.delta)[:, None]  # [K, 1]
         direction = result.delta.clone()
-        direction[:, :p] /= tau.clamp(min=torch.finfo(tau.dtype).tiny)  # a client without steps: 0 / tiny
+        direction[:, :p] /= length.clamp(min=torch.finfo(tau.dtype).tiny)  # a client without steps: 0 / tiny
         weight = self.weight(local).masked_fill(result.steps == 0, 0)  # it has no direction to point in
         return Update({"direction": direction, "tau": tau}, weight), client, result
 

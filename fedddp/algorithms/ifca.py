@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -24,9 +24,10 @@ class IFCA(FedAvg):
     option II (model averaging).
 
         j_k = argmin_j F_k(theta_j),   theta_k = E local epochs on client k from theta_{j_k}
-        theta_j <- theta_j + sum_{k: j_k = j} n_k (theta_k - theta_j) / sum_{k: j_k = j} n_k
+        theta_j <- theta_j + mean_{k: j_k = j} (theta_k - theta_j)
 
-    A cluster that nobody picked stays as it is.
+    the plain mean, as in the paper; ``weighting=examples`` weighs clients by n_k. A cluster that nobody picked stays as
+    it is.
     Symbols: theta_0 = server.w (the model that "global" figures are of), theta_j = server.extra["theta.j"],
     j_k = client["cluster"]: the last pick, cluster 0 for a client that never took part. Uploaded are, for each j,
     "delta.j" = theta_k - theta_j and "share.j" = 1, both 0 for clusters that were not picked: the collective has M D
@@ -36,6 +37,9 @@ class IFCA(FedAvg):
     another draw. (A tensor of equal values stays the same, and a model of such tensors has only one cluster.)
     """
 
+    weighting: Annotated[
+        Literal["uniform", "examples"], Field(description="a client's weight in its cluster's mean: 1, or its examples")
+    ] = "uniform"
     clusters: Annotated[int, Field(ge=1, description="M, number of models")] = 2
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:

@@ -138,6 +138,10 @@ class _OnOwnPart:
         return self._local.num_examples
 
     @property
+    def mean_examples(self) -> float:
+        return self._local.mean_examples
+
+    @property
     def optimizer(self) -> Optimizer:
         return self._local.optimizer
 
@@ -146,6 +150,10 @@ class _OnOwnPart:
 
     def loss(self, w: Tensor) -> Tensor:
         return self._local.loss(self._masked.with_own(w, self._own))
+
+    def gradient(self, w: Tensor) -> Tensor:
+        g = self._local.gradient(self._masked.with_own(w, self._own))
+        return g.masked_fill(~self._masked.shared.to(g.device), 0.0)
 
     def train(
         self,

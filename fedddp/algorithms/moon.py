@@ -24,8 +24,10 @@ class Moon(FedAvg):
     e^{cos(z, z_prev) / tau}) ),   z, z_glob, z_prev: an example's features by w, by w_t and by the client's last w_k
 
     Symbols: mu = self.mu, tau = self.temperature, w_t = server.w, the last w_k = client["previous"] (w_0 before the
-    first), z = what goes into the last linear layer. The paper's projection head is a matter of the model here: put it
-    in front of that layer. mu = 0 is FedAvg. Clients train one by one, whatever ``client.execution`` says.
+    first), z = what goes into the last linear layer. The paper has a projection head in front of that layer (two
+    linear layers, the second to 256 features), which is part of the model: the models of fedddp have none, so that z
+    are the features themselves, as in the authors' variant "noheader". mu = 0 is FedAvg. Clients train one by one,
+    whatever ``client.execution`` says.
     """
 
     mu: Annotated[float, Field(ge=0, description="weight of the contrastive loss")] = 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,11 +25,16 @@ class QFFL(FedAvg):
     Dw_k = L (w_t - w_k);   Delta_k = F_k^q Dw_k;   h_k = q F_k^{q-1} |Dw_k|^2 + L F_k^q
     w_{t+1} = w_t - sum_k Delta_k / sum_k h_k
 
-    with F_k at w_t. Both sums are divided by L here, and weighted by p_k: q = 0 is FedAvg.
+    with F_k at w_t. Both sums are divided by L here. All clients of a round weigh alike, as in the paper's Algorithm 2
+    and its code (there p_k is how likely a client is drawn: ``cohort.sampler.name=size`` for p_k = n_k / n);
+    ``examples`` weighs both sums by n_k. q = 0 is FedAvg with these weights.
     Symbols: q = self.q, L = self.lipschitz, F_k = local.loss(server.w), w_t = server.w, -Delta_k / L = vector "delta",
-    h_k / L = vector "h". Buffers are averaged with the weights of FedAvg.
+    h_k / L = vector "h". Buffers are averaged with the same weights.
     """
 
+    weighting: Annotated[
+        Literal["uniform", "examples"], Field(description="a client's weight in both sums: 1, or its examples")
+    ] = "uniform"
     q: Annotated[float, Field(ge=0, description="0 = FedAvg; the larger, the more the worst clients count")] = 1.0
     lipschitz: Annotated[float, Field(ge=0, description="L; 0 = one over what a gradient moves in a local step")] = 0.0
 

@@ -29,6 +29,9 @@ class Scaffold(FedAvg):
     c = sum_i p_i c_i, and sum_i p_i F_i is minimised. ``control_weighting=uniform`` has p_i = 1 / N in c alone: with
     ``weighting=examples`` that is NIID-Bench's mixture (Li et al. 2022). It stands still where all c_i are the clients'
     gradients and c = 0, hence at the minimum of (1 / N) sum_i F_i, however x is weighted.
+
+    ``option=1`` has c_i+ = g_i(x), the mean gradient of one more pass over a client's batches (option I): any client
+    optimizer will do.
     """
 
     weighting: Annotated[
@@ -38,13 +41,21 @@ class Scaffold(FedAvg):
         Literal["same", "uniform"],
         Field(description="a client's weight in the control variate: as weighting says, or 1 (NIID-Bench)"),
     ] = "same"
+    option: Annotated[
+        Literal[1, 2],
+        Field(
+            description="what a client's control becomes: 1 = its gradient at the round's model, 2 = that of its steps"
+        ),
+    ] = 2
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if optimizer.gradient_weight(torch.ones(1)) is None:
+        if self.option == 2 and optimizer.gradient_weight(torch.ones(1)) is None:
             return (
                 f"a client's control is its mean gradient, which {type(optimizer).__name__}'s steps do not tell; use "
-                "client.optimizer.name=sgd"
+                "client.optimizer.name=sgd, or algorithm.option=1"
             )
+        if self.option == 1 and privacy == "example":
+            return "a client goes over its examples twice a round, and once is accounted; use algorithm.option=2"
         if privacy == "client":  # c - mean c_i is never made good: the optimum is missed by as much gradient
             return "clip and noise would part c from the mean of the c_i for good; use fedavg with privacy.level=client"
         if delivery == "lossy":
@@ -67,15 +78,19 @@ class Scaffold(FedAvg):
         p, c, c_k = server.num_trainable, server.extra["control"], client["control"]
         shift = (c - c_k)[:, :p]  # [K, P]
         result = local.train(server.w, lambda g, w: g + shift)
-        moved_by = local.optimizer.gradient_weight(result.steps)
-        assert moved_by is not None  # see `unfit`
-        change = -c - result.delta / moved_by.to(result.delta)[:, None]  # c_k+ - c_k, [K, D]
+        change = local.gradient(server.w) - c_k if self.option == 1 else self._of_steps(c, result, local.optimizer)
         change[:, p:] = 0  # buffers have no gradient
         change[result.steps == 0] = 0
         weight, sent = self.weight(local), change
         if self.control_weighting == "uniform":
             sent = change / weight.clamp(min=1).to(change)[:, None]  # the sum of n_i sent_i is that of the changes
         return Update({"delta": result.delta, "control": sent}, weight), {"control": c_k + change}, result
+
+    def _of_steps(self, c: Tensor, result: LocalResult, optimizer: Optimizer) -> Tensor:
+        """c_k+ - c_k by option II, [K, D]."""
+        moved_by = optimizer.gradient_weight(result.steps)
+        assert moved_by is not None  # see `unfit`
+        return -c - result.delta / moved_by.to(result.delta)[:, None]
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         uniform = self.control_weighting == "uniform"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from .. import interrupt
 from ..data import ClientData, Plan, Work, plan
 from ..flat import FlatModule
-from ..optim import CONSTANT, LearningRate, Optimizer, scaled
+from ..optim import CONSTANT, SGD, LearningRate, Optimizer, scaled
 from ..rng import global_seed
 from ..tasks import Task
 from ..types import Contrast, LocalResult
@@ -55,6 +56,11 @@ class Trainer(ABC):
         )
         self._clip_norm = clip_norm
         self._scoring: FlatModule | None = None
+
+    @cached_property
+    def mean_examples(self) -> float:
+        """Over all clients of the population."""
+        return float(self.data.sizes.double().mean())
 
     def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
@@ -129,6 +135,11 @@ class Local:
     contrast: Contrast | None = None
 
     @property
+    def mean_examples(self) -> float:
+        """Over all clients of the population."""
+        return self.trainer.mean_examples
+
+    @property
     def optimizer(self) -> Optimizer:
         """The client optimizer, as it is in this round."""
         return self.chosen or self.trainer.optimizer(self.round)
@@ -153,3 +164,18 @@ class Local:
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""
         return self.trainer.loss(self, w)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """Mean gradient of each client's batches at ``w`` ([D] or [K, D]), in training mode; [K, D], 0 for buffers.
+
+        One epoch whose steps go nowhere: whatever trains clients computes it.
+        """
+        total = w.new_zeros(len(self.ids), w.shape[-1])
+
+        def add(g: Tensor, _: Tensor) -> Tensor:
+            total[:, : g.shape[1]] += g
+            return torch.zeros_like(g)
+
+        still = replace(self, epochs=1, chosen=SGD(), contrast=None, origin=self)
+        steps = self.trainer.train(still, w, add).steps
+        return total / steps.clamp(min=1).to(total)[:, None]

@@ -19,7 +19,10 @@ from .base import Columns, Setting, Sum
 
 @dataclass(frozen=True)
 class RandomK:
-    """Random sparsification with randomness that is shared: Konečný et al. 2016 (arXiv 1610.05492), "random mask".
+    """Subsampling, a sketched update of Konečný, McMahan et al. 2016 (arXiv 1610.05492), one mask for all clients.
+
+    Theirs draws a mask for each client. Their "random mask" is another thing: a structured update, of which only some
+    coordinates are trained; here clients train freely, and the finished update is subsampled.
 
     Each round draws a set S of k = share C coordinates from (seed, round), the same on every client, and
 

@@ -25,6 +25,12 @@ SERVERS = {
 }
 CASES = {name: {"name": name, **KEYS.get(name, {})} for name in ALGORITHMS}
 CASES |= {name: {"server_optimizer": keys} for name, keys in SERVERS.items()}
+CASES |= {
+    "scaffold, option 1": {"name": "scaffold", "option": 1},
+    "fednova, mu": {"name": "fednova", "mu": 0.5},
+    "feddyn, alpha by size": {"name": "feddyn", "alpha": 0.3, "alpha_by_size": True},
+    "personal scaffold, option 1": {"name": "personal", "inner": {"name": "scaffold", "option": 1}},
+}
 CASES["scaffold, adam"] = {"name": "scaffold", "server_optimizer": SERVERS["fedadam"]}
 MODEL = "mlp"
 

@@ -32,15 +32,18 @@ def models(server, clusters):
     return [server.w, *(server.extra[f"theta.{j}"] for j in range(1, clusters))]
 
 
-def test_the_recursion(tmp_path):
-    """Each client from the model that fits it best, each model to the mean of those who picked it."""
-    f, start = planes(tmp_path, teams(), run={"rounds": 5}, algorithm={"name": "ifca", "clusters": 3})
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_the_recursion(tmp_path, weighting):
+    """Each client from the model that fits it best, each model to the mean of those who picked it; plain by default."""
+    table = {"name": "ifca", "clusters": 3} | ({"weighting": weighting} if weighting == "examples" else {})
+    f, start = planes(tmp_path, teams(), run={"rounds": 5}, algorithm=table)
     theta, parts = models(start, 3), teams()
     for _ in range(5):
         picks = [min(range(3), key=lambda j, p=p: misfit(p, theta[j])) for p in parts]
         for j in set(picks):
             mine = [p for p, pick in zip(parts, picks, strict=True) if pick == j]
-            theta[j] = mean([descend(p, theta[j]) for p in mine], mine)
+            ends = [descend(p, theta[j]) for p in mine]
+            theta[j] = mean(ends, mine) if weighting == "examples" else torch.stack(ends).mean(dim=0)
     end = federate(f, start)
     assert f.store.get(range(4))["cluster"].flatten().tolist() == picks
     torch.testing.assert_close(torch.stack(models(end, 3)), torch.stack(theta), rtol=0, atol=1e-12)
@@ -64,7 +67,7 @@ def test_teams_find_each_other_where_one_model_fits_neither(tmp_path):
 @pytest.mark.parametrize("server_optimizer", [{"lr": 1.0}, {"lr": 0.5, "momentum": 0.8}])
 def test_with_one_cluster_it_is_federated_averaging(tmp_path, server_optimizer):
     def trained(**algorithm):
-        algorithm |= {"server_optimizer": server_optimizer}
+        algorithm |= {"server_optimizer": server_optimizer, "weighting": "uniform"}
         f, start = planes(tmp_path / algorithm["name"], teams(), run={"rounds": 3}, algorithm=algorithm)
         return federate(f, start)
 

@@ -121,6 +121,58 @@ def test_scaffold_is_the_recursion(tmp_path, weighting):
     assert_near(f.store.get((2,))["control"][0], controls[2])
 
 
+@pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.8, "weight_decay": 0.1}, {"name": "adam", "lr": 0.05}])
+def test_scaffolds_option_1_remembers_the_gradient_at_the_rounds_model(tmp_path, optimizer):
+    """c_i+ = g_i(x), whatever the client's optimizer; under plain SGD the recursion by hand."""
+    x, c, controls = start(), torch.zeros(2).double(), [torch.zeros(2).double()] * 3
+    table = {"name": "scaffold", "option": 1}
+    server, f = trained(tmp_path, 4, table, client={"optimizer": {"lr": LR, **optimizer}})
+    before, _ = trained(tmp_path / "before", 3, table, client={"optimizer": {"lr": LR, **optimizer}})
+    for k in range(3):
+        assert_near(f.store.get((k,))["control"][0], gradient(k, before.w))
+    assert_near(server.extra["control"], mean([gradient(k, before.w) for k in range(3)], UNIFORM))
+    for _ in range(4 if not optimizer else 0):
+        ys = [descended(k, x, extra=lambda _, k=k, c=c, own=controls: c - own[k]) for k in range(3)]
+        controls = [gradient(k, x) for k in range(3)]
+        x, c = mean(ys, UNIFORM), mean(controls, UNIFORM)
+    if not optimizer:
+        assert_near(server.w, x)
+
+
+def test_the_gradient_of_a_block_is_the_mean_over_each_clients_batches(tmp_path):
+    """Of its own examples however they are batched, here equal batches; the model and its state stay where they are."""
+    f, server = quadratics(tmp_path, client={"batch_size": 2, "local_epochs": 3, "clip_norm": 1e-3})
+    for k in (0, 1):
+        assert_near(f.trainer.on((k,), 0).gradient(server.w)[0], gradient(k, server.w))
+
+
+def test_feddyn_with_alpha_by_size_is_the_authors_loop(tmp_path):
+    """alpha_k = alpha / (n_k N / n); the cloud model is the plain mean plus that of all sums of moves."""
+    alpha, sizes, w = 0.5, torch.tensor(SIZES).double(), start()
+    share, moves = sizes / sizes.mean(), torch.zeros(3, 2).double()
+    f, server = quadratics(
+        tmp_path,
+        algorithm={"name": "feddyn", "alpha": alpha, "alpha_by_size": True},
+        cohort={"size": 2},
+        run={"rounds": 6},
+    )
+    for t in range(6):
+        ids = f.sampler.cohort(t).ids
+        ends = []
+        for k in ids:
+            pull = lambda v, w=w, k=k: alpha / share[k] * (v - w + moves[k])  # noqa: E731
+            ends.append(descended(k, w, extra=pull))
+            moves[k] += ends[-1] - w
+        w = sum(ends) / len(ends) + moves.mean(dim=0)
+    assert_near(federate(f, server).w, w)
+
+
+def test_feddyn_with_alpha_by_size_reaches_the_optimum_of_the_examples(tmp_path):
+    table = {"name": "feddyn", "alpha": 0.5, "alpha_by_size": True}
+    assert_near(final(tmp_path, 150, table, cohort={"size": 2}), optimum(), 1e-4)
+    assert (optimum() - optimum(UNIFORM)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_with_some_clients_the_servers_vector_stays_the_mean_of_all_of_theirs(tmp_path, name):
     """c = (1 / N) sum c_i and h = (1 / N) sum grad_i over ALL clients, those that did not take part as they were."""
@@ -186,6 +238,27 @@ def test_fednova_is_the_recursion(tmp_path, momentum):
     assert_near(federate(f, server).w, w)
 
 
+@pytest.mark.parametrize("mu", [0.3, 1.0])
+def test_fednova_with_a_proximal_term_is_the_recursion(tmp_path, mu):
+    """|a|_1 from the gradients' weights (1 - eta mu)^(steps left), added up one by one; tau_eff: mean of the tau."""
+    taken, w = (1, 5, 3), start()
+    algorithm = {"name": "fednova", "mu": mu}
+    f, server = quadratics(tmp_path, algorithm=algorithm, client={"local_steps": 5}, run={"rounds": 3})
+    f.trainer._work = Drawn(taken)
+    for _ in range(3):
+        ends = [descended(k, w, n, extra=lambda v, w=w: mu * (v - w)) for k, n in enumerate(taken)]
+        lengths = [sum((1 - LR * mu) ** j for j in range(n)) for n in taken]
+        directions = [(end - w) / length for end, length in zip(ends, lengths, strict=True)]
+        w = w + mean(taken, SIZES) * mean(directions, SIZES)
+    assert_near(federate(f, server).w, w)
+
+
+def test_fednova_without_a_pull_and_with_hardly_any_agree(tmp_path):
+    client = {"client": {"local_epochs": 4, "batch_size": 2}}
+    near, plain = (final(tmp_path / str(mu), 3, {"name": "fednova", "mu": mu}, **client) for mu in (1e-9, 0.0))
+    assert_near(near, plain, 1e-7)
+
+
 class Drawn:
     """Work that is as many steps as said for each client, on full batches."""
 
@@ -198,15 +271,18 @@ class Drawn:
         return torch.tensor([self.steps[k] for k in ids])
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
 @pytest.mark.parametrize("q", [0.5, 2.0])
-def test_qffl_is_the_recursion(tmp_path, q):
+def test_qffl_is_the_recursion(tmp_path, q, weighting):
+    weights = UNIFORM if weighting == "uniform" else SIZES
     w, lipschitz = start(), 1 / LR
     for _ in range(3):
         moves = [lipschitz * (w - descended(k, w)) for k in range(3)]
         losses = [loss(k, w) for k in range(3)]
         hs = [q * f ** (q - 1) * m.square().sum() + lipschitz * f**q for f, m in zip(losses, moves, strict=True)]
-        w = w - mean([f**q * m for f, m in zip(losses, moves, strict=True)], SIZES) / mean(hs, SIZES)
-    assert_near(final(tmp_path, 3, {"name": "qffl", "q": q}), w, 1e-8)  # 1e-10 is added to each loss
+        w = w - mean([f**q * m for f, m in zip(losses, moves, strict=True)], weights) / mean(hs, weights)
+    table = {"name": "qffl", "q": q} | ({} if weighting == "uniform" else {"weighting": weighting})
+    assert_near(final(tmp_path, 3, table), w, 1e-8)  # 1e-10 is added to each loss
 
 
 def test_qffl_stays_where_every_loss_is_0():
@@ -288,6 +364,15 @@ def test_scaffolds_control_is_the_gradient_at_the_optimum(tmp_path):
         ("scaffold", {"client": {"optimizer": {"name": "adam"}}}, "algorithm.name='scaffold': .*Adam.*name=sgd"),
         ("fednova", {"client": {"optimizer": {"name": "adamw"}}}, "algorithm.name='fednova': .*AdamW.*name=sgd"),
         ("qffl", {"client": {"optimizer": {"name": "adam"}}}, "algorithm.name='qffl': .*lipschitz"),
+        ({"name": "fednova", "mu": 0.1}, {"client": {"optimizer": {"momentum": 0.5}}}, "momentum=0, or mu=0"),
+        ({"name": "fednova", "mu": 0.1}, {"client": {"optimizer": {"momentum": 0.5, "nesterov": True}}}, "or mu=0"),
+        ({"name": "fednova", "mu": 5.0}, {}, "mu=5 .*smaller mu"),
+        ({"name": "fednova", "mu": -1.0}, {}, "algorithm.mu=-1.0"),
+        ({"name": "scaffold", "option": 3}, {}, "algorithm.option=3"),
+        ({"name": "scaffold", "option": 1}, {"privacy": {"level": "example", "noise_multiplier": 1.0}}, "option=2"),
+        ({"name": "scaffold", "option": 2}, {"client": {"optimizer": {"name": "yogi"}}}, "algorithm.option=1"),
+        ({"name": "feddyn", "alpha_by_size": True, "weighting": "examples"}, {}, "use weighting=uniform"),
+        ({"name": "ifca", "weighting": "auto"}, {}, "algorithm.weighting='auto'"),
         ("qffl", {"privacy": {"level": "example", "noise_multiplier": 1.0}}, "privacy.level=example does not cover"),
         ("fednova", {"privacy": {"level": "client", "noise_multiplier": 1.0}}, "a clip would scale both factors"),
         (
@@ -299,8 +384,9 @@ def test_scaffolds_control_is_the_gradient_at_the_optimum(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, algorithm, sections, words):
+    table = algorithm if isinstance(algorithm, dict) else {"name": algorithm}
     with pytest.raises(UsageError, match=words):
-        quadratics(tmp_path, algorithm={"name": algorithm}, **sections)
+        quadratics(tmp_path, algorithm=table, **sections)
 
 
 def test_every_algorithm_has_its_paper_in_the_docstring():
