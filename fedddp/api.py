@@ -16,7 +16,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from .checkpoint import vector_sha256
 from .choice import path_of, suggestion
 from .comm import Comm
 from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
-from .data import Dataset, Partition
+from .data import Dataset, Partition, given
 from .experiment import Experiment, connect
 from .federation import federate
 from .flat import FlatModule
@@ -146,35 +145,38 @@ def _prepared(
     config = configured(*layers, **sections)
     if task is not None and getattr(config.model, "weights", None):
         raise UsageError("model.weights, task: a task makes its own model; let that have the weights")
-    owners = _owners(partition)
     if dataset is not None:
+        if not isinstance(dataset, Dataset):
+            raise UsageError(f"dataset: is a {type(dataset).__name__}; make it with Dataset.of(train, test)")
         config = config.model_copy(update={"data": config.data.model_copy(update={"name": GIVEN})})
-    if owners is not None:
-        asked = config.data.partition
-        if asked.num_clients not in (0, owners.num_clients):
-            raise UsageError(
-                f"data.partition.num_clients={asked.num_clients}: the partition given has {owners.num_clients} clients"
-            )
-        given = replace(asked, num_clients=owners.num_clients)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"partition": given})})
+    if partition is not None:
+        asked, count = config.data.partition, _num_clients(partition)
+        if asked.num_clients not in (0, count):
+            raise UsageError(f"data.partition.num_clients={asked.num_clients}: the partition given has {count} clients")
+        told = replace(asked, num_clients=count)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"partition": told})})
     config = resolve(config, place)
+    owners = None
     if dataset is None:
-        dataset, drawn = load_data(config, place)
-        owners = owners or drawn
-    if owners is None:
-        try:
-            owners = config.data.partition.owners(dataset.train, config.run.seed)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        dataset, owners = load_data(config, place)
+    try:
+        if partition is not None:
+            owners = given(partition, len(dataset.train))
+    except ValueError as error:
+        raise UsageError(f"partition: {error}") from None
+    try:
+        owners = owners or config.data.partition.owners(dataset.train, config.run.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return share(config, place, dataset, owners, task)
 
 
-def _owners(partition: Partition | Sequence[Sequence[int]] | None) -> Partition | None:
-    if partition is None or isinstance(partition, Partition):
-        return partition
-    return Partition.dealt(
-        np.concatenate([np.asarray(p, int) for p in partition]), np.array([len(p) for p in partition])
-    )
+def _num_clients(partition: Partition | Sequence[Sequence[int]]) -> int:
+    if isinstance(partition, Partition):
+        return partition.num_clients
+    if not hasattr(partition, "__len__") or isinstance(partition, Mapping | str):
+        raise UsageError(f"partition: is a {type(partition).__name__}; give a list of each client's example numbers")
+    return len(partition)
 
 
 def _table(layer: Layer) -> dict[str, Any]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .choice import import_class
 from .clients import Trainer
 from .comm import Place
 from .config import Config, UsageError, build, flatten, to_dict
-from .data import DATASETS, ClientData, Dataset, Partition, Partitioner, Parts
-from .data.datasets import from_class
+from .data import DATASETS, ClientData, Dataset, Partition, Partitioner, Parts, load
 from .evaluation import local_cores
 from .flat import FlatSpec
 from .optim import CONSTANT, LearningRate, scaled
@@ -25,7 +22,7 @@ from .resumption import found
 from .robustness import adversary, robust
 from .run_folder import check_name
 from .safeguards import check_compression, delivery, secured
-from .setup import Prepared, check_task, laid_out, rehearse, task_of, two_examples
+from .setup import Prepared, check_dataset, check_task, laid_out, rehearse, task_of, two_examples
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
 from .weights import start_signature
@@ -107,6 +104,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     """The same with a dataset and a partition at hand, for a task of one's own if it is given."""
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
+    check_dataset(config, dataset)
     task = task_of(config, dataset, task)
     check_task(config, task)
     module, spec = laid_out(config, task, dataset, device)
@@ -205,8 +203,9 @@ def load_data(config: Config, place: Place | None = None) -> tuple[Dataset, Part
     try:
         if parts := _parts(config):
             return parts.divided(Path(config.data.root), place.rank, place.world_size)
-        dataset = _dataset(config)
-        return dataset, config.data.partition.owners(dataset.train, config.run.seed)
+        data = config.data
+        dataset = load(data.name, Path(data.root), data.download, data.args)
+        return dataset, data.partition.owners(dataset.train, config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -270,30 +269,6 @@ def _device(config: Config, place: Place) -> torch.device:
     device = torch.device("cuda", place.local_rank % gpus)
     torch.cuda.set_device(device)
     return device
-
-
-def _dataset(config: Config) -> Dataset:
-    data = config.data
-    load: Any
-    if ":" in data.name:
-        try:
-            cls = import_class(data.name)
-        except ValueError as error:
-            raise UsageError(f"data.name={data.name!r}: {error}") from None
-        load = lambda *args, **kwargs: from_class(cls, *args, **kwargs)  # noqa: E731
-        bound = cls
-        extra = {"root": data.root, "train": True, "download": False}
-    elif data.name in DATASETS:
-        load = bound = DATASETS[data.name]
-        extra = {"root": data.root, "download": False}
-    else:
-        known = ", ".join(DATASETS)
-        raise UsageError(f"data.name={data.name!r}: should be one of {known} or package.module:Class")
-    try:
-        inspect.signature(bound).bind(**extra, **data.args)
-    except TypeError as error:
-        raise UsageError(f"data.args={data.args!r}: {data.name} does not take these ({error})") from None
-    return load(Path(data.root), data.download, **data.args)
 
 
 def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 from .batches import Plan, extreme_batches, num_steps, plan
 from .clients import ClientData, Normalizer, Placement, sent
-from .datasets import DATASETS, Dataset, Examples
-from .partition import PARTITIONS, Excerpt, Partition, Partitioner, write_partition
+from .datasets import DATASETS, Dataset, Examples, load
+from .inputs import check_range
+from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
 from .skew import SKEWS, NoSkew, Skew
 from .work import Work
@@ -27,7 +28,10 @@ __all__ = [
     "Plan",
     "Skew",
     "Work",
+    "check_range",
     "extreme_batches",
+    "given",
+    "load",
     "num_steps",
     "plan",
     "sent",

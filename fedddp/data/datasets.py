@@ -6,10 +6,9 @@ folder layout. A user's own class is named by import path and follows torchvisio
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import io
-from collections.abc import Callable, Iterator
+import inspect
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,8 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..choice import import_class, suggestion
+from ..place import Place
 from ..rng import numpy_generator
+from .constructing import check_call, constructed, named
+from .inputs import as_inputs, check_inputs, moments
+from .labels import numbered, numbers
+from .reading import Source, read
 from .torchvision_datasets import torchvision_class
+
+log = logging.getLogger("fedddp")
 
 DEFAULT_ROOT = "data"  # made when it is needed; another one that does not exist is taken for a slip of the pen
 
@@ -59,24 +66,29 @@ class Dataset:
                 raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
             if examples.owner is not None and len(examples.owner) != len(examples.y):
                 raise ValueError(f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids")
+            y = examples.y
+            if y.dtype != torch.int64 or y.dim() != 1 or not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+                raise ValueError(
+                    f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected are int64 "
+                    f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted"
+                )
+        check_inputs(self.train.x, self.test.x)
 
     @classmethod
-    def of(cls, train: Any, test: Any) -> Dataset:
-        """Of two `Examples`, or (x, y) pairs of arrays, or objects that have ``data`` and ``targets`` or yield (x, y).
+    def of(cls, train: Any, test: Any, num_classes: int | None = None) -> Dataset:
+        """Make a dataset of (x, y) pairs of arrays, of objects that yield (x, y) or have ``data`` and ``targets``,
+        or of two `Examples`.
 
-        Pixels are normalised by the training set's own mean and standard deviation; floating-point inputs are taken
-        as they are. The classes are 0 to the largest label.
+        Pixels (uint8) are normalised by the training set's own mean and standard deviation. Floating-point inputs are
+        taken as they are, whole numbers and bools stay what they are. Labels are numbered 0 to C - 1, see `numbered`;
+        ``num_classes`` says C where not every class has an example.
+
+        Raises:
+            ValueError: One line, for inputs or labels that are none.
         """
-        train, test = (_examples(part) for part in (train, test))
-        num_classes = int(torch.cat([train.y, test.y]).max()) + 1
-        by_channel = train.x if train.x.dim() > 2 else train.x.unsqueeze(1)
-        if train.x.is_floating_point():
-            channels = by_channel.shape[1]
-            return cls(train, test, num_classes, (0.0,) * channels, (1.0,) * channels)
-        dims = [d for d in range(by_channel.dim()) if d != 1]
-        pixels = by_channel.double() / 255
-        mean, std = pixels.mean(dims), pixels.std(dims).clamp(min=1e-6)
-        return cls(train, test, num_classes, tuple(mean.tolist()), tuple(std.tolist()))
+        with named("dataset"):
+            train, test, count = _examples(train, test, num_classes)
+            return cls(train, test, count, *moments(train.x))
 
 
 def mnist_mini(root: Path, download: bool) -> Dataset:
@@ -122,31 +134,38 @@ class TorchvisionImages:
     class_name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    num_classes: int | None = 10
     transposed: bool = False  # EMNIST stores its images column by column
 
     def __call__(self, root: Path, download: bool, **args: Any) -> Dataset:
-        key = f"data.name={self.class_name.lower()}"
         if not root.is_dir() and not (download and root == Path(DEFAULT_ROOT)):  # said before seconds of import
             how = "make the folder for a download" if download else "set data.download=true"
-            raise ValueError(f"{key}: data.root={str(root)!r} does not exist; point it at the data, or {how}")
-        train, test = _load_both(torchvision_class(self.class_name), root, download, key, args)
+            raise ValueError(f"data.root={str(root)!r} does not exist; point it at the data, or {how}")
+        both = constructed(torchvision_class(self.class_name), root, download, args)
+        train, test, count = _examples(*both, self.num_classes)
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
-        return Dataset(train, test, int(train.y.max()) + 1, self.mean, self.std)
+        return Dataset(train, test, count, self.mean, self.std)
+
+
+EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "mnist": 10}  # letters are 1 to 26
 
 
 def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:
     """EMNIST (Cohen et al. 2017): ``split`` is balanced, byclass, bymerge, letters, digits or mnist."""
-    return TorchvisionImages("EMNIST", (0.1736,), (0.3317,), transposed=True)(root, download, split=split)
+    count = EMNIST_CLASSES.get(split)
+    return TorchvisionImages("EMNIST", (0.1736,), (0.3317,), count, transposed=True)(root, download, split=split)
 
 
 def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any) -> Dataset:
     """A user's class, called as torchvision's are: ``cls(root=..., train=..., download=..., **args)``.
 
-    It has ``data`` and ``targets``, or yields (image, label) pairs (read once, at start); see `Dataset.of`. With
+    It yields (input, label) pairs or has ``data`` and ``targets``, and is read once, at start; see `Dataset.of`. With
     ``client_ids``, one number an example, it also says who owns what (``data.partition.name=natural``).
     """
-    return Dataset.of(*_load_both(cls, root, download, f"data.name={cls.__module__}:{cls.__qualname__}", args))
+    both = constructed(cls, root, download, args)
+    train, test, count = _examples(*both)
+    return Dataset(train, test, count, *moments(train.x))
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -159,84 +178,42 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def _load_both(cls: Callable[..., Any], root: Path, download: bool, key: str, args: dict) -> tuple[Examples, Examples]:
-    """Training and test set, downloaded if they are missing and may be."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            train, test = (
-                _tensors(cls(root=str(root), train=train, download=False, **args)) for train in (True, False)
-            )
-        except (RuntimeError, FileNotFoundError) as missing:
-            if not download:
-                raise ValueError(
-                    f"{key}: not found in data.root={str(root)!r} ({_first_line(missing)}); "
-                    "point data.root at it, or set data.download=true"
-                ) from missing
-            with _turn(root):
-                train, test = (_downloaded(cls, root, train, key, args) for train in (True, False))
-    return train, test
-
-
-def _downloaded(cls: Callable[..., Any], root: Path, train: bool, key: str, args: dict) -> Examples:
-    try:
-        return _tensors(cls(root=str(root), train=train, download=True, **args))
-    except (RuntimeError, OSError) as failed:
+def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Dataset:
+    """The dataset that ``data.name`` names, from `DATASETS` or by import path. Raises ValueError naming the key."""
+    if ":" not in name and name not in DATASETS:
+        known = ", ".join(DATASETS)
         raise ValueError(
-            f"{key}: not in data.root={str(root)!r}, and it could not be downloaded ({_first_line(failed)}); "
-            "copy the files there in torchvision's layout, or use data.name=mnist-mini"
-        ) from failed
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
-
-
-@contextlib.contextmanager
-def _turn(root: Path) -> Iterator[None]:
-    """Several ranks of a host take turns, so that one downloads and the others find it. Leaves no empty folder."""
-    made = not root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".fedddp.lock").open("w")
-    except OSError:  # a read-only root: the load says what is missing
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        except ValueError:
-            (root / ".fedddp.lock").unlink(missing_ok=True)
-            for folder in (*sorted(root.rglob("*"), reverse=True), *([root] if made else [])):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            raise
-
-
-def _examples(part: Any) -> Examples:
-    if isinstance(part, Examples):
-        return part
-    return _shaped(*map(torch.as_tensor, part)) if isinstance(part, tuple) else _tensors(part)
-
-
-def _tensors(dataset: Any) -> Examples:
-    """[n, C, H, W] and [n] from torchvision's ``data``/``targets``, or by iterating once."""
-    if hasattr(dataset, "data") and hasattr(dataset, "targets"):
-        x, y = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
-    else:
-        pairs = [dataset[i] for i in range(len(dataset))]
-        x, y = (
-            torch.stack([torch.as_tensor(np.asarray(image)) for image, _ in pairs]),
-            torch.tensor([t for _, t in pairs]),
+            f"data.name={name!r}: should be one of {known} or package.module:Class{suggestion(name, DATASETS)}"
         )
-    owner = getattr(dataset, "client_ids", None)
-    return _shaped(x, y, None if owner is None else torch.as_tensor(owner).long())
+    with named(f"data.name={name!r}"):
+        if ":" in name:
+            cls = import_class(name)
+            check_call(cls, args)
+            return from_class(cls, root, download, **args)
+        loader = DATASETS[name]
+        try:
+            inspect.signature(loader).bind(root, download, **args)
+        except TypeError as error:
+            raise ValueError(f"data.args={dict(args)!r} does not fit ({error})") from None
+        return loader(root, download, **args)
 
 
-def _shaped(x: Tensor, y: Tensor, owner: Tensor | None = None) -> Examples:
-    """Channels first, and one where there are none."""
-    if x.dim() == 4 and x.dtype == torch.uint8 and x.shape[-1] in (1, 3):
-        x = x.permute(0, 3, 1, 2).contiguous()
-    if x.dim() == 3 and x.dtype == torch.uint8:
-        x = x.unsqueeze(1)
-    return Examples(x, y.long(), owner)
+def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Examples, Examples, int]:
+    """Both sets and the number of classes. What a user has to know about the labels is said once, by rank 0."""
+    first, second = (_source(data, part) for data, part in ((train, "training"), (test, "test")))
+    if second.num_classes not in (None, first.num_classes):
+        raise ValueError(f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set")
+    labels = numbered(first.y, second.y, num_classes or first.num_classes)
+    if Place.from_env().rank == 0:
+        for remark in labels.remarks:
+            log.warning("%s", remark)
+    owners = (None if s.owner is None else numbers(s.owner, "client_ids") for s in (first, second))
+    x, y = (first.x, second.x), (labels.train, labels.test)
+    train, test = (Examples(*columns) for columns in zip(x, y, owners, strict=True))
+    return train, test, labels.num_classes
+
+
+def _source(data: Any, part: str) -> Source:
+    if isinstance(data, Examples):
+        return Source(as_inputs(data.x, f"{part} inputs"), data.y, data.owner)
+    return read(data, part)

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .constructing import named
 from .datasets import Dataset, Examples
 from .partition import Excerpt, Ints, Partition
 
@@ -137,7 +138,9 @@ class Parts:
         sizes = np.array(public.sizes, dtype=np.int64)
         starts = np.full(public.num_clients, len(train))
         starts[own] = np.cumsum(sizes[own]) - sizes[own]
-        dataset = Dataset(train, _examples(root, TEST, public), public.num_classes, public.mean, public.std)
+        test = _examples(root, TEST, public)
+        with named(f"data.root={str(root)!r}"):
+            dataset = Dataset(train, test, public.num_classes, public.mean, public.std)
         return dataset, Divided(np.arange(len(train)), starts, sizes, public)
 
 

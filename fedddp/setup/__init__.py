@@ -2,6 +2,6 @@
 
 from .dry_run import laid_out, rehearse, two_examples
 from .prepared import Prepared
-from .task import check_task, task_of
+from .task import check_dataset, check_task, task_of
 
-__all__ = ["Prepared", "check_task", "laid_out", "rehearse", "task_of", "two_examples"]
+__all__ = ["Prepared", "check_dataset", "check_task", "laid_out", "rehearse", "task_of", "two_examples"]

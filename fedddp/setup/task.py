@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..config import Config, UsageError, to_dict
-from ..data import Dataset, Normalizer
+from ..data import Dataset, Normalizer, check_range
 from ..flat import cast
 from ..losses import check as check_loss
 from ..tasks import Task
@@ -25,6 +25,15 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
         return _sized(config, given, dataset)
     task = _sized(config, _described(config, dataset), dataset)
     return dataclasses.replace(task, make_model=started_from(config.model, task.make_model))
+
+
+def check_dataset(config: Config, dataset: Dataset) -> None:
+    """Whether the inputs stay finite in the run's precision. Raises UsageError."""
+    try:
+        for examples in (dataset.train, dataset.test):
+            check_range(examples.x, _precision(config))
+    except ValueError as error:
+        raise UsageError(f"dataset: {error}") from None
 
 
 def check_task(config: Config, task: Task) -> None:
@@ -52,9 +61,12 @@ def check_task(config: Config, task: Task) -> None:
         )
 
 
+def _precision(config: Config) -> torch.dtype:
+    return torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
+
+
 def _described(config: Config, dataset: Dataset) -> Task:
-    shape, num_classes = tuple(dataset.train.x.shape[1:]), dataset.num_classes
-    dtype = torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
+    shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _precision(config)
     table = to_dict(config)
     try:
         check_loss(config.loss, num_classes)

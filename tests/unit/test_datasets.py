@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.data import DATASETS, Dataset, Examples, Normalizer
+from fedddp.data import DATASETS, Dataset, Examples, Normalizer, load
 from fedddp.data.datasets import from_class
 from fedddp.data.make_mnist_mini import digest, draw, write
 
@@ -139,11 +139,11 @@ def test_floating_point_inputs_are_taken_as_they_are(tmp_path):
 
 
 class Bytes(Pairs):
-    """Rows of bytes, and a label that only the test set has."""
+    """Rows of bytes, and labels from 1 of which only the test set has the last."""
 
     def __init__(self, root, train, download):
         self.images = torch.arange(24 if train else 8, dtype=torch.uint8).view(-1, 4)
-        self.top = 3 if train else 5
+        self.top = 3 if train else 4
 
     def __getitem__(self, i):
         return self.images[i], self.top - i % 3
@@ -159,15 +159,15 @@ def test_bytes_without_channels_are_normalised_as_a_whole(tmp_path):
 
 
 def test_classes_are_counted_in_both_parts(tmp_path):
-    assert from_class(Bytes, tmp_path, False).num_classes == 6
+    data = from_class(Bytes, tmp_path, False)
+    assert (data.num_classes, data.train.y.tolist(), data.test.y.tolist()) == (4, [2, 1, 0, 2, 1, 0], [3, 2])
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "emnist", "cifar10"])
 def test_a_missing_root_names_the_key_and_the_remedy(name, tmp_path):
     with pytest.raises(ValueError, match="does not exist") as error:
-        DATASETS[name](tmp_path / "nowhere", False)
-    key = name.replace("_", "")
-    assert str(error.value).startswith(f"data.name={key}: data.root='{tmp_path / 'nowhere'}' ")
+        load(name, tmp_path / "nowhere", False, {})
+    assert str(error.value).startswith(f"data.name={name!r}: data.root='{tmp_path / 'nowhere'}' ")
     assert str(error.value).endswith("point it at the data, or set data.download=true")
     assert not (tmp_path / "nowhere").exists()
 
@@ -185,6 +185,6 @@ def test_data_that_is_not_there_is_one_line_with_the_remedy(tmp_path):
 
 
 def test_labels_and_inputs_must_be_as_many():
-    good, bad = Examples(torch.zeros(3, 1), torch.zeros(3)), Examples(torch.zeros(3, 1), torch.zeros(2))
+    good, bad = (Examples(torch.zeros(3, 1), torch.zeros(n, dtype=torch.long)) for n in (3, 2))
     with pytest.raises(ValueError, match="the test set has 3 inputs and 2 labels"):
         Dataset(good, bad, 2, (0.0,), (1.0,))

@@ -1,16 +1,18 @@
 """Partitions by the data's own owners and from a file, and the file that fedddp.show writes."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
+import fedddp
 from fedddp import show
 from fedddp.config import UsageError, build
-from fedddp.data import Dataset, Examples, Partition, write_partition
+from fedddp.data import Dataset, Examples, Partition, given, write_partition
 from fedddp.data.datasets import from_class
-from fedddp.data.partition import FromFile, Natural
+from fedddp.data.partition import FromFile, Natural, Partitioner
 from fedddp.place import Place
 from fedddp.preparation import load_data, resolve
 
@@ -126,6 +128,124 @@ def test_show_says_which_file_it_cannot_write(tmp_path, monkeypatch, capsys):
         assert f"fedddp: --save={file}: {reason}" in capsys.readouterr().err
 
 
+# -- from Python ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "clients",
+    [
+        [[4, 1], [0], [5, 2, 3]],
+        ((4, 1), (0,), (5, 2, 3)),
+        [np.array([4, 1]), np.array([0], dtype=np.uint8), range(5, 6)],
+        [torch.tensor([4, 1]), [0], torch.tensor([5], dtype=torch.int32)],
+        [[4, 1], [], np.array([])],
+        [[4, 1], [4, 0], [1]],
+    ],
+)
+def test_lists_of_example_numbers_are_a_partition(clients):
+    partition = given(clients, 6)
+    assert [partition.indices(k).tolist() for k in range(3)] == [[int(i) for i in own] for own in clients]
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, list, lambda rows: [np.array(row) for row in rows]])
+def test_a_mask_means_its_examples(make):
+    masks = [[True, False, False, True], [False, True, False, False], [True, True, True, True]]
+    partition = given(make(masks), 4)
+    assert [partition.indices(k).tolist() for k in range(3)] == [[0, 3], [1], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("clients", "reason"),
+    [
+        ([[0], [1, 6]], "example 6 does not exist, the 6 training examples are numbered from 0"),
+        ([[0], [1, 2**40]], f"example {2**40} does not exist"),
+        ([[0, -1], [1]], "example -1 does not exist"),
+        (np.array([[0, 5], [1, 6]]), "example 6 does not exist"),
+        ([[0], [1.0, 2.0]], r"client 1 has float64 \[2\]; give a list of example numbers"),
+        ([[0], torch.tensor([0.5])], r"client 1 has float32 \[1\]"),
+        ([["0"], [1]], r"client 0 has <U1 \[1\]"),
+        ([0, 1, 2], r"client 0 has int64 \[\]; give a list of example numbers, or a mask of 6 bools, for each client"),
+        ([[[0, 1]], [[2, 3]]], r"client 0 has int64 \[1, 2\]"),
+        ([[0, [1]], [2]], "client 0 has object"),
+        ([[0], [3, 1, 3]], "client 1 has example 3 more than once; take it out"),
+        ([[0, 1], [2, 0], [5, 5]], "client 2 has example 5 more than once"),
+        ([[True, False], [False, True]], "client 0 has a mask of 2, there are 6 training examples"),
+        ([[True] * 7, [False] * 7], "client 0 has a mask of 7"),
+        ([[False] * 6, [False] * 6], "2 clients own 0 examples"),
+        ([[], []], "2 clients own 0 examples"),
+        ([], "0 clients own 0 examples"),
+        (Partition(np.array([0, 6]), np.array([0]), np.array([2])), "example 6 does not exist"),
+        (Partition(np.array([0, 1]), np.array([0, 1]), np.array([1, 2])), "client 1 starts at 1 with 2 examples"),
+        (Partition(np.array([0, 1]), np.array([-1]), np.array([1])), "client 0 starts at -1"),
+        (Partition(np.array([0.0, 1.0]), np.array([0]), np.array([2])), r"order is float64 \[2\]"),
+        (Partition(np.array([0, 1]), np.array([0]), np.array([True])), r"sizes is bool"),
+        (
+            Partition(np.array([1, 2, 1, 3]), np.array([2, 0]), np.array([2, 3])),
+            "client 1 has example 1 more than once",
+        ),
+    ],
+)
+def test_what_is_no_partition_is_refused_in_one_line(clients, reason):
+    with pytest.raises(ValueError, match=f"^{reason}") as error:
+        given(clients, 6)
+    assert "\n" not in str(error.value)
+
+
+def test_ranges_that_overlap_hold_nothing_twice():
+    order = np.array([3, 1, 0, 3, 1])  # the 3 comes again, where no range holds both
+    assert given(Partition(order, np.array([0, 1, 2]), np.array([3, 3, 3])), 4).num_clients == 3
+    with pytest.raises(ValueError, match="client 1 has example 3 more than once"):
+        given(Partition(order, np.array([1, 0]), np.array([3, 4])), 4)
+
+
+X = np.zeros((6, 2), dtype=np.float32)
+FEW = Dataset.of((X, [0, 1] * 3), (X, [0, 1] * 3))
+
+
+@pytest.mark.parametrize(
+    ("partition", "reason"),
+    [
+        ([[0, 1], [2, 9]], "partition: example 9 does not exist"),
+        ([[0, 1], [0.5]], "partition: client 1 has float64"),
+        ({0: [0], 1: [1]}, "partition: is a dict; give a list of each client's example numbers"),
+        ("iid", "partition: is a str"),
+        ((k for k in ([0], [1])), "partition: is a generator"),
+        (5, "partition: is a int"),
+    ],
+)
+def test_a_run_refuses_them_before_anything_starts(partition, reason, tmp_path):
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        fedddp.run(dataset=FEW, partition=partition, model="logistic", dir=str(tmp_path / "runs"), device="cpu")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_takes_masks(tmp_path):
+    masks = np.arange(6) % 2 == np.arange(2)[:, None]
+    how = {"dataset": FEW, "model": "logistic", "rounds": 1, "device": "cpu", "telemetry": {"tensorboard": False}}
+    of_masks = fedddp.run(partition=masks, dir=str(tmp_path / "masks"), **how)
+    of_lists = fedddp.run(partition=[[0, 2, 4], [1, 3, 5]], dir=str(tmp_path / "lists"), **how)
+    assert torch.equal(of_masks.w, of_lists.w)
+
+
+def test_a_dataset_that_is_none_is_told(tmp_path):
+    with pytest.raises(UsageError, match=r"^dataset: is a tuple; make it with Dataset.of\(train, test\)$"):
+        fedddp.run(dataset=((X, [0, 1]), (X, [0, 1])), dir=str(tmp_path))
+
+
+@dataclass(frozen=True)
+class Careless(Partitioner):
+    """A rule that forgets where the examples end."""
+
+    def split(self, labels, seed):
+        return Partition.dealt(np.arange(len(labels) + 1), np.array([len(labels), 1]))
+
+
+def test_a_rule_of_the_users_is_looked_at_too(tmp_path):
+    data = {"name": f"{__name__}:Writers", "partition": {"name": f"{__name__}:Careless", "num_clients": 2}}
+    with pytest.raises(UsageError, match=r"^data.partition: Careless is not a partition: example 12 does not exist"):
+        load_data(build({"data": data}))
+
+
 # -- natural ------------------------------------------------------------------------------------------------------
 
 
@@ -133,6 +253,17 @@ def test_natural_clients_are_the_owners_in_order():
     dataset = from_class(Writers, "nowhere", False)
     partition = Natural(num_clients=3).deal(dataset.train, seed=0)
     assert [partition.indices(k).tolist() for k in range(3)] == [[1, 5, 11], [0, 2, 3, 9, 10], [4, 6, 7, 8]]
+
+
+class Named(Writers):
+    client_ids = ("eve", "bob", "eve", "eve", "zoe", "bob", "zoe", "zoe", "zoe", "eve", "eve", "bob")
+
+
+def test_owners_may_have_names():
+    dataset = from_class(Named, "nowhere", False)
+    by_number = Natural(num_clients=3).deal(from_class(Writers, "nowhere", False).train, seed=0)
+    by_name = Natural(num_clients=3).deal(dataset.train, seed=0)
+    assert [by_name.indices(k).tolist() for k in range(3)] == [by_number.indices(k).tolist() for k in range(3)]
 
 
 def test_natural_is_a_partition_of_a_users_class_by_name():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Excerpt, Ints, Partition, Partitioner
 from .dirichlet import Dirichlet, DirichletLabels
-from .given import FromFile, Natural, write_partition
+from .given import FromFile, Natural, given, write_partition
 from .labels import Labels, Shards, Similarity
 from .shuffled import IID, Overlapping, Quantity
 
@@ -37,5 +37,6 @@ __all__ = [
     "Quantity",
     "Shards",
     "Similarity",
+    "given",
     "write_partition",
 ]

@@ -48,6 +48,32 @@ class Partition:
         owned = self.order[depth > 0]
         return bool((depth > 1).any()) or len(np.unique(owned)) < len(owned)
 
+    def check(self, examples: int) -> None:
+        """Raise ValueError unless every range holds numbers of the ``examples`` training examples, none twice."""
+        for name, numbers in (("order", self.order), ("starts", self.starts), ("sizes", self.sizes)):
+            if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+                raise ValueError(f"{name} is {numbers.dtype} {list(numbers.shape)}; give whole numbers [n]")
+        starts, sizes = self.starts.astype(np.int64), self.sizes.astype(np.int64)
+        if len(starts) != len(sizes) or not sizes.any():
+            raise ValueError(f"{len(starts)} clients own {sizes.sum()} examples; give every client some")
+        beyond = (starts < 0) | (sizes < 0) | (starts + sizes > len(self.order))
+        if beyond.any():
+            k = int(beyond.argmax())
+            raise ValueError(f"client {k} starts at {starts[k]} with {sizes[k]} examples; order has {len(self.order)}")
+        outside = (self.order < 0) | (self.order >= examples)
+        if outside.any():
+            raise ValueError(
+                f"example {self.order[outside][0]} does not exist, the {examples} training examples are numbered from "
+                "0; was it made for another dataset?"
+            )
+        before = _where_before(self.order.astype(np.int64))  # a range holds one twice if it began before the first
+        latest = np.maximum.accumulate(before)[starts + sizes - 1]
+        twice = (sizes > 0) & (latest >= starts)
+        if twice.any():
+            k = int(twice.argmax())
+            example = self.order[latest[k]]
+            raise ValueError(f"client {k} has example {example} more than once; take it out")
+
     def indices(self, client: int) -> Ints:
         """The example indices of one client."""
         return self.order[self.starts[client] : self.starts[client] + self.sizes[client]]
@@ -140,8 +166,16 @@ class Partitioner(ABC):
         return self.num_clients or world_size
 
     def owners(self, examples: Examples, seed: int) -> Partition:
-        """The partition of ``examples``, by its own seed where it has one, else by the run's ``seed``."""
-        return self.deal(examples, seed if self.seed is None else self.seed)
+        """The partition of ``examples``, by its own seed where it has one, else by the run's ``seed``.
+
+        Raises ValueError, also for what a rule of the user's returns that is no partition of them.
+        """
+        partition = self.deal(examples, seed if self.seed is None else self.seed)
+        try:
+            partition.check(len(examples))
+        except ValueError as error:
+            raise ValueError(f"data.partition: {type(self).__name__} is not a partition: {error}") from None
+        return partition
 
     def deal(self, examples: Examples, seed: int) -> Partition:
         """The partition of ``examples``. A rule that looks at more than labels overrides this."""
@@ -149,6 +183,15 @@ class Partitioner(ABC):
 
     @abstractmethod
     def split(self, labels: Ints, seed: int) -> Partition: ...
+
+
+def _where_before(numbers: Ints) -> Ints:
+    """For each position the one before it that holds the same number, -1 where there is none."""
+    by_number = np.argsort(numbers, kind="stable")
+    same = np.diff(numbers[by_number]) == 0
+    before = np.full(len(numbers), -1)
+    before[by_number[1:][same]] = by_number[:-1][same]
+    return before
 
 
 def compact(numbers: Ints) -> Ints:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -67,20 +67,12 @@ class FromFile(Partitioner):
             raise ValueError(
                 f"data.partition.num_clients={self.num_clients}: {self.path} has {len(sizes)} clients; leave it out"
             )
-        outside = (order < 0) | (order >= len(labels))
-        if outside.any():
-            raise self._mistake(
-                f"example {order[outside][0]} does not exist, the {len(labels)} training examples are numbered from 0; "
-                "was it made for another dataset?"
-            )
-        client = np.repeat(np.arange(len(sizes)), sizes)
-        pairs, counts = np.unique(client.astype(np.int64) * len(labels) + order, return_counts=True)
-        if (counts > 1).any():
-            twice = int(pairs[counts > 1][0])
-            raise self._mistake(
-                f"client {twice // len(labels)} has example {twice % len(labels)} more than once; take it out"
-            )
-        return Partition.dealt(order, sizes)
+        partition = Partition.dealt(order, sizes)
+        try:
+            partition.check(len(labels))
+        except ValueError as error:
+            raise self._mistake(str(error)) from None
+        return partition
 
     def _read(self) -> tuple[Ints, Ints]:
         """(order, sizes)."""
@@ -101,6 +93,40 @@ class FromFile(Partitioner):
 
     def _mistake(self, reason: str) -> ValueError:
         return ValueError(f"data.partition.path={self.path!r}: {reason}")
+
+
+def given(clients: Partition | Sequence[Any], examples: int) -> Partition:
+    """The partition that a caller gives: for each client its example numbers, or a mask [n] of bools over all examples.
+
+    Raises ValueError for anything else, and for examples that do not exist or that a client has twice.
+    """
+    if not isinstance(clients, Partition):
+        hands = [_hand(own, k, examples) for k, own in enumerate(clients)]
+        clients = Partition.dealt(
+            np.concatenate([*hands, np.zeros(0, np.int64)]), np.array([len(own) for own in hands])
+        )
+    clients.check(examples)
+    return clients
+
+
+def _hand(own: Any, client: int, examples: int) -> Ints:
+    """One client's example numbers."""
+    try:
+        numbers = np.asarray(own)
+    except ValueError:
+        numbers = np.asarray(own, dtype=object)
+    if numbers.ndim == 1 and not len(numbers):
+        return np.zeros(0, np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iub":
+        raise ValueError(
+            f"client {client} has {numbers.dtype} {list(numbers.shape)}; give a list of example numbers, or a mask of "
+            f"{examples} bools, for each client"
+        )
+    if numbers.dtype.kind != "b":
+        return numbers.astype(np.int64)
+    if len(numbers) != examples:
+        raise ValueError(f"client {client} has a mask of {len(numbers)}, there are {examples} training examples")
+    return np.flatnonzero(numbers)
 
 
 def write_partition(path: Path, partition: Partition) -> None:

@@ -1,0 +1,93 @@
+"""What inputs can be: dense tensors of pixels (uint8), floating-point or whole numbers, of one shape, all finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def as_inputs(values: Any, what: str) -> Tensor:
+    """Tensors, arrays, pictures or nested lists of numbers as a tensor on the CPU; ``what`` they are, for the line that
+    ValueError says."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{what} differ in shape; bring them to one shape (resize pictures, pad sequences)") from None
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{what} are {_kind(array)}; give numbers (a tensor, an array or a picture)")
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError:
+        raise ValueError(f"{what} are {array.dtype}, which torch does not have; convert them to float32") from None
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """uint8 pictures [n, H, W] or [n, H, W, C] as [n, C, H, W]; everything else as it is."""
+    if x.dtype != torch.uint8:
+        return x
+    if x.dim() == 3:
+        return x.unsqueeze(1)
+    last = x.dim() == 4 and (x.shape[-1] in (1, 3) or (x.shape[-1] in (2, 4) and x.shape[1] > 4))
+    return x.permute(0, 3, 1, 2).contiguous() if last else x
+
+
+def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of pixels scaled to [0, 1]: a channel's where there are channels [n, C, H, W],
+    else of all. (0, 1) for inputs that are no pixels, which nothing normalises."""
+    channels = x.shape[1] if x.dim() == 4 else 1
+    if x.dtype != torch.uint8:
+        return (0.0,) * channels, (1.0,) * channels
+    pixels, dims = x.double() / 255, [d for d in range(x.dim()) if d != 1 or x.dim() != 4]
+    mean, std = pixels.mean(dims).view(-1), pixels.std(dims).view(-1).clamp(min=1e-6)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def check_inputs(train: Tensor, test: Tensor) -> None:
+    """Raise ValueError for inputs that no model can be trained on, in one line that says what to do."""
+    for part, x in (("training", train), ("test", test)):
+        if x.layout != torch.strided or x.is_complex() or x.is_quantized:
+            kind = str(x.dtype).removeprefix("torch.") if x.layout == torch.strided else f"sparse ({x.layout})"
+            raise ValueError(f"{part} inputs are {kind}; give dense real numbers (of complex ones, two channels)")
+        if not x[0].numel():
+            raise ValueError(f"{part} inputs are of shape {list(x.shape[1:])}: they are empty")
+        _refuse_holes(x, part)
+    if train.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"training inputs are of shape {list(train.shape[1:])}, test inputs of {list(test.shape[1:])}; bring them "
+            "to one shape"
+        )
+    if train.dtype != test.dtype and not (train.is_floating_point() and test.is_floating_point()):
+        raise ValueError(f"training inputs are {train.dtype}, test inputs {test.dtype}; give both as one type")
+
+
+def check_range(x: Tensor, dtype: torch.dtype) -> None:
+    """Raise ValueError where casting ``x`` to ``dtype``, in which a run computes, makes numbers infinite."""
+    if x.dtype == torch.float64 != dtype and not torch.isfinite(x.abs().max().to(dtype)):
+        raise ValueError(
+            f"inputs reach {float(x.abs().max()):.3g}, which {dtype} cannot hold; scale them, or use "
+            "client.precision=float64"
+        )
+
+
+def _refuse_holes(x: Tensor, part: str) -> None:
+    if not x.is_floating_point() or torch.isfinite(x.sum(dtype=torch.float64)):  # one pass, and no copy
+        return
+    bad = ~torch.isfinite(x).flatten(1).all(1) if x.dim() > 1 else ~torch.isfinite(x)
+    if not bad.any():  # their sum alone is infinite
+        return
+    kinds = {"NaN": x.isnan().any(), "infinite values": x.isinf().any()}
+    found = " or ".join(kind for kind, there in kinds.items() if there)
+    raise ValueError(
+        f"{int(bad.sum())} of {len(x)} {part} inputs hold {found}, first example {int(bad.int().argmax())}; take these "
+        "examples out, or fill in what is missing"
+    )
+
+
+def _kind(array: np.ndarray[Any, Any]) -> str:
+    return "text" if array.dtype.kind in "US" else "Python objects" if array.dtype.kind == "O" else str(array.dtype)

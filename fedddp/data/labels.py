@@ -1,0 +1,212 @@
+"""The one function that looks at labels first: it numbers the classes 0 to C - 1, or says why it cannot.
+
+A label is converted only if nothing is lost. Whole numbers from 0 stay as they are, whatever their type (bool, float
+that is whole, [n, 1]). Text, -1/+1, one-hot rows, numbers that start elsewhere and numbers with large gaps get numbers
+in sorted order, which `Numbered.remarks` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+EXACT = 2**53  # float64 holds every whole number up to here
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """The labels of both sets as int64 in 0 to ``num_classes`` - 1, and what a user has to know about them."""
+
+    train: Tensor
+    test: Tensor
+    num_classes: int
+    remarks: tuple[str, ...]
+
+
+def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
+    """Number the classes of labels of any type alike in both sets.
+
+    Args:
+        train: One label an example of the training set: numbers, text, or one-hot rows [n, C].
+        test: The same of the test set.
+        num_classes: How many classes there are; numbers then stay what they are, and gaps too.
+
+    Raises:
+        ValueError: One line that says what was seen and what to do.
+    """
+    (a, a_hot), (b, b_hot) = _one_each(train, "training"), _one_each(test, "test")
+    if a.dtype.kind != b.dtype.kind or a_hot != b_hot:
+        raise ValueError(
+            f"the training labels are {_form(a, a_hot)}, the test labels {_form(b, b_hot)}; give both in one form"
+        )
+    seen, classes = np.unique(a), np.union1d(a, b)
+    if not np.isin(b, seen).any():
+        raise ValueError(
+            f"no label of the test set ({listed(np.unique(b))}) occurs in the training set ({listed(seen)}); "
+            "label both alike"
+        )
+    if len(seen) == 1 and num_classes is None:
+        raise ValueError(f"every training label is {seen[0]}: there is nothing to tell apart; give two or more classes")
+    remarks = []
+    if a_hot:
+        num_classes = num_classes or a_hot
+        remarks.append(f"labels are one-hot rows of {a_hot}, taken as the classes 0 to {a_hot - 1}")
+    unknown = classes[~np.isin(classes, seen)]
+    if len(unknown):
+        times = int(np.isin(b, unknown).sum())
+        remarks.append(
+            f"{times} of {len(b)} test examples have a label that no training example has ({listed(unknown)}): it "
+            "cannot be learned"
+        )
+    text = a.dtype.kind == "U"
+    if not text and (num_classes is not None or _count_from_zero(classes)):
+        count = num_classes or int(classes[-1]) + 1
+        _refuse_outside(a, b, count)
+        if num_classes is None and len(classes) < count:
+            missing = np.setdiff1d(np.arange(count), classes)
+            remarks.append(f"labels are 0 to {count - 1}, of which no example has {listed(missing)}")
+        return Numbered(torch.from_numpy(a), torch.from_numpy(b), count, tuple(remarks))
+    if not text:
+        _refuse_unclear(classes, len(a) + len(b))
+    if num_classes is not None and len(classes) > num_classes:
+        raise ValueError(f"num_classes={num_classes}: there are {len(classes)} different labels ({listed(classes)})")
+    remarks.append(f"labels are {listed(classes)}, numbered in this order as the classes 0 to {len(classes) - 1}")
+    a, b = (torch.from_numpy(np.searchsorted(classes, part).astype(np.int64)) for part in (a, b))
+    return Numbered(a, b, num_classes or len(classes), tuple(remarks))
+
+
+def numbers(values: Any, what: str) -> Tensor:
+    """One whole number an example, int64 [n], of numbers or of text (then counted in sorted order).
+
+    ``what`` they are, for the ValueError's line where they are anything else.
+    """
+    column = _column(_array(values, what), what)
+    whole = np.unique(column, return_inverse=True)[1] if column.dtype.kind == "U" else _whole(column, what)
+    return torch.from_numpy(whole.astype(np.int64))
+
+
+def listed(values: Iterable[Any], most: int = 6) -> str:
+    """The values with commas between; of many, the first and the last."""
+    words = [str(v) for v in values]
+    return ", ".join(words if len(words) <= most else [*words[: most - 1], "...", words[-1]])
+
+
+def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
+    """Labels [n], int64 or text, and how many columns they had if they were one-hot, else 0."""
+    what = f"{part} labels"
+    array = _array(values, what)
+    if not len(array):
+        raise ValueError(f"the {part} set has no examples")
+    if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
+        if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"the {what} are {list(array.shape)} and not one-hot; this is classification with one label an example"
+            )
+        return array.argmax(axis=1).astype(np.int64), array.shape[1]
+    column = _column(array, what)
+    return (column if column.dtype.kind == "U" else _whole(column, what)), 0
+
+
+def _array(values: Any, what: str) -> NDArray[Any]:
+    """Values of any kind as an array [n, ...] of numbers or text. A list that mixes the two would become text."""
+    array = np.asarray(_on_cpu(values)) if hasattr(values, "__array__") else None
+    if array is None or array.dtype.kind == "O":
+        values = values if array is None else array.tolist()
+        if not isinstance(values, Iterable) or isinstance(values, str):
+            raise ValueError(f"{what} are {values!r}; give one an example")
+        values = [_on_cpu(v) for v in values]
+        odd = _odd_one(values)
+        if odd is not None:
+            raise ValueError(f"{what} are of several kinds: that of example {odd} is {values[odd]!r}; use one kind")
+        try:
+            array = np.asarray(values) if values else np.zeros(0, np.int64)
+        except ValueError:
+            raise ValueError(f"{what} differ in shape; give one an example") from None
+    if array.dtype.kind in "ST":
+        array = array.astype(str)
+    if array.ndim == 0 or array.dtype.kind not in "biufU":
+        shown = array.tolist()[0] if array.ndim and len(array) else array.tolist()
+        raise ValueError(f"{what} are {array.dtype} ({shown!r}); give whole numbers or text, one an example")
+    return array
+
+
+def _on_cpu(values: Any) -> Any:
+    """A tensor as an array; numpy has no bfloat16."""
+    if not isinstance(values, Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
+def _odd_one(values: list[Any]) -> int | None:
+    """The first value that is text where the first one is not, or the other way round, or that is None."""
+    text = bool(values) and isinstance(values[0], str | bytes)
+    return next((i for i, v in enumerate(values) if v is None or isinstance(v, str | bytes) != text), None)
+
+
+def _column(array: NDArray[Any], what: str) -> NDArray[Any]:
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{what} are {list(array.shape)}; give one an example, [{len(array)}]")
+    return array
+
+
+def _whole(column: NDArray[Any], what: str) -> NDArray[np.int64]:
+    """The same numbers as int64, if they are whole and fit."""
+    if column.dtype.kind == "f":
+        bad = ~np.isfinite(column)
+        if bad.any():
+            raise ValueError(
+                f"{bad.sum()} of {len(column)} {what} are NaN or infinite, first that of example {bad.argmax()}; "
+                "take these examples out"
+            )
+        bad = (column != np.rint(column)) | (np.abs(column) >= EXACT)
+        if bad.any():
+            raise ValueError(
+                f"{what}: targets are not whole numbers (that of example {bad.argmax()} is {column[bad.argmax()]:g}); "
+                "this is classification: give the number or the name of a class"
+            )
+    if column.dtype.kind == "u" and len(column) and column.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{what}: {column.max()} does not fit into int64; number the classes from 0")
+    return column.astype(np.int64)
+
+
+def _count_from_zero(classes: NDArray[Any]) -> bool:
+    """Whether these are numbers of classes as they are: from 0, and at least every second number occurs."""
+    return classes[0] == 0 and classes[-1] < 2 * len(classes)
+
+
+def _refuse_unclear(classes: NDArray[Any], examples: int) -> None:
+    """Raise ValueError for numbers that may not be classes at all."""
+    if classes[0] < 0 and classes.tolist() != [-1, 1]:
+        raise ValueError(
+            f"labels are {listed(classes)}: negative ones often mean that there is no label; take these examples out, "
+            "or number the classes from 0"
+        )
+    if classes[-1] - classes[0] >= 2 * len(classes) and 2 * len(classes) > examples:
+        raise ValueError(
+            f"labels are {listed(classes)}, {len(classes)} different ones among {examples} examples: these are "
+            "measurements or identifiers; this is classification: give the number or the name of a class"
+        )
+
+
+def _refuse_outside(train: NDArray[Any], test: NDArray[Any], num_classes: int) -> None:
+    for part, labels in (("training", train), ("test", test)):
+        outside = (labels < 0) | (labels >= num_classes)
+        if outside.any():
+            first = int(outside.argmax())
+            raise ValueError(
+                f"label {labels[first]} of {part} example {first} is outside 0 to {num_classes - 1}: there are "
+                f"{num_classes} classes"
+            )
+
+
+def _form(labels: NDArray[Any], hot: int) -> str:
+    return f"one-hot rows of {hot}" if hot else "text" if labels.dtype.kind == "U" else "whole numbers"

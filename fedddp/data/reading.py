@@ -1,0 +1,147 @@
+"""A user's data as arrays: (x, y) pairs, or an object that is read once, at start.
+
+What counts is what an object yields, ``dataset[i]``, transforms and all. ``data`` and ``targets`` are taken instead
+where the object yields nothing, and where torchvision's own class without transforms yields just these. A random
+transform is refused: it would be drawn once, for the whole run.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rng import global_seed
+from .inputs import as_inputs, channels_first
+
+READ_AGAIN = 1000
+"""So many examples are read again, evenly spread, or few of them several times: what is random in one of 100 shows."""
+
+EXPECTED = "expected are (input, label) pairs"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Inputs, labels of any kind, and what else an object says of itself."""
+
+    x: Tensor
+    y: Any
+    owner: Any = None
+    num_classes: int | None = None
+
+
+def read(data: Any, part: str) -> Source:
+    """Read ``data``, the ``part`` set. Raises ValueError with one line that says what is expected."""
+    if isinstance(data, tuple):
+        if len(data) != 2:
+            raise ValueError(f"the {part} set is a tuple of {len(data)}; expected is (inputs, labels)")
+        return Source(channels_first(as_inputs(data[0], f"{part} inputs")), data[1])
+    if _is_columns(data, part):
+        x, y = as_inputs(data.data, f"{part} inputs"), data.targets
+    else:
+        x, y = _items(data, part)
+    num_classes = getattr(data, "num_classes", None)
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise ValueError(f"num_classes of the {part} set is {num_classes!r}; expected is a whole number from 1")
+    return Source(channels_first(x), y, getattr(data, "client_ids", None), num_classes)
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a user's own code says, in one line, and where in the code it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = Path(__file__).parent
+    frames = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != own]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    said = (str(error).splitlines() or [""])[0].rstrip(".:")
+    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"
+
+
+def _is_columns(data: Any, part: str) -> bool:
+    """Whether ``data`` and ``targets`` are all that there is to read."""
+    if not (hasattr(data, "data") and hasattr(data, "targets")):
+        return False
+    transformed = any(getattr(data, name, None) is not None for name in ("transform", "target_transform", "transforms"))
+    getter = getattr(type(data), "__getitem__", None)
+    if getter is None:
+        if transformed:
+            raise ValueError(
+                "the dataset has a transform and no __getitem__ that applies it; apply it to data and targets, or "
+                "yield (input, label) pairs"
+            )
+        return True
+    if transformed or not getter.__module__.startswith("torchvision."):
+        return False
+    if len(data.data) != len(data.targets) or not len(data):
+        return True  # which is said where they are put together
+    for i in {0, len(data) // 2, len(data) - 1}:
+        x, y = _pair(data, i, part)
+        if not torch.equal(x, as_inputs(data.data[i], "inputs")) or not np.array_equal(y, data.targets[i]):
+            return False
+    return True
+
+
+def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
+    """Everything that ``data`` yields by number."""
+    if isinstance(data, Mapping) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise ValueError(
+            f"the {part} set is a {type(data).__name__}, which has no examples by number; expected is (inputs, "
+            "labels), or an object with len(d) and d[i] = (input, label)"
+        )
+    with global_seed(0, "reading"):
+        pairs = [_pair(data, i, part) for i in range(len(data))]
+    if not pairs:
+        raise ValueError(f"the {part} set has no examples")
+    first = pairs[0][0]
+    for i, (x, _) in enumerate(pairs):
+        if x.shape != first.shape or x.dtype != first.dtype:
+            raise ValueError(
+                f"{part} inputs differ: example 0 is {_form(first)}, example {i} is {_form(x)}; bring them to one "
+                "shape and type (resize pictures, pad sequences)"
+            )
+    _refuse_random(data, pairs, part)
+    return torch.stack([x for x, _ in pairs]), [y for _, y in pairs]
+
+
+def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> None:
+    """Raise ValueError if examples differ from ``pairs`` when they are read again, under other seeds."""
+    some = np.unique(np.linspace(0, len(pairs) - 1, min(READ_AGAIN, len(pairs))).astype(int)).tolist()
+    for seed in range(1, 1 + -(-READ_AGAIN // len(some))):
+        with global_seed(seed, "reading"):
+            for i in some:
+                x, y = _pair(data, i, part)
+                if _bytes(x) != _bytes(pairs[i][0]) or _bytes(y) != _bytes(pairs[i][1]):
+                    raise ValueError(
+                        f"{part} example {i} is another one when it is read again: a random transform would be drawn "
+                        "once, at start, for the whole run; take it out, or put it into the model's forward"
+                    )
+
+
+def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
+    try:
+        item = data[i]
+    except Exception as error:
+        raise ValueError(f"{part} example {i} cannot be read ({reason(error)})") from error
+    if isinstance(item, Mapping):
+        raise ValueError(f"{part} example {i} is a dictionary of {', '.join(map(str, item))}; {EXPECTED}")
+    if not isinstance(item, tuple | list):
+        raise ValueError(f"{part} example {i} is a {type(item).__name__}; {EXPECTED}")
+    if len(item) != 2:
+        raise ValueError(f"{part} example {i} is a {type(item).__name__} of {len(item)}; {EXPECTED}")
+    return as_inputs(item[0], f"{part} inputs"), item[1]
+
+
+def _form(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+
+
+def _bytes(value: Any) -> bytes:
+    """For comparing: two NaN are the same."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return np.asarray(value).tobytes()
