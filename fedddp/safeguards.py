@@ -17,7 +17,7 @@ from .config import Config, UsageError, to_dict
 from .config.schema import Privacy, SecureAggregation
 from .flat import FlatSpec
 from .place import Place
-from .privacy import calibrate_worst
+from .privacy import calibrate_worst, check_installed
 from .privacy.refuse import mixing_layers, refusals
 from .sampling import UniformSampler
 from .secure import LEAST_PARTIES, Identity, IdentityError, Roster, identity_of
@@ -52,6 +52,11 @@ def secured(config: Config, place: Place, sizes: Tensor, module: nn.Module, *, s
     )
     if reasons:
         raise UsageError(reasons[0])
+    if keys.level != "none" and keys.noise_multiplier != 0:  # without noise, epsilon is infinite
+        try:
+            check_installed()
+        except ValueError as error:
+            raise UsageError(f"privacy.level={keys.level}: {error}") from None
     _check_parties(config, place)
     config = _with_noise(config, sizes)
     _check_ring(config, place, sizes)

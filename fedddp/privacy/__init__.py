@@ -1,6 +1,6 @@
 """Differential privacy: secret randomness, noise, what was spent and what may still be."""
 
-from .accounting import compose, epsilon
+from .accounting import check_installed, compose, epsilon
 from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget
 from .calibration import calibrate, calibrate_worst
 from .discrete_gaussian import discrete_gaussian
@@ -21,6 +21,7 @@ __all__ = [
     "SpendFile",
     "calibrate",
     "calibrate_worst",
+    "check_installed",
     "compose",
     "discrete_gaussian",
     "epsilon",

@@ -179,6 +179,11 @@ def _domain(mesh: float, size: int) -> Any:
     return _opacus().prv.Domain(-half * mesh, (half + 1) * mesh, size)
 
 
+def check_installed() -> None:
+    """Raise ValueError, in one line, where no epsilon can be computed: opacus is missing."""
+    _opacus()
+
+
 @lru_cache(maxsize=1)
 def _opacus() -> Any:
     """opacus' analysis modules, imported when they are first needed: they take seconds."""

@@ -1,6 +1,7 @@
 """fedddp.setup: whether a model fits the data is found on the data themselves, before anything starts."""
 
 import random
+import sys
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedddp.config import build
 from fedddp.data import extreme_batches, plan
 from fedddp.place import Place
 from fedddp.preparation import prepare, resolve
+from fedddp.privacy import accounting
 
 QUIET = {
     "run": {"threads": 1, "device": "cpu", "rounds": 2},
@@ -202,6 +204,17 @@ def test_a_random_layer_under_dp_sgd_is_refused(refused, part):
     )
     assert line.startswith("privacy.level='example', model.name='fitting:Dropped'")
     assert "privacy.level=client" in line
+
+
+@pytest.mark.parametrize("privacy", [{"noise_multiplier": 1.0}, {"target_epsilon": 8.0}])
+@pytest.mark.parametrize("level", ["example", "client"])
+def test_a_level_that_nothing_can_account_for_is_refused(refused, monkeypatch, level, privacy):
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)
+    accounting._opacus.cache_clear()
+    line = refused("Vectors", {"name": "mlp"}, {"algorithm.weighting": "uniform"}, privacy={"level": level, **privacy})
+    accounting._opacus.cache_clear()
+    assert line.startswith(f"privacy.level={level}: ")
+    assert "pip install" in line
 
 
 def test_recurrent_layers_under_dp_sgd_are_refused(refused):
