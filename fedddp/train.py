@@ -20,7 +20,7 @@ from typing import Any
 from . import __version__, interrupt
 from .checkpoint import vector_sha256
 from .comm import CommError, record
-from .config import Config, UsageError, build, help_text, parse, read_toml, to_toml
+from .config import Config, UsageError, build, help_text, one_line, parse, read_toml, to_toml
 from .durable import WriteError
 from .experiment import Experiment, connect
 from .federation import Federation, federate
@@ -57,7 +57,7 @@ def _guarded(words: Sequence[str], place: Place) -> int:
     try:
         return _run(words, place)
     except UsageError as error:
-        return _usage(str(error), place)
+        return _usage(one_line(str(error)), place)
     except (CommError, NothingLearned, WriteError) as error:
         log.error("%s", error)
         return FAILED

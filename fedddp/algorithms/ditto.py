@@ -30,7 +30,7 @@ class Ditto(FedAvg):
 
     lam: Annotated[float, Field(ge=0, description="how strongly personal models are drawn to the global one")] = 0.1
     personal_epochs: Annotated[
-        int, Field(ge=0, description="epochs of the personal model; 0 = client.local_epochs")
+        int, Field(ge=0, le=10_000, description="epochs of the personal model; 0 = client.local_epochs")
     ] = 0
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:

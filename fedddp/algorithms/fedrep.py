@@ -28,7 +28,9 @@ class FedRep(FedPer):
     body, unless they are named private.
     """
 
-    head_epochs: Annotated[int, Field(ge=1, description="tau_h, passes that train the head alone each round")] = 10
+    head_epochs: Annotated[
+        int, Field(ge=1, le=10_000, description="tau_h, passes that train the head alone each round")
+    ] = 10
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy == "example":

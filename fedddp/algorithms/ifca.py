@@ -40,7 +40,7 @@ class IFCA(FedAvg):
     weighting: Annotated[
         Literal["uniform", "examples"], Field(description="a client's weight in its cluster's mean: 1, or its examples")
     ] = "uniform"
-    clusters: Annotated[int, Field(ge=1, description="M, number of models")] = 2
+    clusters: Annotated[int, Field(ge=1, le=1000, description="M, number of models")] = 2
 
     def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
         if privacy != "none":

@@ -37,7 +37,7 @@ class PowerSGD:
     QR, Q's columns too before the next round, which leaves the subspace what it is.
     """
 
-    rank: Annotated[int, Field(ge=1, description="r, columns of the factors")] = 4
+    rank: Annotated[int, Field(ge=1, le=10_000, description="r, columns of the factors")] = 4
 
     @property
     def delivery(self) -> Delivery:

@@ -3,6 +3,7 @@
 from ..choice import UsageError
 from .help import text as help_text
 from .load import build, checked, flatten, merge, nested, parse, read_toml, to_dict, to_toml
+from .plain import one_line
 from .schema import Config
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "help_text",
     "merge",
     "nested",
+    "one_line",
     "parse",
     "read_toml",
     "to_dict",

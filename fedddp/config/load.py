@@ -12,8 +12,11 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ..choice import UsageError, dump, fields_of, suggestion
+from .plain import DEEPEST, check_plain, shortened
 from .schema import Config
 
+LARGEST_FILE = 10_000_000
+"""Bytes of a TOML file."""
 FLAGS = ("--help", "--print-config", "--version")
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -44,6 +47,8 @@ def parse(argv: Sequence[str]) -> Request:
                 raise UsageError(
                     f"{word}: unknown option{suggestion(word, FLAGS)}; keys are given as --section.key=value"
                 )
+            if key.count(".") > DEEPEST:
+                raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
             overrides = merge(overrides, _nested(key.split("."), _value(value)))
         else:
             files.append(read_toml(Path(word)))
@@ -54,13 +59,20 @@ def read_toml(path: Path) -> dict[str, Any]:
     """One file's table."""
     try:
         with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
+            content = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(
-            f"{path}: cannot be read ({error.strerror}); give a TOML file or --section.key=value"
+            f"{shortened(str(path))[1:-1]}: cannot be read ({reason}); give a TOML file or --section.key=value"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is not valid TOML: {error}") from None
+    if len(content) > LARGEST_FILE:
+        raise UsageError(f"{path}: has more than {LARGEST_FILE:,} bytes; give a TOML file or --section.key=value")
+    try:
+        table = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # of which TOMLDecodeError and UnicodeDecodeError are some
+        raise UsageError(f"{path}: is not valid TOML: {str(error)[:200]}") from None
+    check_plain(table)
+    return table
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +94,7 @@ def build(*layers: Mapping[str, Any]) -> Config:
 
 def checked(schema: type[Schema], table: Mapping[str, Any]) -> Schema:
     """A table as its schema has it. Raises UsageError with the first mistake."""
+    check_plain(table)
     try:
         return schema.model_validate(table)
     except ValidationError as error:
@@ -124,7 +137,7 @@ def _value(text: str) -> Any:
     """A TOML value where the text is one, else the text itself (so that names need no quotes)."""
     try:
         value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError, or a number of thousands of digits
         return {"True": True, "False": False}.get(text, text)
     return value if isinstance(value, bool | int | float | str | list | dict) else text  # no key takes a date
 
@@ -150,13 +163,13 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
             found.append(f"{key}: unknown key{near or '; ' + there}")
         elif error["type"] == "mistake":
             key = f"{key}.{context['at']}" if context["at"] else key
-            found.append(f"{key}={context['value']!r}: {context['reason']}")
+            found.append(f"{key}={shortened(context['value'])}: {context['reason']}")
         elif error["type"] in ("model_type", "model_attributes_type"):
-            found.append(f"{key}={error['input']!r}: is a section: write {key}.<key>=value")
+            found.append(f"{key}={shortened(error['input'])}: is a section: write {key}.<key>=value")
         else:
             message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
             message = message.replace("a valid tuple", 'a list, as ["a", "b"]')
-            shown = "" if isinstance(error["input"], dict | BaseModel) else f"={error['input']!r}"
+            shown = "" if isinstance(error["input"], dict | BaseModel) else f"={shortened(error['input'])}"
             found.append(f"{key}{shown}: {message}")
     return found
 

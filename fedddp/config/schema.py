@@ -29,18 +29,20 @@ class Run(Section):
     name: str = Field(default="", description="label of the run's folder; empty = <algorithm>-<data>-<model>")
     dir: str = Field(default="runs", min_length=1, description="parent of run folders")
     seed: int = Field(default=0, ge=0, description="every random choice derives from it")
-    rounds: int = Field(default=10, ge=1, description="T, number of rounds")
+    rounds: int = Field(default=10, ge=1, le=1_000_000, description="T, number of rounds")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where there is one")
     backend: Literal["auto", "gloo", "nccl"] = Field(
         default="auto", description="auto = nccl where each rank has its own GPU"
     )
     threads: int = Field(
-        default=0, ge=0, description="CPU threads a rank; 0 = cores / local ranks (1 if aggregation is exact)"
+        default=0, ge=0, le=1024, description="CPU threads a rank; 0 = cores / local ranks (1 if aggregation is exact)"
     )
     resume: str = Field(
         default="never", min_length=1, description="never, auto (the newest run of this name), or a run folder"
     )
-    timeout: float = Field(default=120.0, gt=0, description="seconds a rank that others wait for may stand still")
+    timeout: float = Field(
+        default=120.0, gt=0, le=1e7, description="seconds a rank that others wait for may stand still"
+    )
 
 
 class Data(Section):
@@ -64,13 +66,18 @@ class Execution(Section):
         default="auto",
         description="sequential = one client after the other; vectorized = several at once; auto = by model and device",
     )
-    width: int = Field(default=0, ge=0, description="clients trained at once on a rank, vectorized; 0 = by model size")
+    width: int = Field(
+        default=0, ge=0, le=100_000, description="clients trained at once on a rank, vectorized; 0 = by model size"
+    )
 
 
 class Client(Section):
-    local_epochs: int = Field(default=1, ge=1, description="E, passes over a client's examples a round")
+    local_epochs: int = Field(default=1, ge=1, le=10_000, description="E, passes over a client's examples a round")
     local_steps: Annotated[int | None, Off] = Field(
-        default=None, ge=1, description="H, steps a client takes in a round; instead of local_epochs (default: off)"
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="H, steps a client takes in a round; instead of local_epochs (default: off)",
     )
     stragglers: float = Field(
         default=0.0,
@@ -81,6 +88,7 @@ class Client(Section):
     batch_size: int = Field(
         default=10,
         ge=0,
+        le=2**31 - 1,
         description="B; 0 = all of a client's examples. For a model that does not train on one example (BatchNorm), a "
         "last batch of one joins the batch before",
     )

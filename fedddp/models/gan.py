@@ -77,8 +77,10 @@ class Pair(nn.Module):
 class GAN(ModelFactory):
     """Two layers of 4x4 convolutions a network, for ``task.name=conditional_gan``; 101,730 parameters on 28x28 grey."""
 
-    latent: Annotated[int, Field(ge=1, description="numbers of noise a drawing is made from")] = 32
-    channels: Annotated[int, Field(ge=1, description="of the outer convolutions; the inner have twice that")] = 16
+    latent: Annotated[int, Field(ge=1, le=10_000, description="numbers of noise a drawing is made from")] = 32
+    channels: Annotated[
+        int, Field(ge=1, le=1024, description="of the outer convolutions; the inner have twice that")
+    ] = 16
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         if len(shape) != 3:

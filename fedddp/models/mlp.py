@@ -16,7 +16,7 @@ from .base import ModelFactory
 class MLP(ModelFactory):
     """Two hidden layers of ReLU units; 199,210 parameters at 784-200-200-10 (McMahan et al. 2017, section 3)."""
 
-    hidden: Annotated[int, Field(ge=1, description="units of each hidden layer")] = 200
+    hidden: Annotated[int, Field(ge=1, le=8192, description="units of each hidden layer")] = 200
     norm: Annotated[
         Literal["none", "batch", "layer"], Field(description="normalisation in front of each ReLU; none in the paper")
     ] = "none"

@@ -35,7 +35,9 @@ OptionalNorm = Annotated[
     Literal["none", "group", "batch"],
     Field(description="none; group = GroupNorm; batch = BatchNorm, whose statistics are averaged like weights"),
 ]
-Width = Annotated[float, Field(gt=0, description="factor of the channels of every layer; the published network is 1")]
+Width = Annotated[
+    float, Field(gt=0, le=4, description="factor of the channels of every layer; the published network is 1")
+]
 
 
 def scaled(channels: int, width: float) -> int:

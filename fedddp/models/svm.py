@@ -42,7 +42,7 @@ class SVM(ModelFactory):
     On inputs normalised by a deviation s, gamma is s^2 times what it is on pixels from 0 to 1.
     """
 
-    features: Annotated[int, Field(ge=1, description="F, number of random features")] = 2000
+    features: Annotated[int, Field(ge=1, le=100_000, description="F, number of random features")] = 2000
     gamma: Annotated[float, Field(gt=0, description="of the kernel exp(-gamma |x - y|^2) on normalised inputs")] = (
         0.0017
     )

@@ -104,7 +104,7 @@ def drawn(module: nn.Module, y: Tensor, seed: int) -> Tensor:
 class ConditionalGAN:
     """Draw inputs of a given label. There is no accuracy; ``test_loss`` is that of both networks on the test set."""
 
-    samples: Annotated[int, Field(ge=1, description="drawings of each class in an evaluation's picture")] = 8
+    samples: Annotated[int, Field(ge=1, le=1000, description="drawings of each class in an evaluation's picture")] = 8
 
     def build(self, make_model: Callable[[], nn.Module], loss: Loss, dataset: Dataset) -> Task:
         if loss != CrossEntropy():

@@ -27,7 +27,9 @@ class CenteredClipping(Combination):
     """What is far from the centre moves it by tau / m, in whatever direction. v is a combination of rows throughout."""
 
     radius: Annotated[float, Field(gt=0, description="tau, as far as an update may lie from the centre")] = 1.0
-    iterations: Annotated[int, Field(ge=1, description="how often the centre is moved; this sends nothing")] = 5
+    iterations: Annotated[
+        int, Field(ge=1, le=1000, description="how often the centre is moved; this sends nothing")
+    ] = 5
     history: Annotated[
         bool, Field(description="start at the last round's result, as in the paper; false = at the global model")
     ] = True

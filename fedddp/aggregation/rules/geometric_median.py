@@ -32,7 +32,11 @@ class GeometricMedian(Combination):
 
     iterations: Annotated[
         int,
-        Field(ge=1, description="steps of the Weiszfeld algorithm from the medoid; 3 as in RFA; they send nothing"),
+        Field(
+            ge=1,
+            le=1000,
+            description="steps of the Weiszfeld algorithm from the medoid, which send nothing; 3 as in RFA",
+        ),
     ] = 3
     smoothing: Annotated[float, Field(gt=0, description="nu, the distance below which all weigh alike")] = 1e-6
 

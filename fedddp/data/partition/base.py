@@ -147,7 +147,7 @@ class Excerpt:
 class Partitioner(ABC):
     """A rule that deals ``labels [n]`` out to ``num_clients``; raises ValueError if the request is impossible."""
 
-    num_clients: Annotated[int, Field(ge=0, description="N, population; 0 = as many as ranks")] = 0
+    num_clients: Annotated[int, Field(ge=0, le=10_000_000, description="N, population; 0 = as many as ranks")] = 0
     seed: Annotated[
         Annotated[int, Field(ge=0)] | None,
         Off,
