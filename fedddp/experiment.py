@@ -29,6 +29,7 @@ from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
+from .setup.cohorts import losses_of, sampler_of
 from .telemetry import Beside, Divergence, Files, InBackground, Metrics, SideWork, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
@@ -98,11 +99,12 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     )
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
     telemetry.learned_before = learned
+    trainer = _trainer(p, comm)
     federation = Federation(
         task=p.task,
         algorithm=algorithm,
-        trainer=_trainer(p, comm),
-        sampler=protection.sampler(),
+        trainer=trainer,
+        sampler=sampler_of(config, protection.sampler(losses_of(trainer, comm))),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=protection.pipeline(),
         store=store,

@@ -23,6 +23,7 @@ from .robustness import adversary, robust
 from .run_folder import check_name
 from .safeguards import check_compression, delivery, secured
 from .setup import Prepared, check_dataset, check_task, laid_out, rehearse, task_of, two_examples
+from .setup.cohorts import check_cohort, drawn
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
 from .weights import start_signature
@@ -82,7 +83,8 @@ def resolve(config: Config, place: Place) -> Config:
     if placement == "auto":
         placement = "shared" if population > place.world_size and not parts else "home"
     data = config.data.model_copy(update={"partition": partition, "placement": placement})
-    return robust(config.model_copy(update={"run": run, "data": data, "client": client}))
+    config = drawn(config.model_copy(update={"run": run, "data": data, "client": client}))
+    return robust(config)
 
 
 def _schedule(config: Config) -> LearningRate:
@@ -118,6 +120,7 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     smallest = smallest_batch(config, task, *two_examples(dataset, spec.dtype))
     sizes = torch.from_numpy(used.sizes).long()
     check_sizes(config, sizes, smallest, warn=place.rank == 0)
+    check_cohort(config, sizes)
     config = secured(config, place, sizes, module, shared=partition.shares)
     check_compression(config, spec)
     shown = config.data.placement == "shared"  # every rank holds all of them

@@ -7,22 +7,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from .rng import numpy_generator
 from .types import Cohort
+
+Losses = Callable[[Cohort, Tensor], Tensor]
+"""Mean loss of each of a cohort's clients at ``w [D]``, [m]; the same on every rank. All ranks ask at once."""
 
 
 class Sampler(Protocol):
     """S_t, drawn before the round begins."""
 
     def cohort(self, round: int) -> Cohort:
-        """The cohort of a round (0-based); the same whenever it is asked for."""
+        """Who is drawn for a round (0-based); the same whenever it is asked for."""
         ...
+
+    def chosen(self, cohort: Cohort, w: Tensor) -> Cohort:
+        """Those of the clients drawn that take part from the model ``w [D]``; the same on every rank."""
+        return cohort
 
 
 @dataclass(frozen=True)
-class UniformSampler:
+class UniformSampler(Sampler):
     """S_t: ``size`` of ``population`` clients, uniformly without replacement (McMahan et al. 2017, Algorithm 1)."""
 
     population: int
@@ -35,6 +43,90 @@ class UniformSampler:
             return Cohort(round, tuple(range(self.population)), self.population)
         draw = numpy_generator(self.seed, "cohort", round).choice(self.population, self.size, replace=False)
         return Cohort(round, tuple(sorted(draw.tolist())), self.population)
+
+
+@dataclass(frozen=True)
+class SizeSampler(Sampler):
+    """S_t: ``size`` clients, each with probability size n_k / n, by systematic sampling (Madow 1949).
+
+    With plain means the expected mean is sum_k (n_k / n) delta_k, as in scheme I of Li et al. 2020 ("On the convergence
+    of FedAvg on non-IID data"), which draws with replacement and so may draw a client twice. Raises ValueError where a
+    client would have to be drawn more than once.
+    """
+
+    sizes: Tensor  # [N]
+    size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        largest, total = int(self.sizes.max()), int(self.sizes.sum())
+        if largest * self.size > total:
+            raise ValueError(
+                f"client {int(self.sizes.argmax())} has {largest} of all {total} examples and would be drawn more than "
+                f"once in a round of {self.size}; set cohort.size to {total // largest} at most, or use uniform"
+            )
+
+    def cohort(self, round: int) -> Cohort:
+        """The cohort of a round: the owners of every (n / m)-th example of the clients in random order."""
+        rng, population = numpy_generator(self.seed, "cohort", round), len(self.sizes)
+        order = rng.permutation(population)
+        ends = np.cumsum(self.sizes.numpy()[order])
+        points = (rng.random() + np.arange(self.size)) * (ends[-1] / self.size)
+        inside = np.minimum(points, ends[-1] - 0.5)  # the last could be rounded up to the end
+        at = np.searchsorted(ends, inside, side="right")
+        return Cohort(round, tuple(sorted(order[at].tolist())), population)
+
+
+@dataclass(frozen=True)
+class PowerOfChoiceSampler(Sampler):
+    """S_t: of ``candidates`` clients, drawn by their share of the examples, the ``size`` with the highest losses.
+
+    Cho, Wang, Joshi 2022, "Towards understanding biased client selection in federated learning", section 4 (pi_pow-d):
+    candidates are drawn without replacement, one after the other with probability n_k / n, and all of their examples
+    are evaluated at the model of the round. Raises ValueError for more candidates than clients with examples.
+    """
+
+    sizes: Tensor  # [N]
+    size: int
+    candidates: int
+    seed: int
+    losses: Losses
+
+    def __post_init__(self) -> None:
+        able = int((self.sizes > 0).sum())
+        if not self.size <= self.candidates <= able:
+            raise ValueError(
+                f"candidates={self.candidates}: a round has {self.size} clients, and {able} have examples; set it "
+                "between these"
+            )
+
+    def cohort(self, round: int) -> Cohort:
+        """The candidates of a round, a function of (seed, round)."""
+        share = self.sizes.double().numpy() / float(self.sizes.sum())
+        draw = numpy_generator(self.seed, "cohort", round).choice(len(share), self.candidates, replace=False, p=share)
+        return Cohort(round, tuple(sorted(draw.tolist())), len(share))
+
+    def chosen(self, cohort: Cohort, w: Tensor) -> Cohort:
+        """The candidates with the highest losses; of equal ones the lower client, NaN last."""
+        losses = self.losses(cohort, w).nan_to_num(nan=-np.inf, posinf=np.inf).tolist()
+        first = sorted(zip(losses, cohort.ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        return Cohort(cohort.round, tuple(sorted(k for _, k in first[: self.size])), cohort.population)
+
+
+@dataclass(frozen=True)
+class Punctual(Sampler):
+    """``inner`` without the clients of a round that are ``late`` (client, round)."""
+
+    inner: Sampler
+    late: Callable[[int, int], bool]
+
+    def cohort(self, round: int) -> Cohort:
+        return self.inner.cohort(round)
+
+    def chosen(self, cohort: Cohort, w: Tensor) -> Cohort:
+        cohort = self.inner.chosen(cohort, w)
+        ids = tuple(k for k in cohort.ids if not self.late(k, cohort.round))
+        return Cohort(cohort.round, ids, cohort.population)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..data.partition import IID
 from ..losses import LOSSES, CrossEntropy, Loss
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
+from ..participation import SAMPLERS, Participation, Uniform
 from ..tasks import TASKS, Classification, TaskFactory
 
 
@@ -85,6 +86,9 @@ class Client(Section):
         le=1,
         description="share of a cohort that does less: 1 to all of its epochs (steps), each number as likely",
     )
+    drop_stragglers: bool = Field(
+        default=False, description="leave stragglers out of the round (FedAvg as FedProx compares with it)"
+    )
     batch_size: int = Field(
         default=10,
         ge=0,
@@ -114,7 +118,9 @@ class Client(Section):
                 "local_epochs and local_steps both say how much a client does: give one of them (the other is "
                 "local_epochs=1, local_steps=off)"
             )
-        if self.stragglers and (self.local_steps or self.local_epochs) == 1:
+        if self.drop_stragglers and not self.stragglers:
+            raise ValueError("drop_stragglers=true: there are none to leave out; set stragglers above 0")
+        if self.stragglers and not self.drop_stragglers and (self.local_steps or self.local_epochs) == 1:
             raise ValueError(
                 "stragglers cannot do less than one epoch or step: set local_epochs or local_steps above 1"
             )
@@ -128,6 +134,7 @@ class Cohort(Section):
     size: Annotated[int | None, Off] = Field(
         default=None, ge=1, description="m, number of clients in a round; instead of fraction"
     )
+    sampler: Annotated[Participation, Choice(SAMPLERS, {"name": "uniform"})] = Uniform()
 
     @model_validator(mode="after")
     def _one_of(self) -> Cohort:

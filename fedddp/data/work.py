@@ -40,6 +40,10 @@ class Work:
         does = [int(rng.integers(1, amount + 1)) if rng.random() < self.stragglers else amount for rng in drawn]
         return self._steps(sizes, torch.tensor(does, dtype=sizes.dtype))
 
+    def late(self, client: int, round: int, seed: int) -> bool:
+        """Whether a client is a straggler in ``round``, as `drawn` has it."""
+        return bool(numpy_generator(seed, "stragglers", round, client).random() < self.stragglers)
+
     def _steps(self, sizes: Tensor, amount: Tensor) -> Tensor:
         if self.steps is not None:
             return amount * (sizes > 0)

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..sampling import Sampler
 from ..types import Cohort
 from .randomness import Randomness
 
 
 @dataclass(frozen=True)
-class PoissonSampler:
+class PoissonSampler(Sampler):
     """S_t: each of ``clients`` (all of ``population`` if not given) with probability ``q``. May be empty.
 
     Give a rank's own clients and randomness of its own, and only that rank knows its part of the cohort. Raises

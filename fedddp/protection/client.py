@@ -11,7 +11,7 @@ from ..aggregation import Pipeline, SilentTally
 from ..algorithms import Algorithm, ClientLevel
 from ..privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendFile, discrete_gaussian
 from ..safeguards import client_ring, cohort_size, following
-from ..sampling import Sampler, home_rank
+from ..sampling import Losses, Sampler, home_rank
 from ..secure import quorum
 from ..types import ServerState
 from .example import Private
@@ -38,7 +38,7 @@ class ClientPrivacy(Private):
         """q N, what the sum is divided by, whoever was drawn."""
         return float(cohort_size(self._p.config))
 
-    def sampler(self) -> Sampler:
+    def sampler(self, losses: Losses) -> Sampler:
         """Each rank draws its own clients and tells nobody; where any rank may train any client, all draw alike."""
         population, comm = self._p.data.num_clients, self._comm
         if self._p.data.placement == "home":

@@ -31,7 +31,7 @@ from ..flat import FlatSpec
 from ..privacy import Budget, NoBudget, SpendFile
 from ..robustness import adversary, needs_single_updates
 from ..safeguards import cohort_size, heaviest
-from ..sampling import Sampler, UniformSampler
+from ..sampling import Losses, Sampler
 from ..secure import HelloError, Roster, SecureExchange, identity_of
 from ..setup.prepared import Prepared
 from ..tasks import Task
@@ -63,8 +63,9 @@ class Plain:
         columns = compression.columns(self.algorithm.vectors(spec.dim), self.algorithm.uploaded(spec))
         return ClientStore(lambda: compression.init_client(columns))
 
-    def sampler(self) -> Sampler:
-        return UniformSampler(self._p.data.num_clients, cohort_size(self._p.config), self._p.config.run.seed)
+    def sampler(self, losses: Losses) -> Sampler:
+        config = self._p.config
+        return config.cohort.sampler.sampler(self._p.data.sizes, cohort_size(config), config.run.seed, losses)
 
     def budget(self, spend_file: SpendFile | None) -> Budget:
         return NoBudget()

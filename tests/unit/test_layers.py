@@ -26,7 +26,7 @@ FLOORS = [
         "lock",
         "weights",
     ],
-    ["comm", "data", "losses", "models", "tasks", "optim", "sampling"],
+    ["comm", "data", "losses", "models", "tasks", "optim", "participation", "sampling"],
     ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
     ["checkpoint", "telemetry", "evaluation", "exported", "deployed", "run_folder", "attacks", "plane"],
     [

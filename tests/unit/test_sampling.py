@@ -6,7 +6,16 @@ from itertools import chain
 import pytest
 import torch
 
-from fedddp.sampling import UniformSampler, assign, at_home, blocks, home_rank
+from fedddp.sampling import (
+    PowerOfChoiceSampler,
+    Punctual,
+    SizeSampler,
+    UniformSampler,
+    assign,
+    at_home,
+    blocks,
+    home_rank,
+)
 from fedddp.types import Cohort
 
 
@@ -35,6 +44,91 @@ def test_clients_are_drawn_equally_often():
     sampler = UniformSampler(20, 5, seed=0)
     drawn = Counter(k for t in range(2000) for k in sampler.cohort(t).ids)
     assert all(abs(drawn[k] - 500) < 97 for k in range(20))
+
+
+SIZES = torch.tensor([7, 1, 0, 12, 5, 3, 12, 8])
+
+
+def test_by_size_everybody_is_drawn_with_its_share_of_the_places():
+    """4,000 draws of 4 of 48 examples' owners: 4 n_k / 48 of them, within 5 standard deviations; so plain means expect
+    the mean over examples."""
+    sampler = SizeSampler(SIZES, 4, seed=0)
+    cohorts = [sampler.cohort(t).ids for t in range(4000)]
+    assert all(len(ids) == 4 and list(ids) == sorted(set(ids)) for ids in cohorts)
+    drawn = Counter(chain(*cohorts))
+    for k, n in enumerate(SIZES.tolist()):
+        p = 4 * n / 48
+        assert abs(drawn[k] - 4000 * p) <= 5 * (4000 * p * (1 - p)) ** 0.5
+    assert drawn[3] == drawn[6] == 4000
+    assert drawn[2] == 0
+    values = torch.randn(8, generator=torch.Generator().manual_seed(1)).double()
+    means = sum(values[list(ids)].mean() for ids in cohorts) / 4000
+    assert abs(means - (SIZES * values).sum() / 48) < 0.03
+
+
+def test_a_cohort_by_size_is_a_function_of_seed_and_round():
+    drawn = [SizeSampler(SIZES, 3, seed=0).cohort(t) for t in range(20)]
+    assert [SizeSampler(SIZES, 3, seed=0).cohort(t) for t in range(20)] == drawn
+    assert len({c.ids for c in drawn}) > 5
+    assert [SizeSampler(SIZES, 3, seed=1).cohort(t) for t in range(20)] != drawn
+    assert drawn[5].round == 5
+
+
+@pytest.mark.parametrize(("sizes", "m"), [([9, 1, 1], 2), ([3, 2, 2], 3), ([0, 0, 4], 2), ([100, 1], 2)])
+def test_who_would_be_drawn_twice_is_refused(sizes, m):
+    with pytest.raises(ValueError, match=f"client {sizes.index(max(sizes))} has {max(sizes)} of all {sum(sizes)}"):
+        SizeSampler(torch.tensor(sizes), m, seed=0)
+
+
+def test_equal_sizes_may_all_take_part():
+    assert SizeSampler(torch.tensor([5, 5, 5]), 3, seed=0).cohort(1).ids == (0, 1, 2)
+
+
+def chosen_by(losses, size=3, candidates=6):
+    of = dict(enumerate(losses))
+    sampler = PowerOfChoiceSampler(SIZES, size, candidates, 0, lambda c, w: torch.tensor([of[k] for k in c.ids]) + w)
+    drawn = sampler.cohort(4)
+    return drawn, sampler.chosen(drawn, torch.zeros(1))
+
+
+def test_power_of_choice_takes_the_candidates_with_the_highest_losses():
+    losses = [0.3, 9.0, 8.0, 0.1, 0.9, 0.5, 0.4, 0.7]
+    drawn, chosen = chosen_by(losses)
+    assert len(drawn.ids) == 6
+    assert 2 not in drawn.ids  # it has no examples
+    assert set(chosen.ids) == set(sorted(drawn.ids, key=lambda k: -losses[k])[:3])
+    assert list(chosen.ids) == sorted(chosen.ids)
+    assert (chosen.round, chosen.population) == (4, 8)
+
+
+def test_of_equal_losses_the_lower_client_and_nan_last():
+    drawn, chosen = chosen_by([1.0] * 8)
+    assert chosen.ids == drawn.ids[:3]
+    drawn, chosen = chosen_by([float("nan")] * 7 + [-5.0], size=1, candidates=7)
+    assert chosen.ids == (7,)
+    drawn, chosen = chosen_by([1.0] * 6 + [float("inf"), 2.0], size=1, candidates=7)
+    assert chosen.ids == (6,)
+
+
+def test_candidates_are_drawn_by_their_share_of_the_examples():
+    """One candidate of 3,000 draws each: n_k / 48, within 5 standard deviations."""
+    sampler = PowerOfChoiceSampler(SIZES, 1, 1, 0, lambda c, w: w)
+    drawn = Counter(sampler.cohort(t).ids[0] for t in range(3000))
+    for k, n in enumerate(SIZES.tolist()):
+        assert abs(drawn[k] - 3000 * n / 48) <= 5 * (3000 * n / 48) ** 0.5
+
+
+@pytest.mark.parametrize("candidates", [2, 8, 100, -1])
+def test_candidates_are_between_the_cohort_and_those_with_examples(candidates):
+    with pytest.raises(ValueError, match=f"candidates={candidates}: a round has 3 clients, and 7 have examples"):
+        PowerOfChoiceSampler(SIZES, 3, candidates, 0, lambda c, w: w)
+
+
+def test_who_is_late_is_left_out():
+    sampler = Punctual(UniformSampler(9, 6, seed=0), lambda k, t: (k + t) % 2 == 0)
+    cohort = sampler.cohort(3)
+    assert cohort == UniformSampler(9, 6, seed=0).cohort(3)
+    assert sampler.chosen(cohort, torch.zeros(1)).ids == tuple(k for k in cohort.ids if k % 2 == 0)
 
 
 def loads(cohort, steps, mine):
