@@ -58,7 +58,7 @@ class Lines:
         if m["test_accuracy"] is not None:
             parts.append(f"test accuracy {m['test_accuracy']:.4f}")
         elif m["test_loss"] is not None:
-            parts.append(f"test loss {m['test_loss']:.4f}")
+            parts.append(f"test loss {_loss(m['test_loss'])}")
         if "personal_clients" in m:
             figures = ", ".join(f"{m[f'personal_accuracy_{k}']:.4f}" for k in ("mean", "worst10"))
             parts.append(
@@ -67,7 +67,7 @@ class Lines:
         if "attack_success" in m:
             parts.append(f"attack success {m['attack_success']:.4f}")
         if m["train_loss"] is not None:
-            parts.append(f"train loss {m['train_loss']:.4f}")
+            parts.append(f"train loss {_loss(m['train_loss'])}")
         if m["participants"] is not None:
             parts.append(f"{m['participants']} clients" + (f", {m['failures']} failed" if m["failures"] else ""))
         if m.get("epsilon") is not None:
@@ -80,6 +80,10 @@ class Lines:
 
     def close(self, summary: Metrics | None) -> None:
         pass
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < DIVERGED else f"{value:.3g}"
 
 
 class Divergence:

@@ -235,3 +235,11 @@ def test_a_bar_takes_rounds_and_ends(capsys):
     tell(telemetry, 3, 0.81234)
     telemetry.close(None)
     assert "3/12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("loss", "shown"), [(0.875, "0.8750"), (9999.0, "9999.0000"), (1.6e12, "1.6e+12"), (1e27, "1e+27")]
+)
+def test_a_loss_that_is_huge_is_a_short_number(loss, shown, capsys):
+    tell(Telemetry(progress("lines", 0, 12)), 3, report=report((loss,) * 3))
+    assert f"  train loss {shown}  " in capsys.readouterr().out
