@@ -53,5 +53,7 @@ KINDS = {
     "tokens in order": Kind((6,), torch.int64, {"name": "fitting:CharLSTM"}),
     "a vector of bytes": Kind((5,), torch.uint8),
     "2 channels of bytes": Kind((2, 4, 4), torch.uint8),
+    "grey pictures without channels": Kind((7, 3), torch.uint8),
+    "a volume of bytes": Kind((2, 3, 4, 5), torch.uint8),
     "double precision": Kind((7, 3), torch.float64),
 }

@@ -61,8 +61,8 @@ def train(tmp_path, data, **sections):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inputs_of_any_shape_train_with_default_telemetry(kind, tmp_path, said):
-    shape = KINDS[kind].shape
-    result = train(tmp_path, KINDS[kind].dataset(), **KINDS[kind].sections)
+    data = KINDS[kind].dataset()
+    result, shape = train(tmp_path, data, **KINDS[kind].sections), data.train.x.shape[1:]
     events, tags = read(result.folder), read(result.folder).Tags()["images"]
     assert steps(events) == [1, 2]
     assert ("worst mistakes" in tags) == (len(shape) == 3 and shape[0] in (1, 3))
@@ -82,11 +82,12 @@ def test_many_classes_have_neither_a_matrix_nor_a_scalar_each(classes, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("model", "lr"), [("mlp", 1e8), ("mlp", 1e30), ("mlp", 3e38), ("logistic", 1e8), ("logistic", 1e30)]
+    ("model", "lr", "epochs"),
+    [("mlp", 1e8, 5), ("mlp", 1e30, 5), ("mlp", 1e30, 30), ("svm", 1e30, 5), ("logistic", 1e8, 5)],
 )
-def test_a_run_that_diverges_is_written_to_its_end_and_told_why(model, lr, tmp_path, said):
+def test_a_run_that_diverges_is_written_to_its_end_and_told_why(model, lr, epochs, tmp_path, said):
     """inf and NaN in losses and updates; only a run in which nothing at all was learned is a failure."""
-    given = {"model": model, "client": {"optimizer": {"lr": lr}, "local_epochs": 5}}
+    given = {"model": model, "client": {"optimizer": {"lr": lr}, "local_epochs": epochs}}
     rounds = 2
     try:
         train(tmp_path, dataset((1, 4, 4), num_train=60), **given)
