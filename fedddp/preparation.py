@@ -109,7 +109,9 @@ def share(config: Config, place: Place, dataset: Dataset, partition: Partition, 
     check_dataset(config, dataset)
     task = task_of(config, dataset, task)
     check_task(config, task)
-    module, spec = laid_out(config, task, dataset, device)
+    module, spec = laid_out(
+        config, task, dataset, device, place.world_size if config.evaluate.where == "sharded" else 1
+    )
     try:
         config.algorithm.for_model(spec)
         config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..clients import SequentialTrainer, compared_layer
 from ..config import Config, UsageError, to_dict
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
+from ..evaluation import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
 from ..rng import global_seed
 from ..tasks import Task
@@ -20,8 +21,12 @@ LARGEST = 16
 """Examples of a dry step: one that runs on so many runs on more, and even a deep network takes part of a second."""
 
 
-def laid_out(config: Config, task: Task, dataset: Dataset, device: torch.device) -> tuple[nn.Module, FlatSpec]:
+def laid_out(
+    config: Config, task: Task, dataset: Dataset, device: torch.device, ranks: int
+) -> tuple[nn.Module, FlatSpec]:
     """The model and its layout, after it has scored two training and two test examples in evaluation mode.
+
+    It scores one alone, too, where an evaluation on ``ranks`` ranks ends with a batch of one.
 
     Raises UsageError for a model that cannot be trained, does not run on the data or does not follow ``run.seed``.
     """
@@ -44,7 +49,9 @@ def laid_out(config: Config, task: Task, dataset: Dataset, device: torch.device)
         except ValueError as error:
             raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}, {name}: {error}") from error
     flat.module.eval()
-    for examples in (_few(dataset.train, 2), _few(dataset.test, 2)):
+    shares = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
+    alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in shares) else []
+    for examples in (_few(dataset.train, 2), _few(dataset.test, 2), *alone):
         normalize = Normalizer(dataset.mean, dataset.std, spec.dtype, device)
         _score(config, task, flat.module, normalize, examples.to(device))
     return module, spec

@@ -59,6 +59,14 @@ class Vectors:
         self.data = (rng.standard_normal((len(self.targets), 6)) + 2 * self.targets[:, None]).astype("float32")
 
 
+class OneMore(Vectors):
+    """201 test examples."""
+
+    def __init__(self, root, train, download):
+        super().__init__(root, train, download)
+        self.data, self.targets = (np.resize(part, (201, *part.shape[1:])) for part in (self.data, self.targets))
+
+
 class Longer(Vectors):
     """Test examples of another length."""
 
@@ -159,6 +167,16 @@ class NoLinear(nn.Module):
 
     def forward(self, x):
         return x @ self.weight
+
+
+class Squeezing(nn.Linear):
+    """Gives one example's scores without a batch."""
+
+    def __init__(self):
+        super().__init__(6, 3)
+
+    def forward(self, x):
+        return super().forward(x).squeeze()
 
 
 class NotFour(nn.Linear):
