@@ -112,15 +112,20 @@ def assemble(
     comm: Comm | None = None,
     **sections: Any,
 ) -> Experiment:
-    """The same up to the first round, to go through by hand; torch keeps the number of threads that it has.
+    """The same up to the first round, to go through by hand. torch has ``run.threads`` threads until `close`.
 
     server = experiment.server
     for rounds in range(1, 6):
         server = federate(experiment.federation.until(rounds), server)
     experiment.close()
     """
-    with _threads_as_they_were():
-        return connect(_prepared(layers, sections, dataset, partition, task), sinks, comm)
+    before = torch.get_num_threads()
+    try:
+        experiment = connect(_prepared(layers, sections, dataset, partition, task), sinks, comm)
+    except BaseException:
+        torch.set_num_threads(before)
+        raise
+    return replace(experiment, threads_before=before)
 
 
 def configured(*layers: Layer, **sections: Any) -> Config:

@@ -10,13 +10,25 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from .torchvision_operators import declare_if_missing
 
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
@@ -31,6 +43,14 @@ def _off(value: Any) -> Any:
 
 Off = BeforeValidator(_off)
 """On an optional key: "off" unsets what a file set."""
+
+UserPath = AfterValidator(lambda text: text and os.path.expanduser(text))
+"""On a key that is a path: ``~`` is the user's home."""
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a user wrote, with ``~`` for the home."""
+    return Path(os.path.expanduser(text))
 
 
 class Wrapped(Protocol):
@@ -164,6 +184,7 @@ def path_of(cls: type) -> str:
 def import_class(path: str) -> Any:
     """The object that ``package.module:Name`` names; a mistake says which half does not exist."""
     module_name, _, attribute = path.partition(":")
+    declare_if_missing()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -28,7 +28,7 @@ from . import interrupt
 from .guard import AROUND, OBJECTS, Guard, Refused, refuse_around, restore
 from .ledger import Ledger
 from .notes import CommError, LostRank, Notes
-from .place import Place
+from .place import Place, check_meeting
 from .sockets import cut, open_sockets
 
 __all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "record"]
@@ -80,11 +80,14 @@ class Comm:
 
         The store's keys get a prefix of their own for each restart: addresses of a dead attempt would be dialled
         otherwise. (Agents of several machines count restarts apart; there the launcher must make a new store for each,
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.) Raises CommError naming the ranks that did not come in time.
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1.) Raises CommError naming the ranks that did not come in time, and
+        UsageError where the environment does not say where to meet.
         """
         if place.world_size == 1:
             return cls.alone(device)
         attempt = place.attempt if place.local_world_size == place.world_size else "any"
+        if store is None:
+            check_meeting(place, os.environ)
         prefixed = dist.PrefixStore(f"fedddp/{place.launch}/{attempt}", store or _launchers_store(place, timeout))
         prefixed.set_timeout(timedelta(seconds=timeout))
         comm = cls(place, device, store=prefixed, timeout=timeout)

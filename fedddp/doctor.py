@@ -64,8 +64,9 @@ def findings(config: Config, place: Place, env: Mapping[str, str], measured: Mea
 @lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
-    words, place = sys.argv[1:] if argv is None else list(argv), Place.from_env()
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
+        place = Place.from_env()
         request = parse(words)
         config = build(*request.layers)
     except UsageError as error:

@@ -43,11 +43,15 @@ class Experiment:
     federation: Federation
     server: ServerState
     folder: RunFolder | None
+    threads_before: int | None = None
+    """torch's number of threads, to be set again at the end where this run changed it."""
 
     def close(self, summary: Metrics | None = None, *, failed: bool = False) -> None:
         """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
         self.federation.telemetry.close(summary)
         self.federation.comm.guard = None
+        if self.threads_before is not None:
+            torch.set_num_threads(self.threads_before)
         if not failed:
             self.federation.comm.close()
 
@@ -74,7 +78,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     config = p.config
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    for line in (*told(config), *told_of_attack(config)) if comm.rank == 0 else ():
+    for line in (*told(config), *told_of_attack(config), *_told_of_population(p)) if comm.rank == 0 else ():
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
@@ -148,6 +152,16 @@ def _inputs(p: Prepared) -> dict[str, Any]:
     x, normalize = p.test.x, p.data.normalize
     kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
     return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
+
+
+def _told_of_population(p: Prepared) -> list[str]:
+    """A run of one client is ordinary training, which somebody who started one rank may not be after."""
+    if p.data.num_clients > 1:
+        return []
+    return [
+        "one client owns all training examples, so nothing is federated; start torchrun --nproc_per_node=4 for a "
+        "client per rank, or set data.partition.num_clients"
+    ]
 
 
 def _guard(p: Prepared) -> Guard | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import newest
+from .choice import user_path
 from .config import Config, UsageError, build, parse, read_toml
 from .data import Dataset, Normalizer
 from .flat import FlatModule
@@ -104,7 +105,7 @@ def _asked(words: Sequence[str]) -> tuple[Path, str, dict[str, str], list[str]]:
         plain.append(known["generate"])
     if len(plain) != 2:
         raise UsageError("give a run folder and the classes to draw: python -m fedddp.generate RUN_FOLDER 0123456789")
-    return Path(plain[0]), plain[1], known, overrides
+    return user_path(plain[0]), plain[1], known, overrides
 
 
 def _generate(folder: Path, text: str, options: dict[str, str], overrides: list[str]) -> None:
@@ -115,13 +116,13 @@ def _generate(folder: Path, text: str, options: dict[str, str], overrides: list[
     classes = _classes(text, gan.task.num_classes)
     images = drawn(gan.module, classes.repeat(rows), seed).unflatten(0, (rows, len(classes)))
     try:
-        figures.save(figures.grid(images, scale=2), Path(options["out"]))
+        figures.save(figures.grid(images, scale=2), user_path(options["out"]))
     except ValueError as error:
         raise UsageError(f"--out={error}") from None
     print(f"{rows} rows of {text} drawn in {options['out']}")
     if options["judge"]:
-        judge = trained(Path(options["judge"]), overrides)
-        _check_judge(judge, Path(options["judge"]), images)
+        judge = trained(user_path(options["judge"]), overrides)
+        _check_judge(judge, user_path(options["judge"]), images)
         asked = classes.repeat(-(-samples // len(classes)))[:samples]
         right = judge.predictions(drawn(gan.module, asked, seed + 1)) == asked
         print(f"{options['judge']} takes {int(right.sum())} of {len(asked)} drawings for the class that was asked for")

@@ -76,7 +76,7 @@ def listening(port: int | None = None, pids: Sequence[int] = ()) -> list[tuple[s
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            lines = Path(table).read_text().splitlines()[1:]
+            lines = Path(table).read_text(encoding="utf-8").splitlines()[1:]
         except OSError:
             continue
         for line in lines:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .choice import user_path
 from .telemetry import figures, lasting_output
 
 
@@ -18,9 +19,9 @@ from .telemetry import figures, lasting_output
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage)."""
     parser = argparse.ArgumentParser(prog="python -m fedddp.plot", description="accuracy curves of runs")
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("runs", nargs="+", type=user_path, help="run folders")
     parser.add_argument("--target", type=float, help="draw a line at this accuracy")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
+    parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
     args = parser.parse_args(argv)
     curves = {}
     for run in args.runs:
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _points(run: Path, parser: argparse.ArgumentParser) -> list[tuple[int, float]]:
     """(round, test accuracy) of the evaluated rounds of a run folder, without a last line that is being written."""
     try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         parser.error(f"{run}: is not a run folder ({getattr(error, 'strerror', None) or error})")
     points = []

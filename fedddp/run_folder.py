@@ -141,7 +141,7 @@ def _numbered(parent: Path, label: str, name: str) -> dict[int, Path]:
 def _name_of(path: Path) -> str | None:
     """The run.name that a folder was made for; None if it is no run folder."""
     try:
-        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))["run"]["name"]
+        return tomllib.loads((path / "config.toml").read_text(encoding="utf-8-sig"))["run"]["name"]
     except (OSError, KeyError, tomllib.TOMLDecodeError):
         return None
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from .choice import user_path
 from .comm import Place
 from .config import Config, UsageError, build, help_text, parse
 from .data import ClientData, Dataset, Partition, write_partition
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
     log_to_stderr(0, 1)
     words = sys.argv[1:] if argv is None else list(argv)
-    files = {key: Path(w.partition("=")[2]) for w in words for key in FILES if w.startswith(f"--{key}=")}
+    files = {key: user_path(w.partition("=")[2]) for w in words for key in FILES if w.startswith(f"--{key}=")}
     try:
         request = parse([w for w in words if w.partition("=")[0].removeprefix("--") not in FILES])
         if "--help" in request.flags:

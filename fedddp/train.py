@@ -25,7 +25,7 @@ from .durable import WriteError
 from .experiment import Experiment, connect
 from .federation import Federation, federate
 from .interrupt import Interrupted, leave
-from .place import SPANS_HOSTS, Place, spans_hosts
+from .place import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .preparation import Prepared, prepare, resolve
 from .safeguards import caveat
 from .telemetry import Metrics, lasting_output, log_to_stderr, summary_table
@@ -42,9 +42,17 @@ class NothingLearned(RuntimeError):
 @lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program with ``argv`` (default: the command line); the exit code."""
-    place = Place.from_env()
+    try:
+        place = Place.from_env()
+    except UsageError as error:
+        log_to_stderr(0, 1)
+        return _usage(str(error), Place())
     log_to_stderr(place.rank, place.world_size)
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = list(argv or ())
+    if argv is None:
+        words = sys.argv[1:]
+        if not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
+            sys.path.insert(0, "")  # where python -m has it: a console script has its own folder there instead
     with interrupt.handled():
         code = _guarded(words, place)
     if place.world_size > 1 and code != DONE:
@@ -78,6 +86,9 @@ def _run(words: Sequence[str], place: Place) -> int:
     config = resolve(_configured(request.layers), place)
     if "--print-config" in request.flags:
         return _say(to_toml(config), place)
+    check_meeting(place, os.environ)
+    if warning := alone_of_many(os.environ):
+        log.warning("%s", warning)
     return record(_train)(prepare(config, place)) or DONE
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from . import interrupt
+from .choice import user_path
 from .comm import Comm, CommError, record
 from .config import Config, UsageError, build, flatten, parse, to_dict
 from .data import Dataset, Examples, Partition
@@ -62,7 +63,11 @@ class Search:
 @lasting_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; the exit code."""
-    place = Place.from_env()
+    try:
+        place = Place.from_env()
+    except UsageError as error:
+        print(f"fedddp: {error}", file=sys.stderr)
+        return 2
     log_to_stderr(place.rank, place.world_size)
     words = sys.argv[1:] if argv is None else list(argv)
     if "--help" in words or "-h" in words:
@@ -140,7 +145,7 @@ def _tune(search: Search, place: Place) -> None:
         name = to_dict(search.base)["task"]["name"]
         raise UsageError(f"task.name={name!r}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
-    target = Path(search.out) if search.out else target
+    target = user_path(search.out) if search.out else target
     config = first.config.run
     comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
     candidates = searched(search, dataset, partition, place, comm)

@@ -75,4 +75,9 @@ say "$report"
 if [[ $report == *CPU ]] && has_gpu; then
     say "there is a GPU here, but this torch cannot use it: remove $venv and run again, or choose another in TORCH"
 fi
+if ! fault=$("$python" -c 'import torchvision' 2>&1); then
+    say "but 'import torchvision' fails (${fault##*$'\n'}): it was built for another torch. fedddp's datasets, and modules" \
+        "that its command line names, work all the same; for programs of your own install the torchvision that" \
+        "belongs to this torch, from the same index: TORCH='torch==VERSION torchvision==VERSION' $0"
+fi
 echo "$want" >"$stamp"

@@ -48,6 +48,7 @@ def choose(
     *,
     name: str,
     width: int,
+    at_most: int = MOST_CLIENTS,
     device: torch.device,
     dtype: torch.dtype,
     autocast: bool = False,
@@ -59,7 +60,7 @@ def choose(
     or for a small model; else sequential. Where torch has no batching rule for a part of the model, both ways are timed
     on a few steps. Batching is taken only if two clients of unequal size, trained by it in
     float64 on a few of ``examples``, end where sequential training takes them; on a GPU, replayed steps likewise.
-    ``how``: the trainers' keywords.
+    ``at_most``: how many clients a round has. ``how``: the trainers' keywords.
     """
     small = SequentialTrainer(task, data, optimizer, device=device, dtype=dtype, autocast=autocast, **how)
     if name == "sequential":
@@ -81,7 +82,7 @@ def choose(
             and small.spec.dim > SMALL_MODEL
         ):
             return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
-        k = width or max(1, min(MOST_CLIENTS, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
+        k = width or max(1, min(MOST_CLIENTS, at_most, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
         oracle = build(task.model(how["seed"]).to(dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)

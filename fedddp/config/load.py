@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from ..choice import UsageError, dump, fields_of, suggestion
+from ..choice import UsageError, dump, fields_of, suggestion, user_path
 from .plain import DEEPEST, check_plain, shortened
 from .schema import Config
 
@@ -32,7 +32,7 @@ class Request:
 def parse(argv: Sequence[str]) -> Request:
     """Read files and overrides. Raises UsageError for a file that cannot be read and for words that are neither."""
     files, overrides, flags = [], {}, set()
-    words = list(argv)
+    words = [word.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for word in argv]  # in any locale
     while words:
         word = words.pop(0)
         if word in ("-h", *FLAGS):
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> Request:
 def read_toml(path: Path) -> dict[str, Any]:
     """One file's table."""
     try:
-        with path.open("rb") as file:
+        with user_path(path).open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -68,7 +68,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     if len(content) > LARGEST_FILE:
         raise UsageError(f"{path}: has more than {LARGEST_FILE:,} bytes; give a TOML file or --section.key=value")
     try:
-        table = tomllib.loads(content.decode())
+        table = tomllib.loads(content.decode("utf-8-sig"))  # with or without a byte order mark
     except (ValueError, RecursionError) as error:  # of which TOMLDecodeError and UnicodeDecodeError are some
         raise UsageError(f"{path}: is not valid TOML: {str(error)[:200]}") from None
     check_plain(table)

@@ -10,7 +10,7 @@ from ..aggregation import AGGREGATION_RULES, Rule
 from ..aggregation.rules import Mean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
-from ..choice import RULES, Choice, Off
+from ..choice import RULES, Choice, Off, UserPath
 from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 class Run(Section):
     name: str = Field(default="", description="label of the run's folder; empty = <algorithm>-<data>-<model>")
-    dir: str = Field(default="runs", min_length=1, description="parent of run folders")
+    dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of run folders")
     seed: int = Field(default=0, ge=0, description="every random choice derives from it")
     rounds: int = Field(default=10, ge=1, le=1_000_000, description="T, number of rounds")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where there is one")
@@ -38,7 +38,7 @@ class Run(Section):
     threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads a rank; 0 = cores / local ranks (1 if aggregation is exact)"
     )
-    resume: str = Field(
+    resume: Annotated[str, UserPath] = Field(
         default="never", min_length=1, description="never, auto (the newest run of this name), or a run folder"
     )
     timeout: float = Field(
@@ -48,7 +48,7 @@ class Run(Section):
 
 class Data(Section):
     name: str = Field(default="mnist-mini", description=f"{', '.join(DATASETS)}, or package.module:Class")
-    root: str = Field(
+    root: Annotated[str, UserPath] = Field(
         default=DEFAULT_ROOT, description="folder in torchvision's layout (mnist-mini and synthetic need none)"
     )
     download: bool = Field(default=True, description="download what root does not hold, where the network allows")
@@ -184,10 +184,12 @@ class SecureAggregation(Section):
         gt=0,
         description="largest magnitude of an update's entry that the ring takes; largest adaptive clip",
     )
-    roster: str = Field(
+    roster: Annotated[str, UserPath] = Field(
         default="", description="file of every rank's public key; empty = keys made at start, not authenticated"
     )
-    key: str = Field(default="", description="this rank's private key file; {rank} in it stands for the rank")
+    key: Annotated[str, UserPath] = Field(
+        default="", description="this rank's private key file; {rank} in it stands for the rank"
+    )
 
 
 class AdaptiveClip(Section):

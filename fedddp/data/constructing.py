@@ -130,7 +130,7 @@ def _turn(root: Path) -> Iterator[None]:
     made = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = (root / ".fedddp.lock").open("w")
+        lock = (root / ".fedddp.lock").open("wb")
     except OSError:  # a read-only root: the load says what is missing
         yield
         return

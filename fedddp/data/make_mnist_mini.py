@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..choice import user_path
 from ..rng import numpy_generator
 from .datasets import DATASETS
 
@@ -58,7 +59,7 @@ def write(arrays: dict[str, np.ndarray], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="draw mnist_mini.npz from the real MNIST")
-    parser.add_argument("root", type=Path, help="folder with MNIST in torchvision's layout")
+    parser.add_argument("root", type=user_path, help="folder with MNIST in torchvision's layout")
     parser.add_argument("--check", action="store_true", help="compare with the embedded file instead of writing it")
     args = parser.parse_args()
     arrays, path = draw(args.root), HERE / "mnist_mini.npz"

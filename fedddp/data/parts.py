@@ -174,7 +174,7 @@ def write(
         sizes=tuple(partition.sizes.tolist()),
         sha256=sums,
     )
-    (root / MANIFEST).write_text(json.dumps(asdict(public), indent=1) + "\n")
+    (root / MANIFEST).write_text(json.dumps(asdict(public), indent=1) + "\n", encoding="utf-8")
     return public
 
 

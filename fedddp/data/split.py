@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..choice import user_path
 from ..config import Config, UsageError, build, help_text, parse, to_dict
 from ..preparation import load_data
 from ..telemetry import lasting_output
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not out:
             raise UsageError("--out: is missing; name a new folder, as --out=parts")
-        _split(build(*request.layers), Path(out))
+        _split(build(*request.layers), user_path(out))
     except UsageError as error:
         print(f"fedddp: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..attacks.shadows import Pool, Verdict, attack, confidences, trained
+from ..choice import user_path
 from ..clients import Trainer, choose
 from ..clients.private import choose_private, private_steps, sampling_rate
 from ..data import DATASETS, ClientData, Dataset, Examples
@@ -86,7 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data.root", dest="root", type=Path, help="the real MNIST's folder [embedded mnist-mini]")
+    parser.add_argument(
+        "--data.root", dest="root", type=user_path, help="the real MNIST's folder [embedded mnist-mini]"
+    )
     parser.add_argument("--pool", type=int, default=1000, help="examples; a model is trained on half of them [1000]")
     parser.add_argument("--models", type=int, default=16, help="an even number; half of them are attacked [16]")
     parser.add_argument("--epsilon", type=float, nargs="*", default=[8.0, 1.0], help="privacy budgets [8 1]")

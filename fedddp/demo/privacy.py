@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from ..choice import user_path
 from ..telemetry import console, lasting_output
 from .rows import Attacker, Findings, Row
 from .scenarios import CLIP, FEW, LR, RANKS, SIGMA
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/privacy-demo"), help="folder [runs/privacy-demo]")
+    parser.add_argument("--out", type=user_path, default=Path("runs/privacy-demo"), help="folder [runs/privacy-demo]")
     parser.add_argument("--seed", type=seed_of, default=3, help="of digits and model [3]")
     args = parser.parse_args(argv)
     try:
@@ -96,7 +97,7 @@ def recorded(folder: Path, seed: int, *more: str) -> None:
             raise
     if process.returncode:
         log = Path(tempfile.gettempdir()) / f"fedddp-demo-{os.getpid()}.log"
-        log.write_text(output)
+        log.write_text(output, encoding="utf-8")
         told = [line for line in output.splitlines() if "Error: " in line and "ChildFailed" not in line]
         raise Failed(f"the recorded run failed: {(told or ['no reason given'])[0].strip()} (all of it: {log})")
 
@@ -107,7 +108,7 @@ def _report(found: Findings, out: Path) -> None:
     image = picture.figure(found)
     image.savefig(out / "demo.png", dpi=110)
     figures = {"rows": [row.figures() for row in found.rows], "baselines": dataclasses.asdict(found.baselines)}
-    (out / "demo.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (out / "demo.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     picture.tensorboard(found, image, _markdown(found), out / "tensorboard")
     console(132).print(_table(found))
     print("\n".join(_notes(found)))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from .. import interrupt
 from ..attacks.wire import received_by_neighbour
+from ..choice import user_path
 from ..comm import Comm, Place
 from ..config import build, parse
 from ..experiment import connect
@@ -36,7 +37,7 @@ from .scenarios import SCENARIOS, Scenario
 def main() -> int:
     """Go through all scenarios; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fedddp.demo.record")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the recordings")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the recordings")
     parser.add_argument("--seed", type=int, default=0, help="of digits, model and batches [0]")
     parser.add_argument("--model", default="mlp", help="its name [mlp]")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=[*SCENARIOS], help="some of the scenarios")
@@ -102,7 +103,7 @@ class _Door:
 def _epsilon(run: Path) -> float | None:
     """What the run says it spent; its folder is written by rank 0."""
     try:
-        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]).get("epsilon")
+        return json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]).get("epsilon")
     except (OSError, IndexError):
         return None
 

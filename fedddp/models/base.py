@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from ..choice import Off
+from ..choice import Off, UserPath
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class ModelFactory(ABC):
     weights: Annotated[
         str | None,
         Off,
+        UserPath,
         Field(
             description="file of weights to start from: runs/NAME/model.safetensors, another safetensors file, or a "
             "state_dict written by torch.save (default: off)",

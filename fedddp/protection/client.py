@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
+from typing import Any
 
 import torch
 
 from ..aggregation import Pipeline, SilentTally
 from ..algorithms import Algorithm, ClientLevel
+from ..clients import Trainer
+from ..config import Config
+from ..data import ClientData, Examples
 from ..privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendFile, discrete_gaussian
 from ..safeguards import client_ring, cohort_size, following
 from ..sampling import Losses, Sampler, home_rank
 from ..secure import quorum
+from ..tasks import Task
 from ..types import ServerState
 from .example import Private
+from .plain import Plain
 
 log = logging.getLogger("fedddp")
 
@@ -37,6 +43,13 @@ class ClientPrivacy(Private):
     def _expected(self) -> float:
         """q N, what the sum is divided by, whoever was drawn."""
         return float(cohort_size(self._p.config))
+
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """See `Plain.trainer`; chance may draw all clients."""
+        return Plain.trainer(config, task, data, examples, {"at_most": data.num_clients, **how})
 
     def sampler(self, losses: Losses) -> Sampler:
         """Each rank draws its own clients and tells nobody; where any rank may train any client, all draw alike."""

@@ -75,7 +75,7 @@ class Plain:
         config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
         """How a rank trains its clients, and why so; tried on some ``examples``. Raises ValueError, in one line."""
-        return choose(task, data, config.client.optimizer, examples, **how)
+        return choose(task, data, config.client.optimizer, examples, **{"at_most": cohort_size(config), **how})
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)

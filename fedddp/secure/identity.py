@@ -103,7 +103,7 @@ class Roster:
         """From a TOML file. Raises IdentityError where it is missing or malformed."""
         path = Path(path)
         try:
-            parties = tomllib.loads(path.read_text("utf-8")).get("parties")
+            parties = tomllib.loads(path.read_text("utf-8-sig")).get("parties")
         except OSError as error:
             raise IdentityError(f"{path}: cannot read the roster ({error.strerror}); {MAKE}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

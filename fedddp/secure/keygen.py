@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..choice import user_path
 from .identity import Identity, IdentityError, Roster
 
 
@@ -24,8 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--parties", type=int, metavar="N", help="keys of all N parties and the roster, on one machine")
     what.add_argument("--rank", type=int, metavar="K", help="the key of party K alone, and its public half")
-    what.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="the roster, from everybody's rank-K.pub")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files are written")
+    what.add_argument(
+        "--merge", nargs="+", type=user_path, metavar="FILE", help="the roster, from everybody's rank-K.pub"
+    )
+    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="where the files are written")
     chosen = parser.parse_args(argv)
     parties: int | None = chosen.parties
     rank: int | None = chosen.rank
@@ -89,7 +92,7 @@ def _merge(files: Sequence[Path], out: Path) -> list[Path]:
 
 def _write(path: Path, text: str) -> None:
     try:
-        with path.open("x") as file:
+        with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
         raise IdentityError(f"{path}: exists, and is not replaced; choose another --out or remove it") from None

@@ -108,7 +108,7 @@ def _alone(folder: Path) -> Iterator[None]:
     """Hold the sweep's folder. A run inherits the lock: one that outlives a killed sweep is not trained twice."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("wb")
     except OSError as error:
         raise UsageError(f"sweep.dir={str(folder.parent)!r}: cannot be written to ({error.strerror})") from None
     os.set_inheritable(lock.fileno(), True)

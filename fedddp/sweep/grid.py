@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..choice import Off
+from ..choice import Off, UserPath, user_path
 from ..config import Config, UsageError, build, checked, flatten, merge, nested, parse, read_toml
 from ..config.schema import Section
 from ..place import Place
@@ -38,7 +38,7 @@ class Settings(Section):
     """The [sweep] section."""
 
     name: str = Field(default="", description="of the sweep's folder; empty = the file's name")
-    dir: str = Field(default="runs", min_length=1, description="parent of the sweep's folder")
+    dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of the sweep's folder")
     nproc: int = Field(default=1, ge=1, description="ranks a run; more than one are started by torchrun")
     files: list[str] = Field(default=[], description="configuration files that all runs share, before [base]")
     average: str = Field(default="run.seed", description="the axis whose runs are one row: mean and deviation")
@@ -114,7 +114,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Sweep:
         settings = file.sweep.model_copy(update={"name": file.sweep.name or path.stem})
         shared: dict[str, Any] = {}
         for name in settings.files:
-            shared = merge(shared, read_toml(path.parent / name))
+            shared = merge(shared, read_toml(path.parent / user_path(name)))
         runs = _runs(settings, axes, merge(shared, nested(file.base)), over)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -81,14 +81,14 @@ def train(sweep: Sweep, run: Run, told: Callable[[int], None]) -> Ended:
     plan, log = sweep.folder / "plan" / f"{run.name}.toml", sweep.folder / "logs" / f"{run.name}.txt"
     for path in (plan, log):
         path.parent.mkdir(exist_ok=True)
-    plan.write_text(tomli_w.dumps(dict(run.table)))
-    with log.open("a") as out:
+    plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
+    with log.open("a", encoding="utf-8") as out:
         began = out.tell()
         code = _supervised(command(sweep.settings.nproc, plan), out, lambda: told(standing(run).round))
     found = standing(run)
     if code == 0 and found.kind == "done":
         return Ended(True)
-    with log.open() as said:
+    with log.open(encoding="utf-8", errors="replace") as said:
         said.seek(began)
         return Ended(False, _reason(read_json(found.folder / "status.json"), said.read(), code))
 
@@ -139,6 +139,6 @@ def _reason(status: dict[str, Any], said: str, code: int) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A small file's object; empty where it is missing or was cut off."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

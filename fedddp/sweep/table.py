@@ -83,7 +83,7 @@ def outcome(run: Run, found: Standing, reason: str = "") -> Outcome:
     """What the run's folder tells. A run that is not done has no place in a mean."""
     if found.kind != "done":
         return Outcome(run, None, [], reason)
-    lines = (found.folder / "metrics.jsonl").read_text().splitlines()
+    lines = (found.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     curve = [(m["round"], m["test_accuracy"]) for m in map(json.loads, lines) if m["test_accuracy"] is not None]
     return Outcome(run, read_json(found.folder / "summary.json"), curve)
 
@@ -100,7 +100,7 @@ def write(sweep: Sweep, table: Sequence[Row]) -> None:
     """``table.md`` and ``table.csv`` in the sweep's folder, replaced as a whole."""
     for name, content in (("table.md", markdown(sweep, table)), ("table.csv", as_csv(sweep, table))):
         hidden = sweep.folder / f".{name}"
-        hidden.write_text(content)
+        hidden.write_text(content, encoding="utf-8")
         hidden.replace(sweep.folder / name)
 
 

@@ -68,12 +68,12 @@ def written(folder: Path, candidates: Sequence[Candidate], folds: int, examples:
         "candidates": [{**asdict(c), "mean": c.mean, "deviation": c.deviation} for c in candidates],
         "chosen": dict(best.parameters),
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     header = _columns(best)
     lines = [header, ["---:"] * len(header), *map(_cells, candidates)]
-    (folder / "results.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines))
+    (folder / "results.md").write_text("".join("| " + " | ".join(line) + " |\n" for line in lines), encoding="utf-8")
     table = tomli_w.dumps(_nested(best.parameters))
-    (folder / "chosen.toml").write_text(f"# by {folds}-fold cross-validation\n\n{table}")
+    (folder / "chosen.toml").write_text(f"# by {folds}-fold cross-validation\n\n{table}", encoding="utf-8")
 
 
 def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ case "$*" in
     *"pip install"*) echo "${@:3}" >>"$FAKE_CALLS"; exit "${FAKE_PIP_STATUS:-0}" ;;
     *'version("torch")'*) [[ -n ${FAKE_INSTALLED:-} ]] && echo "$FAKE_INSTALLED" ;;
     *"import sys"*) echo 3.11 ;;
+    *"import torchvision"*) echo "${FAKE_TORCHVISION:-}" >&2; [[ -z ${FAKE_TORCHVISION:-} ]] ;;
     *"import platform"*) echo "ready: on CPU" ;;
     *) echo "not expected: $*" >&2; exit 1 ;;
 esac
@@ -125,3 +126,18 @@ def test_a_python_that_does_not_run_is_refused(machine, tmp_path):
     result = machine.setup(VENV=str(tmp_path / "new"), PYTHON=str(tmp_path / "shim"))
     assert result.returncode == 1
     assert "found no Python 3.11 to 3.13" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "RuntimeError: operator torchvision::nms does not exist",
+        "Traceback (most recent call last):\nImportError: libcudart.so.12: cannot open shared object file",
+        "ModuleNotFoundError: No module named 'PIL'",
+    ],
+)
+def test_a_torchvision_that_cannot_be_imported_is_said(machine, fault):
+    result = machine.setup(FAKE_TORCHVISION=fault)
+    assert result.returncode == 0
+    assert f"setup: but 'import torchvision' fails ({fault.splitlines()[-1]})" in result.stderr
+    assert "torchvision" not in machine.setup(TORCH="torch==2.9.1").stderr

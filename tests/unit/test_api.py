@@ -285,3 +285,14 @@ def test_a_mistake_is_one_line_and_makes_nothing(run, tmp_path, keywords, line):
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_an_assembled_run_keeps_its_threads_until_it_is_closed(tmp_path, threads):
+    before = torch.get_num_threads()
+    experiment = fedddp.assemble(QUIET, dir=str(tmp_path), threads=threads)
+    assert torch.get_num_threads() == threads
+    federate(experiment.federation.until(1), experiment.server)
+    assert torch.get_num_threads() == threads
+    experiment.close()
+    assert torch.get_num_threads() == before

@@ -156,4 +156,4 @@ def test_the_choice_is_logged_once(tmp_path, monkeypatch):
     monkeypatch.setattr("fedddp.experiment.log.info", lambda text, *args: lines.append(text % args))
     assemble(tmp_path, dataset(), SIZES, task=task_of(FOLDED["logistic"], torch.float32))
     chosen = [line for line in lines if line.startswith("clients train")]
-    assert chosen == ["clients train vectorized: 64 clients at once, layers folded over clients"]
+    assert chosen == ["clients train vectorized: 6 clients at once, layers folded over clients"]

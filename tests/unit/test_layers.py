@@ -24,6 +24,7 @@ FLOORS = [
         "place",
         "sockets",
         "lock",
+        "torchvision_operators",
         "weights",
     ],
     ["comm", "data", "losses", "models", "tasks", "optim", "participation", "sampling"],

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from ...choice import UserPath
 from ..datasets import Examples
 from .base import Ints, Partition, Partitioner
 
@@ -55,7 +56,7 @@ class FromFile(Partitioner):
     """
 
     draws: ClassVar[bool] = False
-    path: Annotated[str, Field(description="the file, .json, .csv or .npz; see fedddp.show --save")] = ""
+    path: Annotated[str, UserPath, Field(description="the file, .json, .csv or .npz; see fedddp.show --save")] = ""
 
     def population(self, world_size: int) -> int:
         """As many as the file has."""
@@ -136,10 +137,10 @@ def write_partition(path: Path, partition: Partition) -> None:
     if path.suffix == ".npz":
         np.savez_compressed(path, order=partition.of(np.arange(partition.num_clients)), sizes=partition.sizes)
     elif path.suffix == ".json":
-        path.write_text("[\n" + ",\n".join(json.dumps(own) for own in hands) + "\n]\n")
+        path.write_text("[\n" + ",\n".join(json.dumps(own) for own in hands) + "\n]\n", encoding="utf-8")
     else:
         lines = [f"{client},{example}" for client, own in enumerate(hands) for example in own]
-        path.write_text("\n".join(["client,example", *lines]) + "\n")
+        path.write_text("\n".join(["client,example", *lines]) + "\n", encoding="utf-8")
 
 
 def _checked_ending(what: str, path: str) -> None:
@@ -148,7 +149,7 @@ def _checked_ending(what: str, path: str) -> None:
 
 
 def _from_json(path: Path) -> tuple[Ints, Ints]:
-    hands = json.loads(path.read_text())
+    hands = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(hands, list) or not all(isinstance(own, list) for own in hands):
         raise ValueError("it should be a list of lists")
     flat = [i for own in hands for i in own]
@@ -158,7 +159,7 @@ def _from_json(path: Path) -> tuple[Ints, Ints]:
 
 
 def _from_csv(path: Path) -> tuple[Ints, Ints]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         header, *rows = csv.reader(file)
     if header != ["client", "example"]:
         raise ValueError(f"its first line should be client,example and is {','.join(header)}")
