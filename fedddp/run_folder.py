@@ -142,7 +142,7 @@ def _name_of(path: Path) -> str | None:
     """The run.name that a folder was made for; None if it is no run folder."""
     try:
         return tomllib.loads((path / "config.toml").read_text(encoding="utf-8-sig"))["run"]["name"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
+    except (OSError, KeyError, TypeError, ValueError):  # whatever else lies there
         return None
 
 

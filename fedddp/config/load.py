@@ -88,6 +88,9 @@ def build(*layers: Mapping[str, Any]) -> Config:
     """Merge and check. Raises UsageError with the first mistake."""
     table: dict[str, Any] = {}
     for layer in layers:
+        for key in Config.model_fields.keys() & layer.keys():
+            if isinstance(layer[key], bool | int | float | str | list):  # before another layer covers it
+                raise UsageError(f"{key}={shortened(layer[key])}: is a section: write {key}.<key>=value")
         table = merge(table, layer)
     return checked(Config, table)
 

@@ -11,11 +11,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..choice import import_class, suggestion
@@ -26,6 +28,8 @@ from .inputs import as_inputs, check_inputs, moments
 from .labels import numbered, numbers
 from .reading import Source, read
 from .torchvision_datasets import torchvision_class
+
+ARGUMENTS = ConfigDict(allow_inf_nan=False)
 
 log = logging.getLogger("fedddp")
 
@@ -104,25 +108,39 @@ def mnist_mini(root: Path, download: bool) -> Dataset:
     )
 
 
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=1, le=10**6)]
+MOST_NUMBERS = 2**30
+"""Of synthetic inputs: 1 GB, a byte each."""
+
+
 def synthetic(
     root: Path,
     download: bool,
     *,
-    num_train: int = 2000,
-    num_test: int = 500,
-    num_classes: int = 10,
-    shape: tuple[int, int, int] = (1, 28, 28),
-    noise: float = 0.3,
-    seed: int = 0,
+    num_train: Count = 2000,
+    num_test: Count = 500,
+    num_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10,
+    shape: tuple[Side, Side, Side] = (1, 28, 28),
+    noise: Annotated[float, Field(ge=0, le=1e6)] = 0.3,
+    seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Dataset:
     """One random pattern a class plus noise: learnable in seconds, for tests and for measuring without data."""
+    asked = (num_train + num_test + 8 * num_classes) * prod(shape)  # bytes; patterns are floats
+    if asked > MOST_NUMBERS:
+        raise ValueError(f"data.args asks for {asked:,} numbers; {MOST_NUMBERS:,} are the most")
     rng = numpy_generator(seed, "synthetic")
     patterns = rng.random((num_classes, *shape), dtype=np.float32)
 
     def draw(n: int) -> Examples:
         y = rng.integers(num_classes, size=n)
-        x = patterns[y] + noise * rng.standard_normal((n, *shape), dtype=np.float32)
-        return Examples(torch.from_numpy((255 * x.clip(0, 1)).astype(np.uint8)), torch.from_numpy(y))
+        x = np.empty((n, *shape), dtype=np.uint8)
+        at_once = max(1, 2**24 // prod(shape))  # 64 MB of floats
+        for first in range(0, n, at_once):
+            labels = y[first : first + at_once]
+            some = patterns[labels] + noise * rng.standard_normal((len(labels), *shape), dtype=np.float32)
+            x[first : first + at_once] = (255 * some.clip(0, 1)).astype(np.uint8)
+        return Examples(torch.from_numpy(x), torch.from_numpy(y))
 
     return Dataset(draw(num_train), draw(num_test), num_classes, mean=(0.5,) * shape[0], std=(0.3,) * shape[0])
 
@@ -195,7 +213,20 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Data
             inspect.signature(loader).bind(root, download, **args)
         except TypeError as error:
             raise ValueError(f"data.args={dict(args)!r} does not fit ({error})") from None
-        return loader(root, download, **args)
+        return loader(root, download, **_checked(loader, args))
+
+
+def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
+    """``args`` as the types of ``loader``'s arguments have them. Raises ValueError."""
+    hints = get_type_hints(loader, include_extras=True) if inspect.isfunction(loader) else {}
+    checked = dict(args)
+    for name in args.keys() & hints.keys():
+        try:
+            checked[name] = TypeAdapter(hints[name], config=ARGUMENTS).validate_python(args[name])
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].replace("Input should", "should")
+            raise ValueError(f"data.args.{name}={str(args[name])[:80]!r}: {message}") from None
+    return checked
 
 
 def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Examples, Examples, int]:

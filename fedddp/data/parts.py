@@ -19,10 +19,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -51,17 +52,26 @@ class Public:
     sums of all files by path below the root.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)
+
     data: str
-    num_classes: int
-    shape: tuple[int, ...]
+    num_classes: Annotated[int, Field(ge=1, le=2**31)]
+    shape: tuple[Annotated[int, Field(ge=1, le=2**31)], ...]
     dtype: str
     mean: tuple[float, ...]
-    std: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0)], ...]
     partition: dict[str, Any]
     seed: int
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(min_length=1)]
     sha256: dict[str, str]
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"dtype {self.dtype!r} is none of torch's")
+        channels = {1, *self.shape[:1]}
+        if len(self.mean) != len(self.std) or len(self.mean) not in channels:
+            raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} numbers for inputs {self.shape}")
 
     @property
     def num_clients(self) -> int:
@@ -111,9 +121,15 @@ class Parts:
             if table.get("format") != FORMAT:
                 raise ValueError(f"its format is {table.get('format')!r}, this version reads {FORMAT}")
             known: dict[str, Any] = {f.name: table[f.name] for f in fields(Public)}
-            known |= {k: tuple(v) for k, v in known.items() if isinstance(v, list)}
-            return Public(**known)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError) as error:
+            public = TypeAdapter(Public).validate_json(json.dumps(known))
+            if len(public.sha256) != public.num_clients + 1:
+                raise ValueError(f"has {len(public.sha256)} sums for {public.num_clients} clients and the test set")
+            return public
+        except ValidationError as error:
+            first = error.errors()[0]
+            where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            raise ValueError(f"{path}: is not a manifest of fedddp.data.split ({where or 'it'}: {what})") from None
+        except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{path}: is not a manifest of fedddp.data.split ({type(error).__name__}: {error})"
             ) from None
@@ -195,7 +211,8 @@ def _examples(root: Path, name: str, public: Public, size: int | None = None) ->
         x, y = tensors["x"], tensors["y"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path}: does not hold x and y as safetensors ({error})") from None
-    fits = tuple(x.shape[1:]) == public.shape and _name(x) == public.dtype and y.dtype == torch.int64
+    fits = x.dim() > 0 and y.dim() == 1 and y.dtype == torch.int64
+    fits = fits and tuple(x.shape[1:]) == public.shape and _name(x) == public.dtype
     if not fits or len(x) != len(y) or (size is not None and len(y) != size):
         raise ValueError(
             f"{path}: x is {_name(x)} {list(x.shape)}, y is {_name(y)} {list(y.shape)}; the manifest says "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from pydantic import Field
 from ...choice import UserPath
 from ..datasets import Examples
 from .base import Ints, Partition, Partitioner
+
+LARGEST = 2**31
+"""Bytes that an .npz file may unpack to: 130 million examples and clients."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +170,27 @@ def _from_csv(path: Path) -> tuple[Ints, Ints]:
     pairs = np.array([[int(field) for field in row] for row in rows], dtype=np.int64).reshape(-1, 2)
     if (pairs[:, 0] < 0).any():
         raise ValueError("clients are numbered from 0")
+    if pairs[:, 0].max(initial=0) >= max(1, len(pairs)):  # said before an array of that length is made
+        gap = np.setdiff1d(np.arange(len(pairs)), pairs[:, 0])[0]
+        raise ValueError(f"client {gap} has no examples, and there is a client {pairs[:, 0].max()}")
     by_client = pairs[np.argsort(pairs[:, 0], kind="stable")]
     return by_client[:, 1], np.bincount(by_client[:, 0])
 
 
 def _from_npz(path: Path) -> tuple[Ints, Ints]:
+    with zipfile.ZipFile(path) as members:
+        unpacked = sum(member.file_size for member in members.infolist())
+    if unpacked > LARGEST:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {LARGEST:,}")
     with np.load(path) as arrays:
         order, sizes = arrays["order"], arrays["sizes"]
     if order.dtype.kind not in "iu" or sizes.dtype.kind not in "iu" or order.ndim != 1 or sizes.ndim != 1:
         raise ValueError("order and sizes should be one-dimensional whole numbers")
-    if len(order) != sizes.sum():
-        raise ValueError(f"sizes sum to {sizes.sum()}, order has {len(order)}")
+    total = sum(sizes.tolist())  # of Python's numbers, which do not wrap
+    if len(order) != total or (sizes > len(order)).any():
+        raise ValueError(f"sizes sum to {total}, order has {len(order)}")
+    if len(order) and int(order.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"example {order.max()} does not exist")
     return order.astype(np.int64), sizes.astype(np.int64)
 
 
