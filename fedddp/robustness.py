@@ -6,6 +6,7 @@ from .attacks import Adversary, NoAttack
 from .compression import NoCompression
 from .config import Config, UsageError, flatten, to_dict
 from .safeguards import cohort_size
+from .types import Delivery
 
 
 def adversary(config: Config) -> Adversary:
@@ -75,11 +76,23 @@ def _check_rule(config: Config) -> None:
             f"aggregation.rule.name={name}: needs {rule.least} clients a round ({rule.needs}), there are {m}; set a "
             "lower aggregation.rule.num_byzantine (by default attack.num_clients), or let more clients take part"
         )
+    if rule.client_momentum and _rests_on_whole_updates(config):
+        raise UsageError(
+            f"aggregation.rule.momentum={rule.client_momentum:g}: clients would upload means of several rounds, "
+            f"and algorithm.name={_name(config, 'algorithm')!r} rests on each round's own; use momentum=0, or fedavg"
+        )
     if config.aggregation.sum == "exact" and not rule.bit_stable:
         raise UsageError(
             f"aggregation.sum=exact: promises the same bits for any number of ranks, but {name} rests on dot products "
             "that are summed over ranks; use aggregation.sum=fast, or a coordinate-wise rule (median, trimmed_mean)"
         )
+
+
+def _rests_on_whole_updates(config: Config) -> bool:
+    """Whether the algorithm cannot do with uploads that are incomplete, or that hold what belongs to other rounds."""
+    ways: tuple[Delivery, ...] = ("lossy", "late")
+    optimizer, level = config.client.optimizer, config.privacy.level
+    return any(config.algorithm.unfit(optimizer, level, way) for way in ways)
 
 
 def _name(config: Config, section: str) -> str:

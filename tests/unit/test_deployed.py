@@ -18,6 +18,7 @@ from fedddp.deployed import Spread
 from fedddp.federation import federate
 from fedddp.guard import Guard
 from fedddp.preparation import resolve
+from fedddp.telemetry import SideWork
 
 LABELS = np.random.default_rng(0).integers(0, 10, 500)
 
@@ -273,7 +274,7 @@ def test_tensorboard_has_them_in_a_group_of_their_own(tmp_path):
     f, start = small(tmp_path / "run", name="ditto", rounds=1, sinks=[sink])
     federate(f, start)
     owners = Partition.dealt(np.arange(45), np.array(SIZES)).excerpt(few_digits(45).train.y.numpy(), 10)
-    pages = TensorBoard(tmp_path / "pages", 0, "", {}, owners)
+    pages = TensorBoard(tmp_path / "pages", 0, "", {}, owners, SideWork())
     pages.round(sink.records[0])
     pages.close(None)
     events = EventAccumulator(str(tmp_path / "pages"))

@@ -45,6 +45,13 @@ def attack(name, **keys):
             [rule("krum"), {"aggregation": {"sum": "exact"}}],
             "aggregation.sum=exact: promises .*use aggregation.sum=fast",
         ),
+        *(
+            (
+                [rule("centered_clipping", momentum=0.5), {"algorithm": {"name": name}}],
+                f"aggregation.rule.momentum=0.5: .*algorithm.name='{name}'.*use momentum=0",
+            )
+            for name in ("scaffold", "feddyn", "ifca")
+        ),
         ([attack("ipm", num_clients=11)], "attack.num_clients=11: there are only 10 clients"),
         ([{"attack": {"num_clients": 2}}], "num_clients=2 has no effect with attack.name=none; name an attack"),
         ([rule("kurm")], "aggregation.rule.name='kurm': .*did you mean 'krum'"),
@@ -62,6 +69,8 @@ def test_what_cannot_be_is_refused(layers, told):
         [rule("mean"), SECURE],
         [attack("sign_flip"), SECURE],
         [rule("krum", num_byzantine=3)],
+        [rule("centered_clipping", momentum=0.5), {"algorithm": {"name": "fednova"}}],
+        [rule("centered_clipping"), {"algorithm": {"name": "scaffold"}}],
         [rule("median"), {"aggregation": {"sum": "exact"}}],
         [rule("trimmed_mean", num_byzantine=4)],
         [rule("median"), {"privacy": {"level": "example", "noise_multiplier": 1.0}}],
