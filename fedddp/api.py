@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import vector_sha256
-from .choice import path_of, suggestion
+from .choice import keys_of, path_of
 from .comm import Comm
 from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
 from .data import Dataset, Partition, given
@@ -30,6 +30,7 @@ from .flat import FlatModule
 from .models import ImportedModule
 from .place import Place
 from .preparation import Prepared, load_data, resolve, share
+from .spelling import key_suggestion
 from .tasks import Task
 from .telemetry import Metrics, Sink
 from .train import check_learned, summary_of
@@ -195,7 +196,7 @@ def _section(name: str, value: Any) -> dict[str, Any]:
     if name not in Config.model_fields:
         run_keys = type(Config().run).model_fields
         if name not in run_keys:
-            near = suggestion(name, [*Config.model_fields, *run_keys])
+            near = key_suggestion(name, [*Config.model_fields, *run_keys], keys_of(Config))
             raise UsageError(f"{name}: unknown keyword{near or '; the sections are ' + ', '.join(Config.model_fields)}")
         return {"run": {name: value}}
     if isinstance(value, Mapping):

@@ -7,12 +7,11 @@ named by import path. `Choice` annotates the field that holds one of a family.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +27,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from .spelling import suggestion
 from .torchvision_operators import declare_if_missing
 
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
@@ -176,6 +176,27 @@ def fields_of(cls: type) -> dict[str, Choice | None]:
     return found
 
 
+def keys_of(
+    cls: type, prefix: str = "", family: Mapping[str, type] | None = None, condition: str = ""
+) -> Iterator[tuple[str, str]]:
+    """All dotted keys of a section, of every choice in it, each with what is to be chosen for it to be there.
+
+    A choice inside one of the same ``family`` has the keys of the outer one again; these are left out.
+    """
+    for name, choice in fields_of(cls).items():
+        section = cls.model_fields[name].annotation if issubclass(cls, BaseModel) else None
+        if choice is not None:
+            yield f"{prefix}{name}.name", condition
+            if family is None or not choice.registry.items() <= family.items():
+                for option, chosen in choice.registry.items():
+                    needed = "" if option == choice.default["name"] else f"{prefix}{name}.name={option}"
+                    yield from keys_of(chosen, f"{prefix}{name}.", choice.registry, condition or needed)
+        elif isinstance(section, type) and issubclass(section, BaseModel):
+            yield from keys_of(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", condition
+
+
 def path_of(cls: type) -> str:
     """``package.module:Class``."""
     return f"{cls.__module__}:{cls.__qualname__}"
@@ -196,12 +217,6 @@ def import_class(path: str) -> Any:
         near = suggestion(attribute, vars(module))
         raise _mistake(f"cannot be imported: {module_name} has no {attribute!r}{near}", at="name", value=path)
     return getattr(module, attribute)
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or nothing if nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def one_of(names: Iterable[str]) -> str:

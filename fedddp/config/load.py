@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from ..choice import UsageError, dump, fields_of, suggestion, user_path
+from ..choice import UsageError, dump, fields_of, keys_of, user_path
+from ..spelling import key_suggestion, suggestion
 from .plain import DEEPEST, check_plain, shortened
 from .schema import Config
 
@@ -44,9 +45,8 @@ def parse(argv: Sequence[str]) -> Request:
             elif not equals:
                 if "." in key:
                     raise UsageError(f"{word}: has no value; write {word}=value")
-                raise UsageError(
-                    f"{word}: unknown option{suggestion(word, FLAGS)}; keys are given as --section.key=value"
-                )
+                near = suggestion(word, FLAGS) or key_suggestion(key, Config.model_fields, keys_of(Config))
+                raise UsageError(f"{word}: unknown option{near}; keys are given as --section.key=value")
             if key.count(".") > DEEPEST:
                 raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
             overrides = merge(overrides, _nested(key.split("."), _value(value)))
@@ -161,7 +161,7 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
             found += _mistakes(context["errors"], path, context["cls"])
         elif error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = fields_of(_owner(cls, error["loc"][:-1]))
-            near = suggestion(path[-1], known)
+            near = key_suggestion(key, known, keys_of(Config))
             there = f"the keys here are {', '.join(known)}" if known else "nothing is to be set here"
             found.append(f"{key}: unknown key{near or '; ' + there}")
         elif error["type"] == "mistake":

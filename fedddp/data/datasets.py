@@ -20,9 +20,10 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..choice import import_class, suggestion
+from ..choice import import_class
 from ..place import Place
 from ..rng import numpy_generator
+from ..spelling import suggestion
 from .constructing import check_call, constructed, named
 from .inputs import as_inputs, check_inputs, moments
 from .labels import numbered, numbers

@@ -24,6 +24,7 @@ FLOORS = [
         "place",
         "sockets",
         "lock",
+        "spelling",
         "torchvision_operators",
         "weights",
     ],
