@@ -235,7 +235,10 @@ def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Ex
     first, second = (_source(data, part) for data, part in ((train, "training"), (test, "test")))
     if second.num_classes not in (None, first.num_classes):
         raise ValueError(f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set")
-    labels = numbered(first.y, second.y, num_classes or first.num_classes)
+    count = first.num_classes if num_classes is None else num_classes
+    if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
+        raise ValueError(f"num_classes is {count!r}; expected is a whole number from 1")
+    labels = numbered(first.y, second.y, None if count is None else int(count))
     if Place.from_env().rank == 0:
         for remark in labels.remarks:
             log.warning("%s", remark)

@@ -1,4 +1,4 @@
-"""What inputs can be: dense tensors of pixels (uint8), floating-point or whole numbers, of one shape, all finite."""
+"""What inputs can be: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
 
 from __future__ import annotations
 
@@ -57,11 +57,6 @@ def check_inputs(train: Tensor, test: Tensor) -> None:
         if not x[0].numel():
             raise ValueError(f"{part} inputs are of shape {list(x.shape[1:])}: they are empty")
         _refuse_holes(x, part)
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(
-            f"training inputs are of shape {list(train.shape[1:])}, test inputs of {list(test.shape[1:])}; bring them "
-            "to one shape"
-        )
     if train.dtype != test.dtype and not (train.is_floating_point() and test.is_floating_point()):
         raise ValueError(f"training inputs are {train.dtype}, test inputs {test.dtype}; give both as one type")
 

@@ -33,7 +33,7 @@ class Source:
     x: Tensor
     y: Any
     owner: Any = None
-    num_classes: int | None = None
+    num_classes: Any = None
 
 
 def read(data: Any, part: str) -> Source:
@@ -46,10 +46,7 @@ def read(data: Any, part: str) -> Source:
         x, y = as_inputs(data.data, f"{part} inputs"), data.targets
     else:
         x, y = _items(data, part)
-    num_classes = getattr(data, "num_classes", None)
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise ValueError(f"num_classes of the {part} set is {num_classes!r}; expected is a whole number from 1")
-    return Source(channels_first(x), y, getattr(data, "client_ids", None), num_classes)
+    return Source(channels_first(x), y, getattr(data, "client_ids", None), getattr(data, "num_classes", None))
 
 
 def reason(error: BaseException) -> str:

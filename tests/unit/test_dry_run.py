@@ -106,7 +106,7 @@ def test_measurements_are_no_token_ids(refused, data, dtype):
         ("Vectors", "EvaluationOnly", "[8, 6], float32 fails (NotImplementedError: not for training)"),
         ("Vectors", "TenAtATime", "[8, 6], float32 fails (RuntimeError"),
         ("OneMore", "Squeezing", "should give [1, 3] scores for 1 examples, gives [3]"),
-        ("Longer", {"name": "mlp"}, "test inputs of [7]"),
+        ("Longer", {"name": "mlp"}, "does not run on inputs of shape [2, 7], float32"),
         ("Tokens", {"name": "fitting:CharLSTM", "width": 3}, "width"),
     ],
 )
