@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import Config, UsageError, to_dict
+from .data import MOST_PLANNED, Work
 from .rng import global_seed
 from .tasks import Task
 
@@ -42,7 +43,19 @@ def smallest_batch(config: Config, task: Task, inputs: Tensor, y: Tensor) -> int
 
 
 def check_sizes(config: Config, sizes: Tensor, smallest: int, *, warn: bool) -> None:
-    """``sizes [N]``: the examples of each client. Raises UsageError where no client has enough for a batch."""
+    """``sizes [N]``: the examples of each client. Raises UsageError where none has enough for a batch, or one looks at
+    too many in a round."""
+    client = config.client
+    work = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=smallest)
+    planned = int(work.planned(sizes).max())
+    if planned > MOST_PLANNED:
+        key, steps = (
+            ("local_steps", client.local_steps) if client.local_steps else ("local_epochs", client.local_epochs)
+        )
+        raise UsageError(
+            f"client.{key}={steps}: the largest client ({int(sizes.max())} examples) looks at {planned:,} examples a "
+            f"round; {MOST_PLANNED:,} are the most"
+        )
     few = int(((sizes > 0) & (sizes < smallest)).sum())
     if not few:
         return

@@ -82,7 +82,9 @@ def choose(
             and small.spec.dim > SMALL_MODEL
         ):
             return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
-        k = width or max(1, min(MOST_CLIENTS, at_most, PARAMETERS_AT_ONCE[device.type] // small.spec.dim))
+        k = width or max(
+            1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
+        )
         oracle = build(task.model(how["seed"]).to(dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)

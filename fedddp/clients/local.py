@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import interrupt
-from ..data import ClientData, Plan, Work, plan
+from ..data import MOST_PLANNED, ClientData, Plan, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, SGD, LearningRate, Optimizer, scaled
 from ..rng import global_seed
@@ -69,6 +69,11 @@ class Trainer(ABC):
     def optimizer(self, round: int) -> Optimizer:
         """The client optimizer as it is in ``round`` (0-based)."""
         return scaled(self._optimizer, self._learning_rate.factor(round))
+
+    @property
+    def planned_at_once(self) -> int:
+        """How many clients can train together before their plan takes too much memory."""
+        return max(1, MOST_PLANNED // max(1, int(self._work.planned(self.data.sizes).max())))
 
     def plan(self, local: Local) -> Plan:
         """The batches of each client's steps."""

@@ -7,12 +7,13 @@ from .inputs import check_range
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
 from .skew import SKEWS, NoSkew, Skew
-from .work import Work
+from .work import MOST_PLANNED, Work
 
 DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
 
 __all__ = [
     "DATASETS",
+    "MOST_PLANNED",
     "PARTITIONS",
     "SKEWS",
     "ClientData",

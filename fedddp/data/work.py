@@ -11,6 +11,9 @@ from torch import Tensor
 from ..rng import numpy_generator
 from .batches import num_steps
 
+MOST_PLANNED = 2**26
+"""Places in the plan of clients that train together: 600 MB, a number and a flag each."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -30,6 +33,11 @@ class Work:
     def most(self, sizes: Tensor) -> Tensor:
         """The steps of clients of ``sizes`` [any shape] that do all their work."""
         return self._steps(sizes, torch.ones_like(sizes) * (self.steps or self.epochs))
+
+    def planned(self, sizes: Tensor) -> Tensor:
+        """The places in the plan of each client of ``sizes`` [any shape] that does all its work: steps times batch."""
+        batch = sizes.clamp(max=self.batch_size) if self.batch_size else sizes
+        return self.most(sizes) * batch
 
     def drawn(self, sizes: Tensor, ids: Sequence[int], round: int, seed: int) -> Tensor:
         """The steps [K] of the clients ``ids`` in ``round``; a function of (seed, round, client)."""

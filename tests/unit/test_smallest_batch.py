@@ -103,7 +103,22 @@ def test_batched_clients_end_where_single_ones_do(tmp_path, sizes):
     ends = []
     for name in ("sequential", "vectorized"):
         f, server = federation(tmp_path / name, sizes, model, client={"execution": {"name": name}})
-        assert f.trainer.width == (1 if name == "sequential" else 64)
+        assert f.trainer.width == (1 if name == "sequential" else 2)
         blocks = [(0,), (1,)] if name == "sequential" else [(0, 1)]
         ends.append(torch.cat([f.trainer.on(ids, 0).train(server.w).delta for ids in blocks]))
     assert torch.allclose(*ends, atol=1e-6)
+
+
+@pytest.mark.parametrize("more", [{"local_epochs": 10_000}, {"local_steps": 1_000_000}])
+def test_a_round_that_looks_at_too_many_examples_is_refused(tmp_path, more):
+    """Its plan would take gigabytes."""
+    sizes = (8_000, 3)
+    with pytest.raises(UsageError, match=rf"^client\.{next(iter(more))}=.*8000 examples"):
+        federation(tmp_path, sizes, MLP(hidden=6), batch_size=100, client=more)
+
+
+def test_fewer_clients_train_at_once_where_their_plan_is_long(tmp_path):
+    f, _ = federation(tmp_path, (150,) * 64, MLP(hidden=6), client={"local_epochs": 10_000})
+    assert f.trainer.width == 2**26 // 1_500_000
+    f, _ = federation(tmp_path / "b", (150,) * 64, MLP(hidden=6))
+    assert f.trainer.width == 64
