@@ -107,8 +107,22 @@ class Evaluator:
         accuracy = (score.accuracy if score else None) or 0.0
         return self._comm.any(accuracy >= self._target, "target accuracy")
 
-    def score(self, w: Tensor) -> Score | None:
-        """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded)."""
+    def score(self, w: Tensor, others: Mapping[str, Tensor] | None = None) -> Score | None:
+        """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded).
+
+        ``others``: further models, whose accuracy and loss are told under their names beside it.
+        """
+        score, also, others = self._score(w), {}, others or {}
+        for name, model in others.items():
+            if one := self._score(model):
+                also |= {
+                    f"{name}_accuracy": one.accuracy,
+                    f"{name}_loss": one.loss if math.isfinite(one.loss) else None,
+                }
+        self.load *= 1 + len(others)
+        return score and replace(score, also={**score.also, **also})
+
+    def _score(self, w: Tensor) -> Score | None:
         self._comm.enter("evaluate")
         if self._takes_part and self._members != self._comm.members:  # ranks were lost: their shares are dealt out anew
             self._take_share()

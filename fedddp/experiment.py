@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from .algorithms import LastModels
 from .checkpoint import Checkpoints, Saved, candidates
 from .clients import ClientStore, Trainer
+from .clients_mean import ClientsMean, none
 from .comm import Comm
 from .config import flatten, to_dict, to_toml
 from .data import Work
@@ -19,7 +21,7 @@ from .deployed import ClientEvaluator
 from .evaluation import MOST_LABELS, Evaluator
 from .exported import Exports, named
 from .federation import Federation, initialise
-from .guard import Guard
+from .guard import Guard, Rule
 from .memory import keep_freed
 from .preparation import Prepared
 from .privacy import Budget, SpendFile
@@ -29,7 +31,7 @@ from .robustness import adversary, told_of_attack
 from .run_folder import SPENT, RunFolder
 from .safeguards import told
 from .sampling import Schedule, home_rank
-from .setup.cohorts import losses_of, sampler_of
+from .setup.cohorts import losses_of, mean_weights, sampler_of
 from .telemetry import Beside, Divergence, Files, InBackground, Metrics, SideWork, Sink, Telemetry, progress, rewind
 from .types import ServerState
 
@@ -84,6 +86,8 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     protection = LEVELS[config.privacy.level](p, comm)
     byzantine = adversary(config)
     seed, algorithm = config.run.seed, byzantine.around(protection.algorithm, p.spec)
+    if config.evaluate.clients_mean:
+        algorithm = LastModels(algorithm)
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
     stateful = store.remembers
@@ -123,6 +127,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
             seed=seed,
             probes=config.attack.probes(p.test, p.task.num_classes),
         ),
+        others=ClientsMean(mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
         client_evaluator=ClientEvaluator(
             p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
         ),
@@ -169,7 +174,12 @@ def _guard(p: Prepared) -> Guard | None:
     if not keys.guard:
         return None
     sizes = {"classes": min(p.task.num_classes, MOST_LABELS), "clients": p.data.num_clients}
-    return Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
+    guard = Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
+    if p.config.cohort.sampler.asks_losses:
+        guard = guard.with_("cohort", Rule("all_reduce", ("float64",), 8 * p.data.num_clients))
+    if p.config.evaluate.clients_mean:
+        guard = guard.with_("clients' mean", Rule("all_reduce", ("float64",), 8 * (p.spec.dim + 1)))
+    return guard
 
 
 def _trainer(p: Prepared, comm: Comm) -> Trainer:
@@ -213,8 +223,8 @@ def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) ->
     if not done:
         return start
     mine = saved.server() if saved else start
-    w = comm.broadcast(mine.w.to(start.w), "resume")
-    extra = {name: comm.broadcast(mine.extra[name].to(like), "resume") for name, like in start.extra.items()}
+    w = comm.broadcast(mine.w.to(start.w).clone(), "resume")  # a copy: who never took part still begins from w_0
+    extra = {name: comm.broadcast(mine.extra[name].to(like).clone(), "resume") for name, like in start.extra.items()}
     return ServerState(w, start.num_trainable, extra, done)
 
 

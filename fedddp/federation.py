@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from .aggregation import Pipeline
 from .algorithms import Algorithm
@@ -31,6 +34,7 @@ class Federation:
     pipeline: Pipeline
     store: ClientStore
     evaluator: Evaluator
+    others: Callable[[ClientStore], Mapping[str, Tensor]]
     client_evaluator: ClientEvaluator
     telemetry: Telemetry
     checkpoints: Checkpoints
@@ -81,7 +85,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         clock.aggregated(report)
 
         last = f.is_last(t)
-        score = f.evaluator.score(server.w) if f.evaluator.due(t + 1, last) else None
+        score = f.evaluator.score(server.w, f.others(f.store)) if f.evaluator.due(t + 1, last) else None
         clients = f.client_evaluator.score(server, f.store) if f.client_evaluator.due(t + 1, last) else None
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee, clients)

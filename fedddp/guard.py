@@ -70,8 +70,7 @@ class Guard:
         ``secure``: updates are masked; an "aggregate" is then of the ring's type and of no other, and the messages of
         the secure protocol are allowed, of ``secret_bytes`` each at most. ``classes``: the evaluation's confusion
         matrix has their number squared of cells. ``clients``: a privacy budget has a count for each of them, and
-        the evaluation of personal models two figures for each of 1000 at most (none where updates are masked), and the
-        choice of a cohort by losses one for each (none likewise).
+        the evaluation of personal models two figures for each of 1000 at most (none where updates are masked).
         """
         rules = {
             "distribute the model": (Rule("broadcast", REAL),),
@@ -80,7 +79,6 @@ class Guard:
             "run folder": (Rule("broadcast", ("int64",), 8), Rule("broadcast", ("uint8",), 1 << 14)),
             "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 2)),),
             **({} if secure else {"evaluate clients": (Rule("all_reduce", ("float64",), 16 * min(clients, 1000)),)}),
-            **({} if secure else {"cohort": (Rule("all_reduce", ("float64",), 8 * clients),)}),
             "aggregate": (Rule("all_reduce", (ring,)),) if secure else _IN_THE_CLEAR,
             **{purpose: (Rule("all_reduce", ("float32",), 4),) for purpose in ("target accuracy", "done", "close")},
             **{purpose: (Rule("store", ("bytes",), 1 << 10),) for purpose in ("progress", "gpu", "regroup")},

@@ -23,7 +23,7 @@ from .robustness import adversary, robust
 from .run_folder import check_name
 from .safeguards import check_compression, delivery, secured
 from .setup import Prepared, check_dataset, check_task, laid_out, rehearse, task_of, two_examples
-from .setup.cohorts import check_cohort, drawn
+from .setup.cohorts import check_clients_mean, check_cohort, drawn
 from .smallest_batch import check_sizes, smallest_batch
 from .tasks import Task
 from .weights import start_signature
@@ -57,6 +57,7 @@ def resolve(config: Config, place: Place) -> Config:
             f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
         )
     _check_personal(config)
+    check_clients_mean(config)
     execution = config.client.execution
     if config.aggregation.sum == "exact":  # a product's last bits depend on who shares it
         if execution.width > 1:

@@ -14,6 +14,7 @@ from .fedprox import FedProx
 from .fedrep import FedRep
 from .history import LAST, ClientMomentum, LastMean
 from .ifca import IFCA
+from .last_models import LAST_MODEL, LastModels
 from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
@@ -39,6 +40,7 @@ __all__ = [
     "APFL",
     "IFCA",
     "LAST",
+    "LAST_MODEL",
     "QFFL",
     "AdaptiveClip",
     "Algorithm",
@@ -54,6 +56,7 @@ __all__ = [
     "FedProx",
     "FedRep",
     "LastMean",
+    "LastModels",
     "LocalTraining",
     "Moon",
     "Personal",

@@ -35,6 +35,15 @@ class ClientStore:
         """Whether clients have a state at all."""
         return bool(self._initial()) or (self._beside is not None and self._beside.remembers)
 
+    @property
+    def touched(self) -> set[int]:
+        """The clients of this rank that took part before or in this round."""
+        return {*self._kept, *self._pending}
+
+    def initial(self) -> ClientState:
+        """The state of a client that never took part, name -> [1, d]."""
+        return self._initial()
+
     def get(self, ids: Iterable[int]) -> ClientState:
         """The states of ``ids`` side by side, name -> [K, d]."""
         return self._stacked(self._kept.get(k) for k in ids)

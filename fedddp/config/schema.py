@@ -161,6 +161,11 @@ class Evaluate(Section):
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="stop when reached (default: off)"
     )
+    clients_mean: bool = Field(
+        default=False,
+        description="also evaluate the mean of all clients' last models (as FedDyn's authors report); each client that "
+        "took part keeps a model",
+    )
     holdout: float = Field(
         default=0.0, ge=0, lt=1, description="share of each client's own examples that is kept out of training"
     )

@@ -56,6 +56,32 @@ def check_cohort(config: Config, sizes: Tensor) -> None:
         raise UsageError(f"cohort.sampler.name={_name(config)!r}: {error}") from None
 
 
+def check_clients_mean(config: Config) -> None:
+    """Raises UsageError where the mean of the clients' models may not be told, or is no model."""
+    if not config.evaluate.clients_mean:
+        return
+    privacy = config.privacy
+    if privacy.level != "none" or privacy.secure_aggregation.enabled:
+        hiding = f"privacy.level={privacy.level}" if privacy.level != "none" else "privacy.secure_aggregation"
+        raise UsageError(
+            f"evaluate.clients_mean=true: sums clients' models as they are, beside what {hiding} covers; use "
+            "clients_mean=false"
+        )
+    if getattr(config.algorithm, "clusters", 1) > 1:
+        raise UsageError(
+            "evaluate.clients_mean=true: clients of several clusters have no common model; use clients_mean=false"
+        )
+
+
+def mean_weights(config: Config, sizes: Tensor) -> Tensor:
+    """What the clients of ``sizes`` [N] weigh in the mean of all their models: as they count in the loss, [N]."""
+    algorithm: Any = config.algorithm
+    while hasattr(algorithm, "inner"):
+        algorithm = algorithm.inner
+    uniform = getattr(algorithm, "weighting", None) == "uniform" and not config.cohort.sampler.by_size
+    return torch.ones_like(sizes) if uniform else sizes
+
+
 def sampler_of(config: Config, sampler: Sampler) -> Sampler:
     """``sampler`` without the stragglers, if these are dropped."""
     client, seed = config.client, config.run.seed

@@ -17,6 +17,8 @@ from ..privacy import Guarantee
 from ..types import Mean, Report, ServerState
 from .stopwatch import Stopwatch
 
+BESIDE = ("attack_success", "clients_mean_accuracy")
+"""What is evaluated beside the server's model, where it is."""
 Metrics = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 
@@ -113,14 +115,14 @@ class Telemetry:
         reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
         trained = sum(m["seconds_train"] for m in self.history)
         clients = [m["participants"] for m in self.history]
-        successes = [m["attack_success"] for m in self.history if "attack_success" in m]
+        beside = {name: m[name] for m in self.history for name in BESIDE if name in m}
         return {
             "rounds": len(self.history),
             "final_test_accuracy": accuracies[-1] if accuracies else None,
             "best_test_accuracy": max(accuracies, default=None),
             "rounds_to_target": reached[0] if reached else None,
             **self._final_of_clients(),
-            **({"final_attack_success": successes[-1]} if successes else {}),
+            **{f"final_{name}": value for name, value in beside.items()},
             "failures": self.failures if any(m["failures"] is not None for m in self.history) else None,
             **more,
             "seconds_total": sum(m["seconds"] for m in self.history),

@@ -84,6 +84,8 @@ class TensorBoard:
             "round/imbalance": m["imbalance"],
             "round/bytes_sent_per_rank": m["bytes_sent"],
             "privacy/epsilon": m.get("epsilon"),
+            "accuracy/clients_mean": m.get("clients_mean_accuracy"),
+            "loss/clients_mean": m.get("clients_mean_loss"),
             "attack/success": m.get("attack_success"),
             **{f"sent/{purpose}": sent for purpose, sent in m["sent"].items()},
             "seconds/round": m["seconds"],

@@ -30,7 +30,7 @@ FLOORS = [
     ],
     ["comm", "data", "losses", "models", "tasks", "optim", "participation", "sampling"],
     ["algorithms", "aggregation", "clients", "compression", "privacy", "secure"],
-    ["checkpoint", "telemetry", "evaluation", "exported", "deployed", "run_folder", "attacks", "plane"],
+    ["checkpoint", "telemetry", "evaluation", "exported", "deployed", "clients_mean", "run_folder", "attacks", "plane"],
     [
         "config",
         "federation",
