@@ -28,6 +28,7 @@ from .background import Background
 from .clients import ClientStore
 from .comm import Comm
 from .durable import sync, write_tensors, writing
+from .errors import first_line
 from .evaluation import Score
 from .exported import BEST, Candidate, Exports, exported, quality
 from .flat import FlatSpec
@@ -317,7 +318,7 @@ def _damage(folder: Path) -> str | None:
         sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         wrong = [name for name, expected in sums.items() if sha256(folder / name) != expected]
     except (OSError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return f"{', '.join(wrong)} changed since it was written" if wrong else None
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from . import interrupt
+from .errors import first_line
 from .guard import AROUND, OBJECTS, Guard, Refused, refuse_around, restore
 from .ledger import Ledger
 from .notes import CommError, LostRank, Notes
@@ -260,7 +261,7 @@ class Comm:
         assert self._notes is not None
         diagnosis = self._notes.diagnosis()
         interrupt.check()  # a rank that was asked to stop may leave before this one has heard of it
-        return f"{purpose}: {diagnosis} ({str(error).splitlines()[0]})"
+        return f"{purpose}: {diagnosis} ({first_line(error)})"
 
     def _poll(self, work: dist.Work, purpose: str) -> None:
         """Wait without blocking. A rank that still makes progress is waited for, one that stands still is not."""

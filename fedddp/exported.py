@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .durable import sync, write_tensors, writing
+from .errors import first_line
 from .evaluation import Score
 from .flat import FlatSpec
 
@@ -116,7 +117,7 @@ def exported(run_folder: Path, name: str) -> tuple[Candidate, dict[str, Any]] | 
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s) and is skipped", path, str(error).splitlines()[0])
+        log.warning("%s is damaged (%s) and is skipped", path, first_line(error))
         return None
 
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from .errors import reason
+
 
 class Loss(Protocol):
     """What a loss section becomes."""
@@ -88,10 +90,7 @@ def check(loss: Loss, num_classes: int) -> None:
     try:
         losses = loss(outputs, y)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(
-            f"fails on outputs [3, {num_classes}] and labels [3] ({type(error).__name__}: {reason})"
-        ) from error
+        raise ValueError(f"fails on outputs [3, {num_classes}] and labels [3] ({reason(error)})") from error
     if not isinstance(losses, Tensor) or losses.shape != y.shape:
         got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(f"should give [3] losses for 3 examples, gives {got}; do not average over the batch")

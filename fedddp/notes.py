@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from . import interrupt
+from .errors import first_line
 
 __all__ = ["CommError", "LostRank", "Notes"]
 
@@ -71,7 +72,7 @@ class Notes:
         except CommError:
             raise
         except RuntimeError as error:
-            raise CommError(f"{phase}: the launcher's store is gone ({str(error).splitlines()[0]})") from error
+            raise CommError(f"{phase}: the launcher's store is gone ({first_line(error)})") from error
 
     def _write(self) -> None:
         self._written += 1

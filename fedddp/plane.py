@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from .comm import Comm, CommError, Place
+from .errors import first_line
 
 PATIENCE = 20.0  # seconds for two ranks to meet
 LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
@@ -162,7 +163,7 @@ def _rank(rank: int, report: int) -> None:
         del comm
     except CommError as error:
         cause = error.__cause__ or error
-        os.write(report, (str(cause).splitlines() or [type(cause).__name__])[0].encode()[:4000])
+        os.write(report, first_line(cause).encode()[:4000])
     finally:
         os._exit(0)
 

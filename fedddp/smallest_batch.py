@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .config import Config, UsageError, to_dict
 from .data import MOST_PLANNED, Work
+from .errors import first_line
 from .rng import global_seed
 from .tasks import Task
 
@@ -30,7 +31,7 @@ def smallest_batch(config: Config, task: Task, inputs: Tensor, y: Tensor) -> int
                 loss = task.loss(task.outputs(module, inputs[:n], y[:n]), y[:n]).mean()
                 torch.autograd.grad(loss, parameters, allow_unused=True)
         except Exception as error:
-            return (str(error).splitlines() or [type(error).__name__])[0]
+            return first_line(error)
         return None
 
     why = None if fails(2) else fails(1)

@@ -17,6 +17,7 @@ from .api import configured
 from .checkpoint import Saved, candidates, newest, of_round
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
+from .errors import first_line
 from .exported import BEST, LAST, best_of, exported
 from .flat import FlatModule
 from .setup import task_of
@@ -107,8 +108,7 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
         blank = Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
         return task_of(config, blank).model(seed)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"{folder}: its model cannot be made again ({reason}){_hint(model)}") from error
+        raise UsageError(f"{folder}: its model cannot be made again ({first_line(error)}){_hint(model)}") from error
 
 
 def _without_weights(config: Config) -> Config:

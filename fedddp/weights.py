@@ -15,6 +15,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from .choice import UsageError
+from .errors import first_line
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,9 @@ def _state_dict(path: Path, source: str, reason: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        torch_says = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
             f"{source}: is neither safetensors ({reason}) nor a state_dict that torch.load(weights_only=True) reads "
-            f"({torch_says}); write it with torch.save(module.state_dict(), FILE)"
+            f"({first_line(error)}); write it with torch.save(module.state_dict(), FILE)"
         ) from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         inside = f" (its keys are {', '.join(map(repr, list(tensors)[:4]))})" if isinstance(tensors, dict) else ""

@@ -32,7 +32,7 @@ class Failures:
         self._groups: dict[str, Alike] = {}
 
     def add(self, ids: Sequence[int], reason: str, error: Exception | None = None) -> None:
-        """Note that ``ids`` failed."""
+        """Record that ``ids`` failed."""
         line = (reason.splitlines() or [""])[0]
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", line)
         if kind not in self._groups:

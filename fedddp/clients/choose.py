@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..data import ClientData, Examples, Normalizer, Partition
+from ..errors import first_line
 from ..optim import SGD, Optimizer
 from ..tasks import Task
 from .folded import FoldedModel
@@ -73,7 +74,7 @@ def choose(
             trial = build(task.model(how["seed"]).double(), device)
             _try_out(trial, task, examples, how["seed"], device)
         except Exception as error:
-            reasons.append(f"{told}: {_first_line(error)}")
+            reasons.append(f"{told}: {first_line(error)}")
             continue
         if (
             name == "auto"
@@ -113,7 +114,7 @@ def _replayed(
         if not trial.replayed:
             raise ValueError(trial.refused or "no step was recorded")
     except Exception as error:
-        return oracle, f"steps not replayed as a CUDA graph ({_first_line(error)})"
+        return oracle, f"steps not replayed as a CUDA graph ({first_line(error)})"
     return GraphedModel(oracle), "steps replayed as a CUDA graph"
 
 
@@ -141,7 +142,3 @@ def _try_out(
         one_by_one = torch.cat([sequential.on((k,), round).train(start).w for k in (0, 1)])
         if not torch.allclose(both, one_by_one, rtol=1e-9, atol=1e-11):
             raise ValueError("clients trained together end elsewhere than one by one")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

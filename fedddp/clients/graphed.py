@@ -11,6 +11,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from ..errors import reason
 from ..tasks import Task
 from .folded import FoldedModel
 
@@ -75,7 +76,7 @@ class GraphedModel:
             try:
                 self._recorded[shape] = Recording(step, (x, y, share))
             except Exception as error:  # nothing has happened to the weights: recording does not execute
-                self.refused = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                self.refused = reason(error)
                 log.warning("local steps are not replayed, since one could not be recorded: %s", self.refused)
                 return step(x, y, share)
         self.replayed += 1

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .reading import reason
+from ..errors import first_line
+from .reading import raised
 
 IDX_BYTES = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # of a number, by the type in the header of MNIST's format
 
@@ -60,7 +61,7 @@ def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mappi
             if not download:
                 raise ValueError(
                     damage(cls, root)
-                    or f"not found in data.root={str(root)!r} ({_first_line(error)}); "
+                    or f"not found in data.root={str(root)!r} ({first_line(error)}); "
                     "point data.root at it, or set data.download=true"
                 ) from error
         with _turn(root):
@@ -87,7 +88,7 @@ def _downloaded(cls: Callable[..., Any], root: Path, train: bool, args: Mapping[
     except (RuntimeError, OSError) as failed:
         raise ValueError(
             damage(cls, root)
-            or f"not in data.root={str(root)!r}, and it could not be downloaded ({_first_line(failed)}); "
+            or f"not in data.root={str(root)!r}, and it could not be downloaded ({first_line(failed)}); "
             "copy the files there in torchvision's layout, or use data.name=mnist-mini"
         ) from failed
     except Exception as error:
@@ -102,7 +103,7 @@ def _says_missing(error: Exception) -> bool:
 
 
 def _broken(cls: Any, root: Path, error: Exception) -> str:
-    return damage(cls, root) or f"its constructor fails ({reason(error)}); correct the class or data.args"
+    return damage(cls, root) or f"its constructor fails ({raised(error)}); correct the class or data.args"
 
 
 def _idx_damage(path: Path) -> str:
@@ -118,10 +119,6 @@ def _idx_damage(path: Path) -> str:
         shape = [int.from_bytes(file.read(4), "big") for _ in range(dims)]
     whole = 4 + 4 * dims + IDX_BYTES[kind] * math.prod(shape)
     return "" if size == whole else f"it has {size} bytes, its header says {whole}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import reason
 from ..rng import global_seed
 from .inputs import as_inputs, channels_first
 
@@ -49,14 +50,13 @@ def read(data: Any, part: str) -> Source:
     return Source(channels_first(x), y, getattr(data, "client_ids", None), getattr(data, "num_classes", None))
 
 
-def reason(error: BaseException) -> str:
+def raised(error: BaseException) -> str:
     """What an error of a user's own code says, in one line, and where in the code it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = Path(__file__).parent
     frames = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != own]
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    said = (str(error).splitlines() or [""])[0].rstrip(".:")
-    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"
+    return f"{reason(error)}{where}"
 
 
 def _is_columns(data: Any, part: str) -> bool:
@@ -123,7 +123,7 @@ def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
     try:
         item = data[i]
     except Exception as error:
-        raise ValueError(f"{part} example {i} cannot be read ({reason(error)})") from error
+        raise ValueError(f"{part} example {i} cannot be read ({raised(error)})") from error
     if isinstance(item, Mapping):
         raise ValueError(f"{part} example {i} is a dictionary of {', '.join(map(str, item))}; {EXPECTED}")
     if not isinstance(item, tuple | list):

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..clients import SequentialTrainer, compared_layer
 from ..config import Config, UsageError, to_dict
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
+from ..errors import reason
 from ..evaluation import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
 from ..rng import global_seed
 from ..tasks import Task
-from .task import reason
 
 LARGEST = 16
 """Examples of a dry step: one that runs on so many runs on more, and even a deep network takes part of a second."""

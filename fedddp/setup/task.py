@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ..config import Config, UsageError, to_dict
 from ..data import Dataset, Normalizer, check_range
+from ..errors import reason
 from ..flat import cast
 from ..losses import check as check_loss
 from ..tasks import Task
@@ -104,9 +105,3 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-def reason(error: Exception) -> str:
-    """The kind and the first line of what went wrong."""
-    text = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {text}"

@@ -24,6 +24,7 @@ FLOORS = [
         "place",
         "sockets",
         "lock",
+        "errors",
         "spelling",
         "torchvision_operators",
         "weights",

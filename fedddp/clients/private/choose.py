@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data import ClientData, Examples, Normalizer
+from ...errors import first_line
 from ...optim import Optimizer
 from ...tasks import Task
 from .ghost import GhostExamples
@@ -64,7 +65,7 @@ def choose_private(
         try:
             _try_out(candidate, task, few, how["seed"], device)
         except Exception as error:
-            reason = f" (not {GHOST}: {_first_line(error)})"
+            reason = f" (not {GHOST}: {first_line(error)})"
             continue
         build, told, reason = candidate, faster, ""
         break
@@ -73,7 +74,7 @@ def choose_private(
             _sums(VmappedExamples(task.model(how["seed"]).double(), device), task, few, how["seed"])
         except Exception as error:
             raise ValueError(
-                f"per-example gradients of this model fail ({_first_line(error)}); use layers that torch.func.vmap "
+                f"per-example gradients of this model fail ({first_line(error)}); use layers that torch.func.vmap "
                 "knows (no recurrent ones), or privacy.level=client"
             ) from error
     oracle = build(task.model(how["seed"]).to(dtype), device)
@@ -121,7 +122,3 @@ def _sums(oracle: ClippedSums, task: Task, few: Examples, seed: int) -> tuple[Te
     norms = oracle.step(task, x, y, mask, 1.0)
     norms = oracle.step(task, x, y, mask, float(norms.mean()))
     return g, norms * mask
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
