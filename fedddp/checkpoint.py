@@ -87,11 +87,8 @@ class Saved:
                 return f"tensor {i} is {there} there, {mine} here"
         dim = spec.dim if self.tensors else len(self.server().w)
         if (dim, self.num_trainable) != (spec.dim, spec.num_trainable):
-            there, here = (
-                f"{dim} numbers, {self.num_trainable} of them trainable,",
-                f"{spec.dim} and {spec.num_trainable}",
-            )
-            return f"{there} there, {here} here"
+            there = f"{dim} numbers, {self.num_trainable} of them trainable, there"
+            return f"{there}, {spec.dim} and {spec.num_trainable} here"
         return None
 
     def server(self) -> ServerState:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Protocol
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -11,49 +12,44 @@ from torch import Tensor
 from .sampling import Losses, PowerOfChoiceSampler, Sampler, SizeSampler, UniformSampler
 
 
-class Participation(Protocol):
+@dataclass(frozen=True)
+class Participation(ABC):
     """How clients are drawn. ``plain_means``: an algorithm's weighting=auto means uniform, and examples is refused if
     ``by_size``. ``asks_losses``: clients report their losses."""
-
-    plain_means: ClassVar[bool]
-    by_size: ClassVar[bool]
-    asks_losses: ClassVar[bool]
-
-    def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
-        """Of ``size`` clients a round, of a population of ``sizes [N]``. Raises ValueError."""
-        ...
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """McMahan et al. 2017, Algorithm 1."""
 
     plain_means: ClassVar[bool] = False
     by_size: ClassVar[bool] = False
     asks_losses: ClassVar[bool] = False
+
+    @abstractmethod
+    def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
+        """Of ``size`` clients a round, of a population of ``sizes [N]``. Raises ValueError."""
+
+
+@dataclass(frozen=True)
+class Uniform(Participation):
+    """McMahan et al. 2017, Algorithm 1."""
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
         return UniformSampler(len(sizes), size, seed)
 
 
 @dataclass(frozen=True)
-class BySize:
+class BySize(Participation):
     """See `SizeSampler`."""
 
     plain_means: ClassVar[bool] = True
     by_size: ClassVar[bool] = True
-    asks_losses: ClassVar[bool] = False
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
         return SizeSampler(sizes, size, seed)
 
 
 @dataclass(frozen=True)
-class PowerOfChoice:
+class PowerOfChoice(Participation):
     """See `PowerOfChoiceSampler`."""
 
     plain_means: ClassVar[bool] = True
-    by_size: ClassVar[bool] = False
     asks_losses: ClassVar[bool] = True
     candidates: Annotated[
         int,

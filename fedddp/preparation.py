@@ -12,7 +12,7 @@ import torch
 
 from .clients import Trainer
 from .comm import Place
-from .config import Config, UsageError, build, flatten, to_dict
+from .config import Config, UsageError, build, chosen, flatten, to_dict
 from .data import DATASETS, ClientData, Dataset, Partition, Partitioner, Parts, load
 from .evaluation import local_cores
 from .flat import FlatSpec
@@ -68,7 +68,7 @@ def resolve(config: Config, place: Place) -> Config:
         execution = execution.model_copy(update={"width": 1})
     reason = config.algorithm.unfit(config.client.optimizer, config.privacy.level, delivery(config))
     if reason:
-        raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}: {reason}")
+        raise UsageError(f"{chosen(config, 'algorithm')}: {reason}")
     client = config.client.model_copy(update={"execution": execution, "schedule": _schedule(config)})
     threads = config.run.threads or (
         1 if config.aggregation.sum == "exact" else max(1, local_cores() // place.local_world_size)
@@ -181,8 +181,7 @@ def _trainer(
     try:
         return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, how)
     except ValueError as error:
-        name = to_dict(config)["model"]["name"]
-        raise UsageError(f"privacy.level={config.privacy.level!r}, model.name={name!r}: {error}") from error
+        raise UsageError(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}: {error}") from error
 
 
 def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partition | None]:

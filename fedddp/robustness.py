@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .attacks import Adversary, NoAttack
 from .compression import NoCompression
-from .config import Config, UsageError, flatten, to_dict
+from .config import Config, UsageError, chosen, flatten, to_dict
 from .safeguards import cohort_size
 from .types import Delivery
 
@@ -79,7 +79,7 @@ def _check_rule(config: Config) -> None:
     if rule.client_momentum and _rests_on_whole_updates(config):
         raise UsageError(
             f"aggregation.rule.momentum={rule.client_momentum:g}: clients would upload means of several rounds, "
-            f"and algorithm.name={_name(config, 'algorithm')!r} rests on each round's own; use momentum=0, or fedavg"
+            f"and {chosen(config, 'algorithm')} rests on each round's own; use momentum=0, or fedavg"
         )
     if config.aggregation.sum == "exact" and not rule.bit_stable:
         raise UsageError(

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from .config import Config, UsageError, to_dict
+from .config import Config, UsageError, chosen
 from .data import MOST_PLANNED, Work
 from .errors import first_line
 from .rng import global_seed
@@ -37,8 +37,8 @@ def smallest_batch(config: Config, task: Task, inputs: Tensor, y: Tensor) -> int
     why = None if fails(2) else fails(1)
     if why and config.client.batch_size == 1:
         raise UsageError(
-            f"client.batch_size=1: {_name(config)} does not train on a batch of one example ({why}); use 2 or more, "
-            "or a model that does not normalise by the batch"
+            f"client.batch_size=1: {chosen(config, 'model')} does not train on a batch of one example ({why}); use 2 "
+            "or more, or a model that does not normalise by the batch"
         )
     return 2 if why else 1
 
@@ -50,22 +50,16 @@ def check_sizes(config: Config, sizes: Tensor, smallest: int, *, warn: bool) -> 
     work = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=smallest)
     planned = int(work.planned(sizes).max())
     if planned > MOST_PLANNED:
-        key, steps = (
-            ("local_steps", client.local_steps) if client.local_steps else ("local_epochs", client.local_epochs)
-        )
+        key = "local_steps" if client.local_steps else "local_epochs"
         raise UsageError(
-            f"client.{key}={steps}: the largest client ({int(sizes.max())} examples) looks at {planned:,} examples a "
-            f"round; {MOST_PLANNED:,} are the most"
+            f"client.{key}={getattr(client, key)}: the largest client ({int(sizes.max())} examples) would train on "
+            f"{planned:,} examples a round, {MOST_PLANNED:,} are the most; lower it"
         )
     few = int(((sizes > 0) & (sizes < smallest)).sum())
     if not few:
         return
-    what = f"{few} of {len(sizes)} clients have a single example, on which {_name(config)} does not train"
+    what = f"{few} of {len(sizes)} clients have a single example, on which {chosen(config, 'model')} does not train"
     if not (sizes >= smallest).any():
         raise UsageError(f"{what}; use a model that does not normalise by the batch, or fewer clients")
     if warn:
         log.warning("%s: they fail in every round and are left out", what)
-
-
-def _name(config: Config) -> str:
-    return f"model.name={to_dict(config)['model']['name']!r}"

@@ -30,7 +30,7 @@ import torch
 from . import interrupt
 from .choice import user_path
 from .comm import Comm, CommError, record
-from .config import Config, UsageError, build, flatten, parse, to_dict
+from .config import Config, UsageError, build, chosen, flatten, parse
 from .data import Dataset, Examples, Partition
 from .data.folds import fold_sizes, without_fold
 from .evaluation import Evaluator, Score
@@ -142,8 +142,7 @@ def _tune(search: Search, place: Place) -> None:
     _check_folds(search, partition, place.world_size)
     first = share(search.configs[0], place, dataset, partition)
     if not first.task.classifies:
-        name = to_dict(search.base)["task"]["name"]
-        raise UsageError(f"task.name={name!r}: has no accuracy to choose by; tune a classifier")
+        raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
     target = user_path(search.out) if search.out else target
     config = first.config.run
@@ -176,10 +175,9 @@ def searched(search: Search, dataset: Dataset, partition: Partition, place: Plac
 def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
     """Whether no client trains on what another is scored on, and every rank has something to score in every fold."""
     if partition.shares:
-        name = to_dict(search.base)["data"]["partition"]["name"]
         raise UsageError(
-            f"data.partition.name={name!r}: clients share examples here, so that one would train on what another is "
-            "scored on; use a partition without overlap"
+            f"{chosen(search.base, 'data.partition')}: clients share examples here, so that one would train on what "
+            "another is scored on; use a partition without overlap"
         )
     sizes = np.minimum(partition.sizes, search.examples) if search.examples else partition.sizes
     held = fold_sizes(sizes, search.folds - 1, search.folds)  # the smallest fold

@@ -162,6 +162,5 @@ class SilentTally(Tally):
         return None, SummedReport((self._seconds,))
 
     def burnt(self, seconds: float) -> Report:
-        return SummedReport(
-            (seconds,), aborted=True
-        )  # a failure for each client would tell how many of this rank's were drawn
+        # a failure for each client would tell how many of this rank's were drawn
+        return SummedReport((seconds,), aborted=True)

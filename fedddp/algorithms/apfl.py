@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..optim import Optimizer, OptimizerState
+from ..optim import Optimizer, OptimizerAround, OptimizerState
 from ..types import ClientState, Delivery, LocalResult, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
@@ -73,21 +73,15 @@ class APFL(FedAvg):
         return torch.where(client["began"] > 0, client["v"], server.w)
 
 
-class _Mixture:
+class _Mixture(OptimizerAround):
     """``inner``, moving the rows of ``v [K, P]`` in place; what is trained becomes alpha_k v_k + (1 - alpha_k) w.
 
     v_k could not be read off that mixture: a small alpha_k leaves its steps few digits, or none.
     """
 
     def __init__(self, inner: Optimizer, v: Tensor, alpha: Tensor, w: Tensor) -> None:
-        self._inner, self._w, self._rows, self._alphas = inner, w, list(v), list(alpha)
-
-    @property
-    def plain_lr(self) -> None:
-        return None
-
-    def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        return self._inner.gradient_weight(steps)
+        super().__init__(inner)
+        self._w, self._rows, self._alphas = w, list(v), list(alpha)
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return {**self._inner.init(self._rows), "apfl.v": self._rows, "apfl.alpha": self._alphas}

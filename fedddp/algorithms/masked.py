@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..optim import Optimizer, OptimizerState
+from ..optim import Optimizer, OptimizerAround, OptimizerState
 from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
 from .around import Around
 from .base import LocalTraining
@@ -202,21 +202,15 @@ class _OnOwnPart:
         return lambda g, w: torch.where(self._private, g, correct(g, w))
 
 
-class Held:
+class Held(OptimizerAround):
     """``inner`` on what is left of each flat vector without the entries ``hold`` (bool [P]), which it never sees.
 
     A zero gradient would not do: weight decay moves an entry that has none, and momentum one that had one before.
     """
 
     def __init__(self, inner: Optimizer, hold: Tensor) -> None:
-        self._inner, self._free = inner, (~hold).nonzero().flatten()
-
-    @property
-    def plain_lr(self) -> None:
-        return None
-
-    def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        return self._inner.gradient_weight(steps)
+        super().__init__(inner)
+        self._free = (~hold).nonzero().flatten()
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         return self._inner.init(self._part(params))
@@ -231,18 +225,12 @@ class Held:
         return [v.index_select(0, self._free) for v in vectors]
 
 
-class Aside:
+class Aside(OptimizerAround):
     """``inner``, which may have whole vectors of its own, on the entries ``shared`` (bool [P]); ``rest`` on its own."""
 
     def __init__(self, inner: Optimizer, shared: Tensor, rest: Held) -> None:
-        self._inner, self._rest, self._apart = inner, rest, (~shared).nonzero().flatten()
-
-    @property
-    def plain_lr(self) -> None:
-        return None
-
-    def gradient_weight(self, steps: Tensor) -> Tensor | None:
-        return self._inner.gradient_weight(steps)
+        super().__init__(inner)
+        self._rest, self._apart = rest, (~shared).nonzero().flatten()
 
     def init(self, params: list[Tensor]) -> OptimizerState:
         rest = {f"rest.{name}": vectors for name, vectors in self._rest.init(params).items()}

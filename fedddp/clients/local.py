@@ -50,11 +50,8 @@ class Trainer(ABC):
     ) -> None:
         self._task, self.data, self._optimizer = task, data, optimizer
         self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
-        self._work, self._learning_rate = (
-            Work(local_epochs, local_steps, batch_size, stragglers, smallest_batch),
-            schedule,
-        )
-        self._clip_norm = clip_norm
+        self._work = Work(local_epochs, local_steps, batch_size, stragglers, smallest_batch)
+        self._learning_rate, self._clip_norm = schedule, clip_norm
         self._scoring: FlatModule | None = None
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from ..choice import UsageError
 from .help import text as help_text
-from .load import build, checked, flatten, merge, nested, parse, read_toml, to_dict, to_toml
+from .load import build, checked, chosen, flatten, merge, nested, parse, read_toml, to_dict, to_toml
 from .plain import one_line
 from .schema import Config
 
@@ -11,6 +11,7 @@ __all__ = [
     "UsageError",
     "build",
     "checked",
+    "chosen",
     "flatten",
     "help_text",
     "merge",

@@ -117,6 +117,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return dump(config)
 
 
+def chosen(config: Config, section: str) -> str:
+    """What a section is, for messages: ``model.name='cnn'``."""
+    key = f"{section}.name"
+    return f"{key}={flatten(to_dict(config))[key]!r}"
+
+
 def to_toml(config: Config) -> str:
     """The resolved configuration; reading it back gives the same configuration."""
     return tomli_w.dumps(to_dict(config))

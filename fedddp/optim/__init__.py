@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from ..choice import Choice
 from .adaptive import Adagrad, Adam, AdamW, Yogi
-from .base import Optimizer, OptimizerState, scaled
+from .base import Optimizer, OptimizerAround, OptimizerState, scaled
 from .schedule import CONSTANT, SCHEDULES, LearningRate
 from .sgd import SGD
 
@@ -38,6 +38,7 @@ __all__ = [
     "ClientOptimizer",
     "LearningRate",
     "Optimizer",
+    "OptimizerAround",
     "OptimizerState",
     "Schedule",
     "ServerOptimizer",

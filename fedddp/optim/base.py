@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -30,6 +31,29 @@ class Optimizer(Protocol):
     def init(self, params: list[Tensor]) -> OptimizerState: ...
 
     def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None: ...
+
+
+class OptimizerAround(ABC):
+    """A wrapper of an optimizer, by which an algorithm moves flat vectors otherwise than ``inner`` alone would."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self._inner = inner
+
+    @property
+    def plain_lr(self) -> None:
+        return None
+
+    def gradient_weight(self, steps: Tensor) -> Tensor | None:
+        """See `Optimizer.gradient_weight`."""
+        return self._inner.gradient_weight(steps)
+
+    @abstractmethod
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        """See `Optimizer`."""
+
+    @abstractmethod
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        """See `Optimizer`."""
 
 
 def scaled(optimizer: Optimizer, factor: float) -> Optimizer:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..clients import Trainer
 from ..comm import Comm
-from ..config import Config, UsageError, to_dict
+from ..config import Config, UsageError, chosen
 from ..data import Work
 from ..participation import Uniform
 from ..safeguards import cohort_size
@@ -28,7 +28,7 @@ def drawn(config: Config) -> Config:
         )
     if sampler == Uniform():
         return config
-    key = f"cohort.sampler.name={_name(config)!r}"
+    key = chosen(config, "cohort.sampler")
     if privacy.level != "none":
         raise UsageError(
             f"{key}: privacy.level={privacy.level} accounts for clients that are drawn alike; use sampler.name=uniform"
@@ -53,7 +53,7 @@ def check_cohort(config: Config, sizes: Tensor) -> None:
     try:
         config.cohort.sampler.sampler(sizes, cohort_size(config), config.run.seed, lambda cohort, w: sizes)
     except ValueError as error:
-        raise UsageError(f"cohort.sampler.name={_name(config)!r}: {error}") from None
+        raise UsageError(f"{chosen(config, 'cohort.sampler')}: {error}") from None
 
 
 def check_clients_mean(config: Config) -> None:
@@ -114,7 +114,3 @@ def _plain(algorithm: Any, by_size: str) -> Any:
             "weighting=uniform"
         )
     return dataclasses.replace(algorithm, weighting="uniform") if weighting == "auto" else algorithm
-
-
-def _name(config: Config) -> str:
-    return to_dict(config)["cohort"]["sampler"]["name"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clients import SequentialTrainer, compared_layer
-from ..config import Config, UsageError, to_dict
+from ..config import Config, UsageError, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
 from ..errors import reason
 from ..evaluation import BATCH
@@ -30,7 +30,7 @@ def laid_out(
 
     Raises UsageError for a model that cannot be trained, does not run on the data or does not follow ``run.seed``.
     """
-    name = f"model.name={to_dict(config)['model']['name']!r}"
+    name = chosen(config, "model")
     try:
         module = task.model(config.run.seed)
         spec, flat = FlatSpec.of(module), FlatModule(task.model(config.run.seed), device)
@@ -47,7 +47,7 @@ def laid_out(
         try:
             compared_layer(module)
         except ValueError as error:
-            raise UsageError(f"algorithm.name={to_dict(config)['algorithm']['name']!r}, {name}: {error}") from error
+            raise UsageError(f"{chosen(config, 'algorithm')}, {name}: {error}") from error
     flat.module.eval()
     shares = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
     alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in shares) else []
@@ -110,7 +110,7 @@ def _score(config: Config, task: Task, module: nn.Module, normalize: Normalizer,
                 task.loss(found, examples.y)
             return found
 
-    n, name = len(examples), f"model.name={to_dict(config)['model']['name']!r}"
+    n, name = len(examples), chosen(config, "model")
     try:
         found = outputs(normalize(examples.x))
     except Exception as error:
@@ -133,11 +133,11 @@ def _other_dtype(config: Config, x: Tensor, dtype: torch.dtype, outputs: Any, er
         outputs(other)
     except Exception:
         return None
-    model, kind = to_dict(config)["model"]["name"], str(x.dtype).removeprefix("torch.")
+    kind = str(x.dtype).removeprefix("torch.")
     remedy = "give token ids as int64" if measured else "give measurements as float32, pixels as uint8"
     pixels = " (pixels, which become floating point)" if x.dtype == torch.uint8 else ""
     return (
-        f"data.name={config.data.name!r}: inputs are {kind}{pixels}, on which model.name={model!r} does not run "
+        f"data.name={config.data.name!r}: inputs are {kind}{pixels}, on which {chosen(config, 'model')} does not run "
         f"({reason(error)}); {remedy}"
     )
 
@@ -149,7 +149,7 @@ def _refusal(config: Config, told: str, error: Exception, n: int) -> str:
             "; a client has a batch of one, of which BatchNorm takes no statistics: use GroupNorm, another "
             f"client.batch_size than {config.client.batch_size}, or clients with more examples"
         )
-    return f"model.name={to_dict(config)['model']['name']!r}: {told} ({reason(error)}){remedy}"
+    return f"{chosen(config, 'model')}: {told} ({reason(error)}){remedy}"
 
 
 def _told(x: Tensor) -> str:

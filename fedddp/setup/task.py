@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..config import Config, UsageError, to_dict
+from ..config import Config, UsageError, chosen
 from ..data import Dataset, Normalizer, check_range
 from ..errors import reason
 from ..flat import cast
@@ -41,24 +41,22 @@ def check_task(config: Config, task: Task) -> None:
     """Whether the task has what other sections rely on. Raises UsageError."""
     if task.classifies:
         return
-    name = to_dict(config)["task"]["name"]
+    name = chosen(config, "task")
     if config.evaluate.target_accuracy is not None:
         target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
-        raise UsageError(f"{target}: task.name={name!r} has no accuracy; write evaluate.target_accuracy=off")
+        raise UsageError(f"{target}: {name} has no accuracy; write evaluate.target_accuracy=off")
     if config.evaluate.personal_every:
         raise UsageError(
-            f"evaluate.personal_every={config.evaluate.personal_every}: task.name={name!r} has no accuracy; use "
-            "personal_every=0"
+            f"evaluate.personal_every={config.evaluate.personal_every}: {name} has no accuracy; use personal_every=0"
         )
     if getattr(config.algorithm, "contrasts", False):
         raise UsageError(
-            f"algorithm.name={to_dict(config)['algorithm']['name']!r}: compares features of a classifier, which "
-            f"task.name={name!r} has not; use fedavg or fedprox"
+            f"{chosen(config, 'algorithm')}: compares features of a classifier, which "
+            f"{name} has not; use fedavg or fedprox"
         )
     if config.privacy.level == "example":
         raise UsageError(
-            f"privacy.level='example': an example of task.name={name!r} has no gradient of its own to clip; "
-            "use level client"
+            f"privacy.level='example': an example of {name} has no gradient of its own to clip; use level client"
         )
 
 
@@ -68,18 +66,16 @@ def _precision(config: Config) -> torch.dtype:
 
 def _described(config: Config, dataset: Dataset) -> Task:
     shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _precision(config)
-    table = to_dict(config)
     try:
         check_loss(config.loss, num_classes)
-        task = config.task.build(lambda: cast(config.model.build(shape, num_classes), dtype), config.loss, dataset)
+        return config.task.build(lambda: cast(config.model.build(shape, num_classes), dtype), config.loss, dataset)
     except ValueError as error:
-        raise UsageError(f"loss.name={table['loss']['name']!r}: {error}") from error
-    return task
+        raise UsageError(f"{chosen(config, 'loss')}: {error}") from error
 
 
 def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
     """``task`` with a model whose lazy layers know their sizes, from one training example, wherever it is built."""
-    name, seed = to_dict(config)["model"]["name"], config.run.seed
+    name, seed = chosen(config, "model"), config.run.seed
     try:
         tensors = _tensors(task.model(seed))
         if not any(map(is_lazy, tensors)):
@@ -97,9 +93,9 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
         task = dataclasses.replace(task, make_model=complete)
         left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
     except Exception as error:
-        raise UsageError(f"model.name={name!r}: {reason(error)}") from error
+        raise UsageError(f"{name}: {reason(error)}") from error
     if left:
-        raise UsageError(f"model.name={name!r}: one example gives {left[0]} no size; give it its size yourself")
+        raise UsageError(f"{name}: {left[0]} gets no size from an example, since forward does not use it; set its size")
     return task
 
 

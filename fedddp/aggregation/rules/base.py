@@ -10,9 +10,11 @@ small all_reduce adds them up, and every rank combines its columns in the same w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 COLUMNS_AT_ONCE = 1 << 15
@@ -59,6 +61,23 @@ class Rule(ABC):
     def finish(self, result: Tensor, stream: torch.Generator) -> Tensor:
         """The whole result [d], the same on every rank, as it goes to the server; ``stream`` is the round's own."""
         return result
+
+
+@dataclass(frozen=True)
+class Counting(Rule):
+    """A rule made for a number f of Byzantine clients."""
+
+    num_byzantine: Annotated[
+        int | None,
+        Field(ge=0, description="f, clients that may be Byzantine; default attack.num_clients, at least 1"),
+    ] = None
+
+    @property
+    def f(self) -> int:
+        return 1 if self.num_byzantine is None else self.num_byzantine
+
+    def facing(self, num_byzantine: int) -> Self:
+        return replace(self, num_byzantine=num_byzantine) if self.num_byzantine is None else self
 
 
 class Coordinatewise(Rule):

@@ -7,13 +7,12 @@ is no protection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 
-from .base import Coordinatewise, summed
+from .base import Coordinatewise, Counting, summed
 
 
 @dataclass(frozen=True)
@@ -26,30 +25,14 @@ class Median(Coordinatewise):
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Coordinatewise):
+class TrimmedMean(Counting, Coordinatewise):
     """The mean of each coordinate without its f largest and f smallest values. Uniform. Needs m > 2 f."""
-
-    num_byzantine: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description="f, clients that may be Byzantine: so many values are cut off at either end; "
-            "default attack.num_clients, at least 1",
-        ),
-    ] = None
 
     needs: ClassVar[str] = "m > 2 f"
 
     @property
     def least(self) -> int:
         return 2 * self.f + 1
-
-    @property
-    def f(self) -> int:
-        return 1 if self.num_byzantine is None else self.num_byzantine
-
-    def facing(self, num_byzantine: int) -> Self:
-        return replace(self, num_byzantine=num_byzantine) if self.num_byzantine is None else self
 
     def columns(self, x: Tensor, weight: Tensor) -> Tensor:
         kept = x.sort(dim=0).values[self.f : len(x) - self.f]

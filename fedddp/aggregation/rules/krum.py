@@ -10,41 +10,26 @@ Multi-Krum averages those of the smallest scores. Uniform: weights are ignored. 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Combination
+from .base import Combination, Counting
 
 
 @dataclass(frozen=True)
-class Krum(Combination):
+class Krum(Counting, Combination):
     """One client's update; of equally good ones that of the lower client id."""
-
-    num_byzantine: Annotated[
-        int | None,
-        Field(
-            ge=0,
-            description="f, clients that may be Byzantine; needs m >= 2 f + 3; default attack.num_clients, at least 1",
-        ),
-    ] = None
 
     needs: ClassVar[str] = "m >= 2 f + 3"
 
     @property
     def least(self) -> int:
         return 2 * self.f + 3
-
-    @property
-    def f(self) -> int:
-        return 1 if self.num_byzantine is None else self.num_byzantine
-
-    def facing(self, num_byzantine: int) -> Self:
-        return replace(self, num_byzantine=num_byzantine) if self.num_byzantine is None else self
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
         return self._mean_of_best(known, 1)
