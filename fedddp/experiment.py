@@ -50,7 +50,8 @@ class Experiment:
 
     def close(self, summary: Metrics | None = None, *, failed: bool = False) -> None:
         """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
-        self.federation.telemetry.close(summary)
+        telemetry = self.federation.telemetry
+        telemetry.abandon() if failed else telemetry.close(summary)
         self.federation.comm.guard = None
         if self.threads_before is not None:
             torch.set_num_threads(self.threads_before)

@@ -53,8 +53,9 @@ def resolve(config: Config, place: Place) -> Config:
         raise UsageError(str(error)) from None
     population, cohort = partition.num_clients, config.cohort
     if cohort.size is not None and cohort.size > population:
+        there = f"there are only {population} clients" if population > 1 else "there is only one client"
         raise UsageError(
-            f"cohort.size={cohort.size}: there are only {population} clients; ask for at most {population}"
+            f"cohort.size={cohort.size}: {there}; ask for at most {population}, or raise data.partition.num_clients"
         )
     _check_personal(config)
     check_clients_mean(config)

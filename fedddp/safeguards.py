@@ -94,7 +94,8 @@ def told(config: Config) -> list[str]:
     keys, lines = config.privacy, []
     if config.data.name != "parts":
         lines.append(
-            f"simulation: every rank can read all of {config.data.name}; python -m fedddp.data.split gives each its own"
+            f"simulation: every rank can read all of {config.data.name}; where ranks must not see each other's, "
+            "divide it first (python -m fedddp.data.split)"
         )
     if keys.secure_aggregation.enabled and not keys.secure_aggregation.roster:
         lines.append("secure aggregation without a roster: keys are made at start, and nobody is authenticated")

@@ -119,6 +119,8 @@ def _train(prepared: Prepared) -> int:
     except Exception as error:
         if folder:
             folder.ended(error)
+        if isinstance(error, WriteError):  # this rank's own, and its line is the last
+            federation.telemetry.abandon()
         raise
     if folder:
         summary_table(summary)

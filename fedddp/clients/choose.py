@@ -96,9 +96,8 @@ def choose(
             if worse:
                 return small, f"sequential: {told} {found}"
             told = f"{told}{found}"
-        return VectorizedTrainer(
-            task, data, optimizer, oracle, k, small, **how
-        ), f"vectorized: {k} clients at once, {told}"
+        why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {told}"
+        return VectorizedTrainer(task, data, optimizer, oracle, k, small, **how), why
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ..choice import UsageError, dump, fields_of, keys_of, user_path
-from ..spelling import key_suggestion, suggestion
+from ..spelling import key_suggestion
 from .plain import DEEPEST, check_plain, shortened
 from .schema import Config
 
 LARGEST_FILE = 10_000_000
 """Bytes of a TOML file."""
+GIVE = "give a TOML file or --section.key=value"
+LOOKS = "a TOML file has [run] on a line and below it rounds = 5"
 FLAGS = ("--help", "--print-config", "--version")
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -45,8 +48,12 @@ def parse(argv: Sequence[str]) -> Request:
             elif not equals:
                 if "." in key:
                     raise UsageError(f"{word}: has no value; write {word}=value")
-                near = suggestion(word, FLAGS) or key_suggestion(key, Config.model_fields, keys_of(Config))
-                raise UsageError(f"{word}: unknown option{near}; keys are given as --section.key=value")
+                flag = difflib.get_close_matches(key, [name[2:] for name in FLAGS], n=1, cutoff=0.7)
+                near = f"; did you mean '--{flag[0]}'?" if flag else ""
+                near = near or key_suggestion(key, Config.model_fields, keys_of(Config))
+                raise UsageError(f"{word}: unknown option; keys are given as --section.key=value{near}")
+            if value.endswith((".toml", ".yaml", ".yml")) and "." not in key:
+                raise UsageError(f"{word}: unknown option; a TOML file is named by itself, without an option before it")
             if key.count(".") > DEEPEST:
                 raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
             overrides = merge(overrides, _nested(key.split("."), _value(value)))
@@ -62,15 +69,14 @@ def read_toml(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"{shortened(str(path))[1:-1]}: cannot be read ({reason}); give a TOML file or --section.key=value"
-        ) from None
+        remedy = "a key has two dashes before it: --section.key=value" if "=" in str(path) else GIVE
+        raise UsageError(f"{shortened(str(path))[1:-1]}: cannot be read ({reason}); {remedy}") from None
     if len(content) > LARGEST_FILE:
-        raise UsageError(f"{path}: has more than {LARGEST_FILE:,} bytes; give a TOML file or --section.key=value")
+        raise UsageError(f"{path}: has more than {LARGEST_FILE:,} bytes; {GIVE}")
     try:
         table = tomllib.loads(content.decode("utf-8-sig"))  # with or without a byte order mark
     except (ValueError, RecursionError) as error:  # of which TOMLDecodeError and UnicodeDecodeError are some
-        raise UsageError(f"{path}: is not valid TOML: {str(error)[:200]}") from None
+        raise UsageError(f"{path}: is not valid TOML: {str(error)[:200]}; {LOOKS}") from None
     check_plain(table)
     return table
 

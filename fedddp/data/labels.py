@@ -171,7 +171,7 @@ def _whole(column: NDArray[Any], what: str) -> NDArray[np.int64]:
         if bad.any():
             raise ValueError(
                 f"{what}: targets are not whole numbers (that of example {bad.argmax()} is {column[bad.argmax()]:g}); "
-                "this is classification: give the number or the name of a class"
+                "only classes can be learned (there is no regression): give the number or the name of a class"
             )
     if column.dtype.kind == "u" and len(column) and column.max() > np.iinfo(np.int64).max:
         raise ValueError(f"{what}: {column.max()} does not fit into int64; number the classes from 0")

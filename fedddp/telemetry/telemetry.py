@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -147,6 +148,12 @@ class Telemetry:
         """Tell the sinks that the run is over."""
         for sink in self._sinks:
             sink.close(summary)
+
+    def abandon(self) -> None:
+        """The same after an error: what goes wrong now is a consequence of it, and not said."""
+        for sink in self._sinks:
+            with suppress(Exception):
+                sink.close(None)
 
     def hopeless(self, population: int) -> bool:
         """Whether all clients tried so far failed, and they are enough to tell that the others would."""

@@ -41,6 +41,7 @@ class TensorBoard:
     ) -> None:
         self._side = side
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
+        _not_printed(self._writer)
         self._hparams = {k: v for k, v in keys.items() if isinstance(v, PLAIN)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
@@ -145,3 +146,9 @@ class TensorBoard:
             self._writer._get_file_writer().add_summary(part)
         for name, value in results.items():
             self._writer.add_scalar(name, value, t)
+
+
+def _not_printed(writer: SummaryWriter) -> None:
+    """An error of the thread that writes is raised from the next call, and said there: Python prints no traceback."""
+    thread: Any = writer._get_file_writer().event_writer._async_writer._worker
+    thread._invoke_excepthook = lambda _: None

@@ -65,14 +65,15 @@ def test_a_run_that_fails_at_its_very_end_says_so_in_its_status(monkeypatch, cap
     assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: no such luck")
 
 
-@pytest.mark.parametrize("kilobytes", [24, 40])
-def test_without_space_for_a_checkpoint_a_run_ends_in_one_line(kilobytes):
+@pytest.mark.parametrize(("kilobytes", "pages"), [(24, "false"), (40, "false"), (40, "true")])
+def test_without_space_for_a_checkpoint_a_run_ends_in_one_line(kilobytes, pages):
     """A limit on the size of a file stands in for a full disk; the model has 25 kB."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
 
     words = [sys.executable, "-m", "fedddp.train", *SMALL, "--run.rounds=400", "--checkpoint.every=2"]
+    words.append(f"--telemetry.tensorboard={pages}")
     ended = subprocess.run(words, capture_output=True, text=True, preexec_fn=limited)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr

@@ -110,7 +110,7 @@ def test_a_width_that_is_given_is_taken_and_a_model_above_the_rule_gets_one_clie
     assert chosen(FOLDED["mlp"], width=7)[0].width == 7
     monkeypatch.setitem(RULE.PARAMETERS_AT_ONCE, "cpu", 100)
     trainer, why = chosen(FOLDED["mlp"])
-    assert (trainer.width, why) == (1, "vectorized: 1 clients at once, layers folded over clients")
+    assert (trainer.width, why) == (1, "vectorized: 1 client at once, layers folded over clients")
 
 
 @pytest.mark.parametrize(

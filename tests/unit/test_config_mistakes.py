@@ -45,7 +45,12 @@ MISTAKES = [
     ("--cohort={size = 3, fraction = 0.5}", "cohort: fraction and size both say", "give one of them"),
     ("--cohort.fraction=0", "cohort.fraction=0: should be greater than 0"),
     ("--run.rounds", "--run.rounds: has no value; write --run.rounds=value"),
-    ("--halp", "--halp: unknown option; did you mean '--help'?"),
+    ("--halp", "--halp: unknown option", "did you mean '--help'?"),
+    ("--print-confg", "--print-confg: unknown option", "did you mean '--print-config'?"),
+    ("--lr", "--lr: unknown option", "did you mean 'client.optimizer.lr'?"),
+    ("--epochs", "--epochs: unknown option", "did you mean 'client.local_epochs'?"),
+    ("--config=configs/x.toml", "--config=configs/x.toml: unknown option", "a TOML file is named by itself"),
+    ("run.rounds=5", "run.rounds=5: cannot be read", "two dashes", "--section.key=value"),
     ("no/such.toml", "no/such.toml: cannot be read (No such file or directory); give a TOML file"),
 ]
 

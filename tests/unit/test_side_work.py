@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from inputs import KINDS, MLP, Kind
 from support import Recorder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import fedddp
 from fedddp.data import Excerpt
@@ -157,6 +159,17 @@ def test_what_fails_under_tensorboard_is_said_once_and_files_hold_everything(wha
     assert json.loads((result.folder / "status.json").read_text())["state"] == "done"
     if what in ("no pictures", "no histograms"):  # the rest of the pages
         assert steps(read(result.folder)) == [1, 2]
+
+
+def test_a_disk_that_fills_up_under_tensorboard_is_one_warning_and_no_traceback_of_its_thread(
+    tmp_path, monkeypatch, said
+):
+    printed, room, write = [], iter(range(9)), RecordWriter.write
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    monkeypatch.setattr(RecordWriter, "write", lambda *args: full() if next(room, None) is None else write(*args))
+    assert train(tmp_path, dataset((1, 4, 4))).summary["rounds"] == 2
+    assert len([line for line in said if "No space left" in line]) == 1
+    assert not printed
 
 
 def test_tensorboard_that_is_not_installed_costs_its_pages(tmp_path, monkeypatch, said):
