@@ -159,8 +159,8 @@ def _prepared(
         asked, count = config.data.partition, _num_clients(partition)
         if asked.num_clients not in (0, count):
             raise UsageError(f"data.partition.num_clients={asked.num_clients}: the partition given has {count} clients")
-        told = replace(asked, num_clients=count)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"partition": told})})
+        resized = replace(asked, num_clients=count)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"partition": resized})})
     config = resolve(config, place)
     owners = None
     if dataset is None:
@@ -221,9 +221,9 @@ def _copier(module: nn.Module) -> Any:
 
 def _ended(experiment: Experiment, error: BaseException) -> None:
     """Write in the run folder why the run is not done; if it was stopped, with its last finished round."""
-    told = {} if isinstance(error, Exception) else {"round": experiment.federation.checkpoints.flush(patience=3.0)}
+    written = {} if isinstance(error, Exception) else {"round": experiment.federation.checkpoints.flush(patience=3.0)}
     if experiment.folder:
-        experiment.folder.ended(error, **told)
+        experiment.folder.ended(error, **written)
 
 
 @contextmanager

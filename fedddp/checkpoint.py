@@ -187,8 +187,8 @@ class Checkpoints:
         patience: float,
     ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
-        before = f"that of round {self.written} stands" if self.written else "there is none before it"
-        remedy = f"{before}; mend that (a smaller checkpoint.keep takes less room), then go on with --run.resume=auto"
+        before = f"the checkpoint of round {self.written} is whole" if self.written else "there is none before it"
+        remedy = f"{before}; free space (a smaller checkpoint.keep needs less), then go on with --run.resume=auto"
         with writing(f"the checkpoint of round {server.round} in {self._folder.parent}", remedy):
             try:
                 if self._stateful or self._comm.rank == 0:
@@ -202,7 +202,7 @@ class Checkpoints:
                     if self._exports:
                         self._exports.beside_checkpoint(best, server.round)
             except OSError:
-                shutil.rmtree(partial, ignore_errors=True)  # leaves room for what the run still has to say
+                shutil.rmtree(partial, ignore_errors=True)  # leaves space for status.json and the log
                 raise
         self.written = server.round
 

@@ -28,8 +28,8 @@ def writing(what: str, remedy: str) -> Iterator[None]:
         raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        told = f"no space left for {what}" if full else f"{what} cannot be written ({error})"
-        raise WriteError(f"{told}; {remedy}") from error
+        problem = f"no space left for {what}" if full else f"{what} cannot be written ({error})"
+        raise WriteError(f"{problem}; {remedy}") from error
 
 
 def sync(path: Path) -> None:

@@ -81,7 +81,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     config = p.config
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    for line in (*told(config), *told_of_attack(config), *_told_of_population(p)) if comm.rank == 0 else ():
+    for line in (*told(config), *told_of_attack(config), *_about_population(p)) if comm.rank == 0 else ():
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
@@ -160,7 +160,7 @@ def _inputs(p: Prepared) -> dict[str, Any]:
     return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
 
 
-def _told_of_population(p: Prepared) -> list[str]:
+def _about_population(p: Prepared) -> list[str]:
     """A run of one client is ordinary training, which somebody who started one rank may not be after."""
     if p.data.num_clients > 1:
         return []

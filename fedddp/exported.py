@@ -88,7 +88,9 @@ class Exports:
 
     def _write(self, name: str, round: int, w: Tensor, worth: float) -> None:
         header = {"round": round, "quality": worth if math.isfinite(worth) else None, "inputs": self._inputs}
-        with writing(str(self._folder / name), "the checkpoints stand; make room, then go on with --run.resume=auto"):
+        with writing(
+            str(self._folder / name), "the checkpoints are whole; free space, then go on with --run.resume=auto"
+        ):
             write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
             sync(self._folder)
 

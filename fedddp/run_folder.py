@@ -92,7 +92,7 @@ class RunFolder:
                 file.write(content)
                 file.truncate()
         except OSError as error:
-            log.warning("%s cannot be written (%s) and tells an older state", self.path / name, error.strerror)
+            log.warning("%s cannot be written (%s) and still holds an earlier state", self.path / name, error.strerror)
 
 
 def check_name(name: str) -> None:

@@ -60,7 +60,7 @@ class Pipeline:
         """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain.
 
         ``denominator``: what the sum is divided by, instead of the summed weight (which is then not sent).
-        ``perturb``: called with the server's state before the sum leaves this rank, to add its share of the noise or
+        ``perturb``: called with the server's state before the sum leaves this rank, to add its part of the noise or
         to give a rule what the server remembers for it.
         """
         domain = "real"
@@ -165,7 +165,7 @@ class Inbox:
         try:
             total, _ = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
-            log.warning("round %d is burnt and changes nothing: %s", self._cohort.round + 1, reason)
+            log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.burnt(seconds)
         self._compare(self._checksum)
         for stage in reversed(pipeline.stages):

@@ -51,7 +51,7 @@ class FedDyn(FedAvg):
         if privacy == "client":  # h - mean grad_k is never made good: the optimum is missed by as much gradient
             return "clip and noise would part h from the mean gradient for good; use fedavg with privacy.level=client"
         if delivery == "lossy":
-            return f"what uploads lose on their way would part h from the mean gradient for good; {KEEPING}"
+            return f"uploads lose a part for good, by which h would differ from the mean gradient; {KEEPING}"
         return super().unfit(optimizer, privacy, delivery)
 
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:

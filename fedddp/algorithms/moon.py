@@ -26,7 +26,7 @@ class Moon(FedAvg):
     Symbols: mu = self.mu, tau = self.temperature, w_t = server.w, the last w_k = client["previous"] (w_0 before the
     first), z = what goes into the last linear layer. The paper has a projection head in front of that layer (two
     linear layers, the second to 256 features), which is part of the model: the models of fedddp have none, so that z
-    are the features themselves, as in the authors' variant "noheader". mu = 0 is FedAvg. Clients train one by one,
+    are the features themselves, as in the authors' variant "noheader". mu = 0 is FedAvg. Clients train sequentially,
     whatever ``client.execution`` says.
     """
 

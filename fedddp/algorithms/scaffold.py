@@ -59,7 +59,7 @@ class Scaffold(FedAvg):
         if privacy == "client":  # c - mean c_i is never made good: the optimum is missed by as much gradient
             return "clip and noise would part c from the mean of the c_i for good; use fedavg with privacy.level=client"
         if delivery == "lossy":
-            return f"what uploads lose on their way would part c from the mean of the c_i for good; {KEEPING}"
+            return f"uploads lose a part for good, by which c would differ from the mean of the c_i; {KEEPING}"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

@@ -95,8 +95,8 @@ def build(*layers: Mapping[str, Any]) -> Config:
     table: dict[str, Any] = {}
     for layer in layers:
         for key in Config.model_fields.keys() & layer.keys():
-            if isinstance(layer[key], bool | int | float | str | list):  # before another layer covers it
-                raise UsageError(f"{key}={shortened(layer[key])}: is a section: write {key}.<key>=value")
+            if isinstance(layer[key], bool | int | float | str | list):
+                checked(Config, {key: layer[key]})  # raises, before another layer covers it
         table = merge(table, layer)
     return checked(Config, table)
 

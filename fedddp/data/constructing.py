@@ -41,11 +41,11 @@ def check_call(cls: Any, args: Mapping[str, Any]) -> None:
     except TypeError as error:
         if "split" in known and "train" not in known:
             raise ValueError(
-                "takes split and not train; expected is a class called with root, train=True or False, download: "
+                "takes split and not train; expected a class called with root, train=True or False, download: "
                 "derive one whose __init__ passes split='train' if train else 'test' on"
             ) from None
         keys = f" and data.args ({', '.join(args)})" if args else ""
-        raise ValueError(f"expected is a class called with root, train, download{keys} ({error})") from None
+        raise ValueError(f"expected a class called with root, train, download{keys} ({error})") from None
 
 
 def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mapping[str, Any]) -> tuple[Any, Any]:

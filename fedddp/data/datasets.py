@@ -74,7 +74,7 @@ class Dataset:
             y = examples.y
             if y.dtype != torch.int64 or y.dim() != 1 or not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
                 raise ValueError(
-                    f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected are int64 "
+                    f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected int64 "
                     f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted"
                 )
         check_inputs(self.train.x, self.test.x)
@@ -237,7 +237,7 @@ def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Ex
         raise ValueError(f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set")
     count = first.num_classes if num_classes is None else num_classes
     if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
-        raise ValueError(f"num_classes is {count!r}; expected is a whole number from 1")
+        raise ValueError(f"num_classes is {count!r}; expected a whole number from 1")
     labels = numbered(first.y, second.y, None if count is None else int(count))
     if Place.from_env().rank == 0:
         for remark in labels.remarks:

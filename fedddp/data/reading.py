@@ -24,7 +24,7 @@ from .inputs import as_inputs, channels_first
 READ_AGAIN = 1000
 """So many examples are read again, evenly spread, or few of them several times: what is random in one of 100 shows."""
 
-EXPECTED = "expected are (input, label) pairs"
+EXPECTED = "expected (input, label) pairs"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def read(data: Any, part: str) -> Source:
     """Read ``data``, the ``part`` set. Raises ValueError with one line that says what is expected."""
     if isinstance(data, tuple):
         if len(data) != 2:
-            raise ValueError(f"the {part} set is a tuple of {len(data)}; expected is (inputs, labels)")
+            raise ValueError(f"the {part} set is a tuple of {len(data)}; expected (inputs, labels)")
         return Source(channels_first(as_inputs(data[0], f"{part} inputs")), data[1])
     if _is_columns(data, part):
         x, y = as_inputs(data.data, f"{part} inputs"), data.targets
@@ -87,7 +87,7 @@ def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
     """Everything that ``data`` yields by number."""
     if isinstance(data, Mapping) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise ValueError(
-            f"the {part} set is a {type(data).__name__}, which has no examples by number; expected is (inputs, "
+            f"the {part} set is a {type(data).__name__}, which has no examples by number; expected (inputs, "
             "labels), or an object with len(d) and d[i] = (input, label)"
         )
     with global_seed(0, "reading"):
@@ -114,7 +114,7 @@ def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> Non
                 x, y = _pair(data, i, part)
                 if _bytes(x) != _bytes(pairs[i][0]) or _bytes(y) != _bytes(pairs[i][1]):
                     raise ValueError(
-                        f"{part} example {i} is another one when it is read again: a random transform would be drawn "
+                        f"{part} example {i} changes when it is read again: a random transform would be drawn "
                         "once, at start, for the whole run; take it out, or put it into the model's forward"
                     )
 

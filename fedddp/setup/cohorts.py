@@ -57,7 +57,7 @@ def check_cohort(config: Config, sizes: Tensor) -> None:
 
 
 def check_clients_mean(config: Config) -> None:
-    """Raises UsageError where the mean of the clients' models may not be told, or is no model."""
+    """Raises UsageError where the mean of the clients' models may not be revealed, or is no model."""
     if not config.evaluate.clients_mean:
         return
     privacy = config.privacy

@@ -74,16 +74,16 @@ def rehearse(
     partition = Partition.dealt(np.arange(len(rows)), np.array(batches))
     once = {"local_epochs": 1, "local_steps": None, "stragglers": 0.0, "batch_size": 0}
     how = {name: value for name, value in (how | once).items() if name not in ("name", "width")}
-    told, n = "cannot be trained", 0
+    problem, n = "cannot be trained", 0
     try:
         trainer = SequentialTrainer(
             task, ClientData(examples, partition, normalize, device=device), work.optimizer, **how
         )
         for client, n in enumerate(batches):
-            told = f"a training step on {_told(examples.x[:n])} fails"
+            problem = f"a training step on {_described(examples.x[:n])} fails"
             trainer.on((client,), 0).train(flatten(module).to(device, dtype))
     except Exception as error:
-        raise UsageError(_refusal(config, told, error, n)) from error
+        raise UsageError(_refusal(config, problem, error, n)) from error
 
 
 def two_examples(dataset: Dataset, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -114,9 +114,9 @@ def _score(config: Config, task: Task, module: nn.Module, normalize: Normalizer,
     try:
         found = outputs(normalize(examples.x))
     except Exception as error:
-        told = f"does not run on {_told(examples.x)}"
+        problem = f"does not run on {_described(examples.x)}"
         raise UsageError(
-            _other_dtype(config, examples.x, normalize.dtype, outputs, error) or _refusal(config, told, error, n)
+            _other_dtype(config, examples.x, normalize.dtype, outputs, error) or _refusal(config, problem, error, n)
         ) from error
     if not task.classifies:
         return
@@ -142,17 +142,17 @@ def _other_dtype(config: Config, x: Tensor, dtype: torch.dtype, outputs: Any, er
     )
 
 
-def _refusal(config: Config, told: str, error: Exception, n: int) -> str:
+def _refusal(config: Config, problem: str, error: Exception, n: int) -> str:
     remedy = ""
     if n == 1 and "more than 1 value per channel" in str(error):
         remedy = (
             "; a client has a batch of one, of which BatchNorm takes no statistics: use GroupNorm, another "
             f"client.batch_size than {config.client.batch_size}, or clients with more examples"
         )
-    return f"{chosen(config, 'model')}: {told} ({reason(error)}){remedy}"
+    return f"{chosen(config, 'model')}: {problem} ({reason(error)}){remedy}"
 
 
-def _told(x: Tensor) -> str:
+def _described(x: Tensor) -> str:
     kind = str(x.dtype).removeprefix("torch.")
     span = "" if x.is_floating_point() or x.is_complex() or not x.numel() else f" from {int(x.min())} to {int(x.max())}"
     return f"inputs of shape {list(x.shape)}, {kind}{span}"

@@ -9,7 +9,7 @@ from ..durable import writing
 from ..run_folder import RunFolder
 from .telemetry import Metrics, RoundRecord
 
-GO_ON = "make room, then go on from the last checkpoint with --run.resume=auto"
+GO_ON = "free space, then go on from the last checkpoint with --run.resume=auto"
 
 
 class Files:

@@ -234,7 +234,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_so(t
     line = str(told.value)
     full = error != errno.EACCES
     assert line.startswith("no space left for the checkpoint of round 2 in" if full else "the checkpoint of round 2 in")
-    assert "that of round 1 stands" in line
+    assert "the checkpoint of round 1 is whole" in line
     assert "--run.resume=auto" in line
     assert "\n" not in line
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["round-000001"]

@@ -95,13 +95,13 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_random_transforms_are_refused(name):
-    with pytest.raises(ValueError, match=r"^dataset: training example \d+ is another one when it is read again"):
+    with pytest.raises(ValueError, match=r"^dataset: training example \d+ changes when it is read again"):
         Dataset.of(Pictures(DRAWS[name]), PAIR)
 
 
 def test_random_targets_are_refused_and_global_generators_are_left_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    with pytest.raises(ValueError, match="test example 0 is another one"):
+    with pytest.raises(ValueError, match="test example 0 changes when it is read again"):
         Dataset.of(Pictures(), Pictures(target_transform=lambda y: y + random.randrange(10**6)))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
@@ -193,7 +193,7 @@ def failing(i):
             Items(lambda i: {"image": X[i], "label": Y[i]}),
             "training example 0 is a dictionary of image, label; expected",
         ),
-        (Items(lambda i: (X[i], Y[i], i)), r"training example 0 is a tuple of 3; expected are \(input, label\) pairs"),
+        (Items(lambda i: (X[i], Y[i], i)), r"training example 0 is a tuple of 3; expected \(input, label\) pairs"),
         (Items(lambda i: X[i]), "training example 0 is a ndarray; expected"),
         (Items(lambda i: (X[i], Y[i]) if i else None), "training example 0 is a NoneType; expected"),
         (Items(failing), r"training example 7 cannot be read \(KeyError: 'row 7' at test_reading_data.py:\d+\)"),
@@ -212,7 +212,7 @@ def failing(i):
         ({"x": X, "y": Y}, "is a dict, which has no examples by number"),
         (iter([(X[0], 0)]), "is a list_iterator, which has no examples by number"),
         (None, "is a NoneType"),
-        ((X, Y, Y), r"the training set is a tuple of 3; expected is \(inputs, labels\)"),
+        ((X, Y, Y), r"the training set is a tuple of 3; expected \(inputs, labels\)"),
         (X, "training example 0 is a ndarray; expected"),
     ],
     ids=repr,
@@ -237,7 +237,7 @@ def test_a_class_may_say_how_many_classes_there_are():
     assert Dataset.of(pairs, PAIR).num_classes == 4
     for count in ("ten", 0, -3, 2.5, True):
         pairs.num_classes = count
-        with pytest.raises(ValueError, match=f"^dataset: num_classes is {count!r}; expected is a whole number from 1"):
+        with pytest.raises(ValueError, match=f"^dataset: num_classes is {count!r}; expected a whole number from 1"):
             Dataset.of(pairs, PAIR)
         with pytest.raises(ValueError, match=f"num_classes is {count!r}"):
             Dataset.of(PAIR, PAIR, num_classes=count)
@@ -405,10 +405,10 @@ class Broken:
 @pytest.mark.parametrize(
     ("name", "args", "reason"),
     [
-        ("Splits", {}, "takes split and not train; expected is a class called with root, train"),
-        ("Undownloadable", {}, r"expected is a class called with root, train, download \("),
-        ("Broken", {"hwo": 1}, r"expected is .* and data.args \(hwo\) \("),
-        ("N", {}, r"expected is a class called with root, train, download \("),
+        ("Splits", {}, "takes split and not train; expected a class called with root, train"),
+        ("Undownloadable", {}, r"expected a class called with root, train, download \("),
+        ("Broken", {"hwo": 1}, r"expected .* and data.args \(hwo\) \("),
+        ("N", {}, r"expected a class called with root, train, download \("),
         ("Broken", {"how": "shape"}, r"its constructor fails \(RuntimeError: shape .* at test_reading_data.py:\d+\)"),
         ("Broken", {"how": "value"}, r"its constructor fails \(ValueError: no such fold at test_reading_data.py:\d+\)"),
         ("Broken", {"how": "late"}, r"its constructor fails \(ZeroDivisionError at test_reading_data.py:\d+\)"),

@@ -189,7 +189,7 @@ def test_in_the_pipeline_too_few_leave_the_model_alone(logged):
         send(inbox, client, torch.ones(40))
     mean, report = inbox.mean()
     assert (mean.count, report.failures) == (0, 6)
-    assert logged == ["round 5 is burnt and changes nothing: Krum needs 7 updates (m >= 2 f + 3), 6 arrived"]
+    assert logged == ["round 5 was aborted; the model is unchanged: Krum needs 7 updates (m >= 2 f + 3), 6 arrived"]
 
 
 def test_several_vectors_are_one_row():

@@ -35,7 +35,7 @@ class GeometricMedian(Combination):
         Field(
             ge=1,
             le=1000,
-            description="steps of the Weiszfeld algorithm from the medoid, which send nothing; 3 as in RFA",
+            description="steps of the Weiszfeld algorithm from the medoid, which send nothing",
         ),
     ] = 3
     smoothing: Annotated[float, Field(gt=0, description="nu, the distance below which all weigh alike")] = 1e-6
