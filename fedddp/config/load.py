@@ -36,7 +36,7 @@ class Request:
 def parse(argv: Sequence[str]) -> Request:
     """Read files and overrides. Raises UsageError for a file that cannot be read and for words that are neither."""
     files, overrides, flags = [], {}, set()
-    words = [word.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for word in argv]  # in any locale
+    words = [word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") for word in argv]
     while words:
         word = words.pop(0)
         if word in ("-h", *FLAGS):
