@@ -11,19 +11,19 @@ import importlib
 import inspect
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
+    WrapValidator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -44,8 +44,14 @@ def _off(value: Any) -> Any:
 Off = BeforeValidator(_off)
 """On an optional key: "off" unsets what a file set."""
 
-UserPath = AfterValidator(lambda text: text and os.path.expanduser(text))
-"""On a key that is a path: ``~`` is the user's home."""
+
+def _expanded(path: Any, check: Callable[[Any], str | None]) -> str | None:
+    text = check(str(path) if isinstance(path, Path) else path)
+    return text and os.path.expanduser(text)
+
+
+UserPath = WrapValidator(_expanded)
+"""On a key that is a path: ``~`` is the user's home; in Python, a `Path` will do."""
 
 
 def user_path(text: str | Path) -> Path:

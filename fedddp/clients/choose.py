@@ -72,17 +72,13 @@ def choose(
     for told, build in (AUTOCAST if autocast else ORACLES).items():
         try:
             trial = build(task.model(how["seed"]).double(), device)
+            gains = isinstance(trial, Descending) or device.type != "cpu" or small.spec.dim <= SMALL_MODEL
+            if name == "auto" and not gains:  # found without trying out a large model
+                return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
             _try_out(trial, task, examples, how["seed"], device)
         except Exception as error:
             reasons.append(f"{told}: {first_line(error)}")
             continue
-        if (
-            name == "auto"
-            and not isinstance(trial, Descending)
-            and device.type == "cpu"
-            and small.spec.dim > SMALL_MODEL
-        ):
-            return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
         k = width or max(
             1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
         )

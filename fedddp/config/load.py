@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..choice import UsageError, dump, fields_of, keys_of, user_path
 from ..spelling import key_suggestion
-from .plain import DEEPEST, check_plain, shortened
+from .plain import DEEPEST, Decimals, Digits, check_kept, check_plain, shortened
 from .schema import Config
 
 LARGEST_FILE = 10_000_000
@@ -105,9 +105,11 @@ def checked(schema: type[Schema], table: Mapping[str, Any]) -> Schema:
     """A table as its schema has it. Raises UsageError with the first mistake."""
     check_plain(table)
     try:
-        return schema.model_validate(table)
+        made = schema.model_validate(table)
     except ValidationError as error:
         raise UsageError(_first_mistake(error, schema)) from None
+    check_kept(table, dump(made))
+    return made
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,11 +151,16 @@ def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A TOML value where the text is one, else the text itself (so that names need no quotes)."""
+    """A TOML value where the text is one, else the text itself (so that names need no quotes).
+
+    A number remembers how it was written: where it turns out to be a name, ``1e3`` is not ``1000.0``.
+    """
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except (ValueError, RecursionError):  # TOMLDecodeError, or a number of thousands of digits
         return {"True": True, "False": False}.get(text, text)
+    if type(value) in (int, float) and str(value) != text:
+        return Digits(value, text) if isinstance(value, int) else Decimals(value, text)
     return value if isinstance(value, bool | int | float | str | list | dict) else text  # no key takes a date
 
 
@@ -184,6 +191,11 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
         else:
             message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
             message = message.replace("a valid tuple", 'a list, as ["a", "b"]')
+            owner = _owner(cls, error["loc"])
+            first_word = message.partition(" ")[0].partition("=")[0]
+            if (is_dataclass(owner) or issubclass(owner, BaseModel)) and first_word in fields_of(owner):
+                found.append(f"{key}.{message}")  # of a section as a whole, whose first word is the key
+                continue
             shown = "" if isinstance(error["input"], dict | BaseModel) else f"={shortened(error['input'])}"
             found.append(f"{key}{shown}: {message}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from ..choice import UsageError
 
@@ -22,6 +22,63 @@ PATHS = frozenset(
         "privacy.secure_aggregation.key",
     }
 )
+
+
+class Digits(int):
+    """A whole number and the ``text`` that it was written as."""
+
+    def __new__(cls, value: int, text: str = "") -> Self:
+        made = super().__new__(cls, value)
+        made.text = text
+        return made
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Decimals(float):
+    """The same for any other number."""
+
+    def __new__(cls, value: float, text: str = "") -> Self:
+        made = super().__new__(cls, value)
+        made.text = text
+        return made
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def check_kept(written: Mapping[str, Any], made: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise UsageError where a value ``made`` of what was ``written`` is another, or is none that a file can hold."""
+    for name, value in made.items():
+        key, source = f"{prefix}{name}", written.get(name)
+        if isinstance(value, Mapping):
+            check_kept(source if isinstance(source, Mapping) else {}, value, f"{key}.")
+            continue
+        _check_storable(value, key)
+        before, after = (v if isinstance(v, list | tuple) else (v,) for v in (source, value))
+        for one, other in zip(before, after, strict=False):
+            if type(one).__name__ in ("bool", "bool_") and type(other) in (int, float):  # numpy's is bool or bool_
+                raise UsageError(f"{key}={shortened(source)}: should be a number; true and false are none")
+            if isinstance(one, int) and isinstance(other, float) and one != other:
+                raise UsageError(f"{key}={shortened(source)}: no float is exactly this number; the next is {other!r}")
+
+
+def _check_storable(value: Any, key: str) -> None:
+    for one in value if isinstance(value, list | tuple) else ():
+        _check_storable(one, key)
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            _check_storable(one, f"{key}.{name}")
+    elif not isinstance(value, bool | int | float | str | list | tuple):
+        raise UsageError(
+            f"{key}={shortened(value)}: {type(value).__name__} cannot be written to config.toml; give a number, text, "
+            "a list or a table"
+        )
 
 
 def check_plain(value: Any, key: str = "", depth: int = 0) -> None:

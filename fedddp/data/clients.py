@@ -32,7 +32,7 @@ class Normalizer:
     def __call__(self, x: Tensor) -> Tensor:
         if x.dtype == torch.uint8:
             return x.to(self.dtype).mul_(self._scale).add_(self._shift)
-        return x.to(self.dtype) if x.is_floating_point() else x
+        return x.to(self.dtype, copy=True) if x.is_floating_point() else x.clone()  # a model may change its input
 
     def pictures(self, like: Tensor) -> Pictures:
         """How examples like ``like [...]`` look once they are normalised: what black is, and what a step of 1."""

@@ -55,6 +55,9 @@ class Examples:
         return Examples(self.x.to(device), self.y.to(device), self.owner)
 
 
+MOST_CLASSES = 1_000_000
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training and test examples; ``mean`` and ``std`` a channel, of pixels scaled to [0, 1]."""
@@ -67,6 +70,8 @@ class Dataset:
 
     def __post_init__(self) -> None:
         for part, examples in (("training", self.train), ("test", self.test)):
+            if not examples.x.dim():
+                raise ValueError(f"the {part} set is a single number; give a tensor [n, ...], an example in each row")
             if len(examples.x) != len(examples.y) or not len(examples):
                 raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
             if examples.owner is not None and len(examples.owner) != len(examples.y):
@@ -77,6 +82,8 @@ class Dataset:
                     f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected int64 "
                     f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted"
                 )
+        if self.num_classes > MOST_CLASSES:  # a score each, for every example of a batch
+            raise ValueError(f"num_classes={self.num_classes:,}: {MOST_CLASSES:,} are the most")
         check_inputs(self.train.x, self.test.x)
 
     @classmethod
@@ -121,7 +128,7 @@ def synthetic(
     *,
     num_train: Count = 2000,
     num_test: Count = 500,
-    num_classes: Annotated[int, Field(ge=2, le=1_000_000)] = 10,
+    num_classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] = 10,
     shape: tuple[Side, Side, Side] = (1, 28, 28),
     noise: Annotated[float, Field(ge=0, le=1e6)] = 0.3,
     seed: Annotated[int, Field(ge=0)] = 0,

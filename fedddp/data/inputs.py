@@ -13,7 +13,12 @@ def as_inputs(values: Any, what: str) -> Tensor:
     """Tensors, arrays, pictures or nested lists of numbers as a tensor on the CPU; ``what`` they are, for the line that
     ValueError says."""
     if isinstance(values, Tensor):
+        if values.is_meta or values.is_nested:
+            kind = "without data (on the meta device)" if values.is_meta else "a nested tensor"
+            raise ValueError(f"{what} are {kind}; give a tensor [n, ...] with an example in each row")
         return values.detach().cpu()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{what}: {np.ma.count_masked(values)} numbers are masked; fill in what is missing")
     try:
         array = np.asarray(values)
     except ValueError:

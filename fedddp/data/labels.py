@@ -7,7 +7,7 @@ in sorted order, which `Numbered.remarks` says.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .reading import raised
+
 EXACT = 2**53  # float64 holds every whole number up to here
+LONGEST = 1000  # characters of a class's name; an array of text has the longest's room for each example
 
 
 @dataclass(frozen=True)
@@ -115,25 +118,55 @@ def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
 
 def _array(values: Any, what: str) -> NDArray[Any]:
     """Values of any kind as an array [n, ...] of numbers or text. A list that mixes the two would become text."""
-    array = np.asarray(_on_cpu(values)) if hasattr(values, "__array__") else None
-    if array is None or array.dtype.kind == "O":
-        values = values if array is None else array.tolist()
-        if not isinstance(values, Iterable) or isinstance(values, str):
-            raise ValueError(f"{what} are {values!r}; give one an example")
-        values = [_on_cpu(v) for v in values]
-        odd = _odd_one(values)
-        if odd is not None:
-            raise ValueError(f"{what} are of several kinds: that of example {odd} is {values[odd]!r}; use one kind")
-        try:
-            array = np.asarray(values) if values else np.zeros(0, np.int64)
-        except ValueError:
-            raise ValueError(f"{what} differ in shape; give one an example") from None
-    if array.dtype.kind in "ST":
-        array = array.astype(str)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(f"{what}: {np.ma.count_masked(values)} are masked; take these examples out")
+    try:
+        array = _read(values, what)
+        if array.dtype.kind == "S":
+            array = np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} are bytes that are not UTF-8 ({error.reason}); decode them to text") from None
     if array.ndim == 0 or array.dtype.kind not in "biufU":
         shown = array.tolist()[0] if array.ndim and len(array) else array.tolist()
         raise ValueError(f"{what} are {array.dtype} ({shown!r}); give whole numbers or text, one an example")
     return array
+
+
+def _read(values: Any, what: str) -> NDArray[Any]:
+    """The values as numpy has them, of any type. Raises ValueError."""
+    try:
+        array = np.asarray(_on_cpu(values)) if hasattr(values, "__array__") else None
+        if array is None or array.dtype.kind in "OT":
+            sized = hasattr(values, "__len__") and not isinstance(values, str | Mapping | Set)
+            if not sized or (array is not None and not array.ndim):
+                raise ValueError(f"{what} are {_shown(values)}; give a list or an array, one label an example")
+            values = [_on_cpu(v) for v in (values if array is None else array.tolist())]
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{what} cannot be read ({raised(error)}); give a list or an array of numbers or text"
+        ) from error
+    if array is not None and array.dtype.kind not in "OT":
+        return array
+    odd = _odd_one(values)
+    if odd is not None:
+        raise ValueError(f"{what} are of several kinds: that of example {odd} is {_shown(values[odd])}; use one kind")
+    for i, value in enumerate(values):
+        if isinstance(value, str | bytes) and (len(value) > LONGEST or value[-1:] in ("\0", b"\0")):
+            raise ValueError(
+                f"{what}: that of example {i} is {_shown(value)}, which names no class: give up to {LONGEST} "
+                "characters, without NUL"
+            )
+    try:
+        return np.asarray(values) if values else np.zeros(0, np.int64)
+    except ValueError:
+        raise ValueError(f"{what} differ in shape; give one an example") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _on_cpu(values: Any) -> Any:
@@ -161,6 +194,7 @@ def _column(array: NDArray[Any], what: str) -> NDArray[Any]:
 def _whole(column: NDArray[Any], what: str) -> NDArray[np.int64]:
     """The same numbers as int64, if they are whole and fit."""
     if column.dtype.kind == "f":
+        column = column.astype(np.result_type(column, np.float64))
         bad = ~np.isfinite(column)
         if bad.any():
             raise ValueError(

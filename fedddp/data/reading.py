@@ -7,6 +7,7 @@ transform is refused: it would be drawn once, for the whole run.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from .inputs import as_inputs, channels_first
 
 READ_AGAIN = 1000
 """So many examples are read again, evenly spread, or few of them several times: what is random in one of 100 shows."""
+PATIENCE = 3.0
+"""Seconds for it: a slow object has each of these examples read once more, at least."""
 
 EXPECTED = "expected (input, label) pairs"
 
@@ -39,6 +42,15 @@ class Source:
 
 def read(data: Any, part: str) -> Source:
     """Read ``data``, the ``part`` set. Raises ValueError with one line that says what is expected."""
+    try:
+        return _read(data, part)
+    except ValueError:
+        raise
+    except Exception as error:  # of the object's own code
+        raise ValueError(f"the {part} set cannot be read ({raised(error)}); {EXPECTED}") from error
+
+
+def _read(data: Any, part: str) -> Source:
     if isinstance(data, tuple):
         if len(data) != 2:
             raise ValueError(f"the {part} set is a tuple of {len(data)}; expected (inputs, labels)")
@@ -108,7 +120,10 @@ def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
 def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> None:
     """Raise ValueError if examples differ from ``pairs`` when they are read again, under other seeds."""
     some = np.unique(np.linspace(0, len(pairs) - 1, min(READ_AGAIN, len(pairs))).astype(int)).tolist()
+    begun = time.monotonic()
     for seed in range(1, 1 + -(-READ_AGAIN // len(some))):
+        if seed > 1 and time.monotonic() - begun > PATIENCE:
+            return
         with global_seed(seed, "reading"):
             for i in some:
                 x, y = _pair(data, i, part)
@@ -141,4 +156,5 @@ def _bytes(value: Any) -> bytes:
     """For comparing: two NaN are the same."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return np.asarray(value).tobytes()
+    array = np.asarray(value)
+    return repr(value).encode() if array.dtype.hasobject else array.tobytes()

@@ -34,6 +34,7 @@ def laid_out(
     try:
         module = task.model(config.run.seed)
         spec, flat = FlatSpec.of(module), FlatModule(task.model(config.run.seed), device)
+        flat.module.eval()
     except UsageError:
         raise
     except Exception as error:
@@ -48,12 +49,13 @@ def laid_out(
             compared_layer(module)
         except ValueError as error:
             raise UsageError(f"{chosen(config, 'algorithm')}, {name}: {error}") from error
-    flat.module.eval()
     shares = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
     alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in shares) else []
     for examples in (_few(dataset.train, 2), _few(dataset.test, 2), *alone):
         normalize = Normalizer(dataset.mean, dataset.std, spec.dtype, device)
         _score(config, task, flat.module, normalize, examples.to(device))
+    if FlatSpec.of(flat.module) != spec:
+        raise UsageError(f"{name}: its forward adds parameters, which no optimizer has; make them in its constructor")
     return module, spec
 
 
@@ -123,6 +125,11 @@ def _score(config: Config, task: Task, module: nn.Module, normalize: Normalizer,
     if not isinstance(found, Tensor) or found.shape != (n, task.num_classes):
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UsageError(f"{name}: should give [{n}, {task.num_classes}] scores for {n} examples, gives {got}")
+    if bad := int((found.isnan() | found.isposinf()).sum()):
+        raise UsageError(
+            f"{name}: {bad} of {found.numel()} scores of {n} examples are NaN or infinite before any training; "
+            "initialise the model with smaller numbers, or scale the inputs"
+        )
 
 
 def _other_dtype(config: Config, x: Tensor, dtype: torch.dtype, outputs: Any, error: Exception) -> str | None:

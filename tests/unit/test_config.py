@@ -105,7 +105,7 @@ def test_a_value_may_hold_equals_signs_and_minus_signs():
 def test_values_are_toml_or_else_the_text_itself(text, value):
     (layer,) = parse([f"--data.args={text}"]).layers
     assert layer == {"data": {"args": value}}
-    assert type(layer["data"]["args"]) is type(value)
+    assert isinstance(layer["data"]["args"], type(value))
 
 
 @pytest.mark.parametrize("flag", ["--help", "--print-config", "--version"])

@@ -142,7 +142,7 @@ def test_whoever_says_how_many_classes_there_are_keeps_the_numbers():
         (np.ones((4, 3)), r"\[4, 3\] and not one-hot"),
         (np.zeros((4, 2), int), r"\[4, 2\] and not one-hot"),
         (np.zeros((4, 3, 2), int), r"are \[4, 3, 2\]"),
-        (3, r"training labels are 3; give one an example"),
+        (3, r"training labels are 3; give a list"),
         (np.int64(3), r"training labels are int64"),
         ("cat", r"training labels are 'cat'"),
         ([], "the training set has no examples"),
