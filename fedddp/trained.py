@@ -15,6 +15,7 @@ from torch import nn
 
 from .api import configured
 from .checkpoint import Saved, candidates, newest, of_round
+from .choice import user_path
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import first_line
@@ -42,7 +43,7 @@ def load(run: str | Path, *, best: bool = False, round: int | None = None, model
     Raises:
         UsageError: the folder has no such model, or the module that its configuration describes does not fit.
     """
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     if best and round is not None:
         raise UsageError(f"best=True, round={round}: both say which model; give one of them")
     path, saved, inputs = _found(folder, best, round)
@@ -64,7 +65,7 @@ def normalizer(run: str | Path) -> Normalizer:
 
     Raises UsageError for a folder without a model.
     """
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     inputs = _found(folder, False, None)[2]
     dtype = torch.float64 if _table(folder).get("client", {}).get("precision") == "float64" else torch.float32
     return Normalizer(tuple(inputs["mean"]), tuple(inputs["std"]), dtype, torch.device("cpu"))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from .choice import UsageError
+from .choice import UsageError, user_path
 from .errors import first_line
 
 
@@ -79,7 +79,7 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
     path = getattr(section, "weights", None)  # a user's own section need not have it
     if path is None:
         return make
-    weights = Weights.read(Path(path).expanduser(), f"model.weights={path!r}")
+    weights = Weights.read(user_path(path), f"model.weights={path!r}")
     return lambda: weights.into(make())
 
 

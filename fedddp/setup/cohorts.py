@@ -38,9 +38,10 @@ def drawn(config: Config) -> Config:
             f"{key}: clients report their losses one by one, which secure aggregation hides; use sampler.name=uniform "
             "or size, or privacy.secure_aggregation.enabled=false"
         )
-    if sampler.asks_losses and getattr(config.algorithm, "clusters", 1) > 1:
+    clusters = getattr(_innermost(config), "clusters", 1)
+    if sampler.asks_losses and clusters > 1:
         raise UsageError(
-            f"{key}: compares clients' losses of one model, and there are {config.algorithm.clusters} clusters; use "  # type: ignore[attr-defined]
+            f"{key}: compares clients' losses of one model, and there are {clusters} clusters; use "
             "sampler.name=uniform or size"
         )
     if sampler.plain_means:
@@ -67,7 +68,7 @@ def check_clients_mean(config: Config) -> None:
             f"evaluate.clients_mean=true: sums clients' models as they are, beside what {hiding} covers; use "
             "clients_mean=false"
         )
-    if getattr(config.algorithm, "clusters", 1) > 1:
+    if getattr(_innermost(config), "clusters", 1) > 1:
         raise UsageError(
             "evaluate.clients_mean=true: clients of several clusters have no common model; use clients_mean=false"
         )
@@ -75,10 +76,7 @@ def check_clients_mean(config: Config) -> None:
 
 def mean_weights(config: Config, sizes: Tensor) -> Tensor:
     """What the clients of ``sizes`` [N] weigh in the mean of all their models: as they count in the loss, [N]."""
-    algorithm: Any = config.algorithm
-    while hasattr(algorithm, "inner"):
-        algorithm = algorithm.inner
-    uniform = getattr(algorithm, "weighting", None) == "uniform" and not config.cohort.sampler.by_size
+    uniform = getattr(_innermost(config), "weighting", None) == "uniform" and not config.cohort.sampler.by_size
     return torch.ones_like(sizes) if uniform else sizes
 
 
@@ -101,6 +99,14 @@ def losses_of(trainer: Trainer, comm: Comm) -> Losses:
         return comm.all_reduce(slots, "cohort")
 
     return losses
+
+
+def _innermost(config: Config) -> Any:
+    """The algorithm, without wrappers such as `Personal`."""
+    algorithm: Any = config.algorithm
+    while hasattr(algorithm, "inner"):
+        algorithm = algorithm.inner
+    return algorithm
 
 
 def _plain(algorithm: Any, by_size: str) -> Any:

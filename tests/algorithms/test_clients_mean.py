@@ -75,6 +75,7 @@ def test_clients_drawn_by_size_count_by_their_examples(tmp_path):
         ({"privacy": {"level": "example", "noise_multiplier": 1.0}}, "clients_mean=true.*privacy.level=example"),
         ({"privacy": {"secure_aggregation": {"enabled": True}}}, "clients_mean=true.*secure_aggregation"),
         ({"algorithm": {"name": "ifca"}}, "clients_mean=true.*clusters"),
+        ({"algorithm": {"name": "fedbn", "inner": {"name": "ifca"}}}, "clients_mean=true.*clusters"),
         ({"evaluate": {"clients_mean": "cohort"}}, "evaluate.clients_mean='cohort'"),
     ],
 )

@@ -105,6 +105,7 @@ def test_a_resumed_run_chooses_alike(tmp_path):
         ({**BY_SIZE, "privacy": {"level": "example", **DP}}, "'size'.*privacy.level=example.*uniform"),
         ({**POWER, "privacy": {"secure_aggregation": {"enabled": True}}}, "power_of_choice.*losses.*secure"),
         ({**POWER, "algorithm": {"name": "ifca"}}, "power_of_choice.*2 clusters"),
+        ({**POWER, "algorithm": {"name": "fedper", "inner": {"name": "ifca"}}}, "power_of_choice.*2 clusters"),
         ({**BY_SIZE, "algorithm": {"weighting": "examples"}}, "algorithm.weighting='examples'.*weighting=uniform"),
         (
             {**BY_SIZE, "algorithm": {"name": "personal", "inner": {"weighting": "examples"}}},
