@@ -86,6 +86,9 @@ def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | N
             return file.path, None, inputs
     if saved is None:
         which = f"checkpoint of round {round}" if round is not None else "evaluated model" if best else "model"
+        there = {c.round for c in (*candidates(folder, 2**63), *(file for file, _ in files))} - {round}
+        if round is not None and there:
+            raise UsageError(f"{folder}: has no {which}; there is round {', '.join(map(str, sorted(there)))}")
         raise UsageError(
             f"{folder}: has no {which}; give a run folder of fedddp.train whose run ended, or has a checkpoint "
             "(checkpoint.every, checkpoint.keep)"

@@ -33,7 +33,8 @@ class FedPer(Personal):
         layers = spec.layers()
         if len(layers) <= self.head:
             raise ValueError(
-                f"algorithm.head={self.head}: the model has {len(layers)} layers ({', '.join(layers)}) and "
-                "one at least must be shared; use a model with more layers, or algorithm.name=fedavg"
+                f"algorithm.head={self.head}: each client keeps so many of the last layers, and the model has only "
+                f"{len(layers)} ({', '.join(layers)}): one at least must be shared; "
+                "use a model with more layers, or algorithm.name=fedavg"
             )
         return tuple(f"{layer}.*" for layer in layers[-self.head :])

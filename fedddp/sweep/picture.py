@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .grid import Sweep
 from .table import Row
@@ -27,6 +28,7 @@ def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
         for row in rows:
             _line(axes, row, ", ".join(row.labels[1:] or row.labels))
         axes.set(title=title and f"{sweep.shown[0]}: {title}", xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.remove()

@@ -10,6 +10,7 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..data import Excerpt
@@ -156,6 +157,7 @@ def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float 
     best = max(value for values in (*found, marks) for value in values)
     lowest = min([best - 0.25, *(float(np.median(values)) - 0.02 for values in found), *(m - 0.02 for m in marks)])
     axes.set_ylim(max(-0.02, lowest), min(1.02, best + 0.02))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -69,7 +69,8 @@ class Lines:
         if m["train_loss"] is not None:
             parts.append(f"train loss {_loss(m['train_loss'])}")
         if m["participants"] is not None:
-            parts.append(f"{m['participants']} clients" + (f", {m['failures']} failed" if m["failures"] else ""))
+            many = "" if m["participants"] == 1 else "s"
+            parts.append(f"{m['participants']} client{many}" + (f", {m['failures']} failed" if m["failures"] else ""))
         if m.get("epsilon") is not None:
             parts.append(f"epsilon {m['epsilon']:.3f}")
         parts.append(

@@ -278,7 +278,10 @@ def test_layers_by_class():
             FedBN(),
             "algorithm.name='fedbn': each client keeps the normalisation layers, and the model has none (1.weight, ",
         ),
-        (FedPer(head=3), "algorithm.head=3: the model has 3 layers (1, 3, 5) and one at least must be shared"),
+        (
+            FedPer(head=3),
+            "algorithm.head=3: each client keeps so many of the last layers, and the model has only 3 (1, 3, 5): one ",
+        ),
         (Personal(private=("*",)), "algorithm.private=['*']: leaves nothing that is trained together; name fewer"),
         (Personal(private=("1.*",), frozen=("*.bias",)), "algorithm.frozen=['*.bias']: some of these are private too"),
     ],
