@@ -18,9 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from .background import Background
 from .clients import ClientStore
 from .comm import Comm
 from .durable import sync, write_tensors, writing
-from .errors import first_line
+from .errors import first_line, reason
 from .evaluation import Score
 from .exported import BEST, Candidate, Exports, exported, quality
 from .flat import FlatSpec
@@ -59,6 +61,18 @@ FIXED = ("evaluate.holdout",)
 
 _Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, Candidate | None]
 """A finished round: the server's state, the clients', the privacy spent, the score, the best model so far."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """``state.json``; the last two are not in those of earlier versions."""
+
+    round: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+    num_trainable: Annotated[int, Field(ge=1, le=2**62, strict=True)]
+    test_accuracy: Annotated[float, Field(strict=True)] | None
+    config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    tensors: list[tuple[str, list[int]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -271,15 +285,32 @@ def _folders(run_folder: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> Saved | None:
-    damage = _damage(folder)
+    damage, saved = _damage(folder), None
+    if damage is None:
+        try:
+            saved = _read(folder)
+        except ValidationError as error:
+            damage = f"{'.'.join(map(str, error.errors()[0]['loc']))} in state.json: {error.errors()[0]['msg']}"
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damage = reason(error)
     if damage is not None:
         log.warning("%s is damaged (%s) and is skipped", folder, damage)
-        return None
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    keys = ("round", "num_trainable", "test_accuracy", "config")
-    tensors = state.get("tensors")
-    tensors = tensors and [(name, shape) for name, shape in tensors]
-    return Saved(folder, *(state[key] for key in keys), inputs=state.get("inputs"), tensors=tensors)
+    return saved
+
+
+def _read(folder: Path) -> Saved:
+    """What the files of a checkpoint say. Raises one of several errors if they say it in another form."""
+    state = TypeAdapter(_State).validate_json((folder / "state.json").read_bytes())
+    if folder.name != f"round-{state.round:06d}":
+        raise ValueError(f"state.json is of round {state.round}")
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        if path.name == "server.safetensors" and len(shapes["w"]) != 1:
+            raise ValueError(f"w in {path.name} is {shapes['w']}, no vector")
+        if path.name.startswith("clients-") and not all("/" in name for name in shapes):
+            raise ValueError(f"{path.name} does not hold vectors of clients")
+    return Saved(folder, **vars(state))
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -314,7 +345,8 @@ def _damage(folder: Path) -> str | None:
     try:
         sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         wrong = [name for name, expected in sums.items() if sha256(folder / name) != expected]
-    except (OSError, ValueError) as error:
+        wrong += [name for name in ("server.safetensors", "state.json") if name not in sums]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         return first_line(error)
     return f"{', '.join(wrong)} changed since it was written" if wrong else None
 
@@ -322,8 +354,8 @@ def _damage(folder: Path) -> str | None:
 def _quality(folder: Path) -> float:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return quality(state["test_accuracy"], state.get("test_loss"))
-    except (OSError, ValueError, KeyError):
+        return float(quality(state["test_accuracy"], state.get("test_loss")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return -math.inf
 
 

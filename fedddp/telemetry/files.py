@@ -49,12 +49,12 @@ def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
 def _rewound(folder: RunFolder, name: str, rounds: int) -> list[Metrics]:
     path = folder.path / name
     kept: list[Metrics] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             told = json.loads(line)
-        except ValueError:
+            if told["round"] <= rounds:
+                kept.append(told)
+        except (ValueError, TypeError, KeyError, RecursionError):  # UnicodeDecodeError among them
             break
-        if told["round"] <= rounds:
-            kept.append(told)
     folder.write(name, "".join(json.dumps(told) + "\n" for told in kept))
     return kept
