@@ -303,11 +303,14 @@ def _read(folder: Path) -> Saved:
     state = TypeAdapter(_State).validate_json((folder / "state.json").read_bytes())
     if folder.name != f"round-{state.round:06d}":
         raise ValueError(f"state.json is of round {state.round}")
+    entries = sum(math.prod(shape) for _, shape in state.tensors or ())
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         if path.name == "server.safetensors" and len(shapes["w"]) != 1:
             raise ValueError(f"w in {path.name} is {shapes['w']}, no vector")
+        if path.name == "server.safetensors" and entries and shapes["w"] != [entries]:
+            raise ValueError(f"w in {path.name} has {shapes['w'][0]} entries, state.json says {entries}")
         if path.name.startswith("clients-") and not all("/" in name for name in shapes):
             raise ValueError(f"{path.name} does not hold vectors of clients")
     return Saved(folder, **vars(state))

@@ -214,7 +214,7 @@ def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int
     """Rank 0's knowledge on every rank: rounds done, whether the target was reached, whether anything was learned."""
     target, saved = p.config.evaluate.target_accuracy, p.saved
     finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
-    learned = any(m["participants"] != 0 for m in telemetry.history)  # None: not told
+    learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not told
     header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), "resume").tolist()
     return int(header[0]), bool(header[1]), bool(header[2])
 

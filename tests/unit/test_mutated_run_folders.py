@@ -50,7 +50,9 @@ def test_a_state_that_is_none_is_damage(state, tmp_path):
     assert candidates(tmp_path, 2)
 
 
-@pytest.mark.parametrize("tensors", [{"v": torch.zeros(3)}, {"w": torch.zeros(1, 3)}, {"w": torch.tensor(1.0)}])
+@pytest.mark.parametrize(
+    "tensors", [{"v": torch.zeros(3)}, {"w": torch.zeros(1, 3)}, {"w": torch.zeros(2)}, {"w": torch.tensor(1.0)}]
+)
 def test_a_server_state_without_a_vector_is_damage(tensors, tmp_path):
     checkpoint(tmp_path, 1)
     checkpoint(tmp_path, 2, **tensors)
