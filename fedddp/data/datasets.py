@@ -129,7 +129,7 @@ def synthetic(
     num_train: Count = 2000,
     num_test: Count = 500,
     num_classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] = 10,
-    shape: tuple[Side, Side, Side] = (1, 28, 28),
+    shape: Annotated[tuple[Side, ...], Field(min_length=1)] = (1, 28, 28),
     noise: Annotated[float, Field(ge=0, le=1e6)] = 0.3,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Dataset:
@@ -150,7 +150,8 @@ def synthetic(
             x[first : first + at_once] = (255 * some.clip(0, 1)).astype(np.uint8)
         return Examples(torch.from_numpy(x), torch.from_numpy(y))
 
-    return Dataset(draw(num_train), draw(num_test), num_classes, mean=(0.5,) * shape[0], std=(0.3,) * shape[0])
+    channels = shape[0] if len(shape) == 3 else 1  # as `moments` has them
+    return Dataset(draw(num_train), draw(num_test), num_classes, mean=(0.5,) * channels, std=(0.3,) * channels)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,15 @@ def test_the_embedded_digits_are_drawn_from_the_real_mnist():
     assert digest(draw(Path(os.environ["FEDDDP_TEST_DATA"]))) == documented("arrays")
 
 
+@pytest.mark.parametrize("shape", [[36], [5, 7], [2, 3, 4, 5]])
+def test_synthetic_inputs_of_any_shape_are_normalised_alike(shape):
+    """Only pictures [C, H, W] have a mean for each channel."""
+    dataset = DATASETS["synthetic"](Path("unused"), False, num_train=6, num_test=2, shape=shape)
+    normalize = Normalizer(dataset.mean, dataset.std, torch.float64, torch.device("cpu"))
+    expected = (dataset.train.x.double() / 255 - 0.5) / 0.3
+    assert torch.allclose(normalize(dataset.train.x), expected)
+
+
 def test_synthetic_data_is_repeatable_and_of_the_shape_asked_for():
     make = DATASETS["synthetic"]
     data = make(Path("."), False, num_train=30, num_test=12, num_classes=3, shape=(3, 8, 6))
