@@ -168,14 +168,14 @@ def train_and_lose(comm, table):
         trainer.train = lambda local, *rest: (
             os.kill(os.getpid(), signal.SIGKILL) if local.round else train(local, *rest)
         )
-    summed = Evaluator._summed
+    scored = Evaluator._scored
 
-    def noted(self, score):
-        total = summed(self, score)
-        counted.append(int(total.confusion.sum()))
-        return total
+    def counting(self, counts, mistakes):
+        score = scored(self, counts, mistakes)
+        counted.append(int(score.confusion.sum()))
+        return score
 
-    Evaluator._summed = noted
+    Evaluator._scored = counting
     federate(experiment.federation, experiment.server)
     history = experiment.federation.telemetry.history
     return counted, [(m["participants"], m["failures"]) for m in history], comm.members
