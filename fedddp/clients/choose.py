@@ -57,9 +57,9 @@ def choose(
 ) -> tuple[Trainer, str]:
     """The trainer for ``client.execution.name`` and ``width`` (0 = as many clients as the rule says), and why.
 
-    ``auto``: folded layers where the model consists of them, never slower than sequential here; else `vmap`, on a GPU
-    or for a small model; else sequential. Where torch has no batching rule for a part of the model, both ways are timed
-    on a few steps. Batching is taken only if two clients of unequal size, trained by it in
+    ``auto``: folded layers where the model consists of them (faster for plain SGD; docs/performance.md says where not);
+    else `vmap`, on a GPU or for a small model; else sequential. Where torch has no batching rule for a part of the
+    model, both ways are timed on a few steps. Batching is taken only if two clients of unequal size, trained by it in
     float64 on a few of ``examples``, end where sequential training takes them; on a GPU, replayed steps likewise.
     ``at_most``: how many clients a round has. ``how``: the trainers' keywords.
     """
