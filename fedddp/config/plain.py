@@ -24,32 +24,27 @@ PATHS = frozenset(
 )
 
 
-class Digits(int):
+class _Written:
+    """A number and the ``text`` that it was written as."""
+
+    text: str
+
+    def __new__(cls, value: Any, text: str = "") -> Self:
+        number: Any = super().__new__
+        made = number(cls, value)
+        made.text = text
+        return made
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Digits(_Written, int):
     """A whole number and the ``text`` that it was written as."""
 
-    def __new__(cls, value: int, text: str = "") -> Self:
-        made = super().__new__(cls, value)
-        made.text = text
-        return made
 
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class Decimals(float):
+class Decimals(_Written, float):
     """The same for any other number."""
-
-    def __new__(cls, value: float, text: str = "") -> Self:
-        made = super().__new__(cls, value)
-        made.text = text
-        return made
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def check_kept(written: Mapping[str, Any], made: Mapping[str, Any], prefix: str = "") -> None:

@@ -157,12 +157,12 @@ class Telemetry:
 
     def hopeless(self, population: int) -> bool:
         """Whether all clients tried so far failed, and they are enough to tell that the others would."""
-        return self.nothing_learned and self._failed >= min(population, ENOUGH)
+        return self._failed >= min(population, ENOUGH) and self.nothing_learned
 
     @property
     def nothing_learned(self) -> bool:
         """Whether every client failed in every round there was; the same answer on every rank."""
-        rounds = self.history[self._resumed_after :]
+        rounds = (self.history[t] for t in range(self._resumed_after, len(self.history)))  # no copy: asked every round
         return not self.learned_before and all(m["participants"] == 0 and m["failures"] != 0 for m in rounds)
 
 
