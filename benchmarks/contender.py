@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Contender:
         """Its next line. Raises Unavailable if none comes."""
         assert self._process is not None
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], patience)[0]:
+        if not wait([self._process.stdout.fileno()], patience):
             raise Unavailable(f"no answer for {patience:g} s")
         line = self._process.stdout.readline()
         if not line:

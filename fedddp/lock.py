@@ -10,24 +10,45 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
+from weakref import WeakValueDictionary
 
 LOCK = ".lock"
-
-_held: dict[tuple[int, Path], IO[str]] = {}
 
 
 class Busy(RuntimeError):
     """Another process holds a folder; the text names both."""
 
 
-def hold(folder: Path) -> None:
-    """Hold ``folder`` until `release` or the end of this process, which may hold it already. Raises Busy or OSError.
+class Lock:
+    """A folder that this process holds until `release`, or until nobody here knows of it any more."""
+
+    def __init__(self, file: IO[str] | None) -> None:
+        self._file = file
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._file:
+            with suppress(OSError):
+                self._file.close()
+        self._file = None
+
+    @property
+    def held(self) -> bool:
+        """False after `release`."""
+        return self._file is not None
+
+
+_held: WeakValueDictionary[tuple[int, Path], Lock] = WeakValueDictionary()
+
+
+def hold(folder: Path) -> Lock:
+    """Hold ``folder``; who holds it in this process already shares the lock. Raises Busy or OSError.
 
     Does nothing on a file system without locks.
     """
     key = (os.getpid(), folder.resolve())
-    if key in _held:
-        return
+    if (lock := _held.get(key)) and lock.held:
+        return lock
     file = (folder / LOCK).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,17 +58,10 @@ def hold(folder: Path) -> None:
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise Busy(f"{folder} is being written by {holder or 'another process'}") from None
-        return
+        return Lock(None)
     with suppress(OSError):  # on a full disk: the lock is what counts
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
-    _held[key] = file
-
-
-def release(folder: Path) -> None:
-    """Let another process have ``folder``."""
-    file = _held.pop((os.getpid(), folder.resolve()), None)
-    if file:
-        with suppress(OSError):
-            file.close()
+    _held[key] = lock = Lock(file)
+    return lock

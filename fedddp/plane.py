@@ -11,7 +11,6 @@ import contextlib
 import ipaddress
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -20,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def _pair(transport: str) -> tuple[list[int], list[str], int]:
         ends.append(mine)
     deadline, told = time.monotonic() + 2 * PATIENCE, []
     for end in ends:
-        ready, _, _ = select.select([end], [], [], max(0.0, deadline - time.monotonic()))
+        ready = wait([end], max(0.0, deadline - time.monotonic()))
         told.append(os.read(end, 4096).decode() if ready else "did not answer")
         os.close(end)
     return pids, ["" if text == "met" else text or "died" for text in told], port

@@ -77,7 +77,7 @@ def _writable(config: Config, place: Place) -> RunFolder:
         probe = tempfile.mkdtemp(prefix=".fedddp-", dir=existing)  # root may write, even where nothing can be written
         os.rmdir(probe)
         if folder.resumed:
-            folder.hold()
+            folder = folder.held()
     except OSError as error:
         raise UsageError(
             f"run.dir={run.dir!r}, run.name={run.name!r}: no run can be written there ({error.strerror}); "

@@ -8,11 +8,11 @@ import os
 import re
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .lock import hold, release
+from .lock import Lock, hold
 
 log = logging.getLogger("fedddp")
 
@@ -28,6 +28,7 @@ class RunFolder:
 
     path: Path
     resumed: bool
+    lock: Lock | None = field(default=None, compare=False, repr=False)
 
     def claimed(self, launch: str) -> RunFolder:
         """This folder, made now and held; or the next free number, if another process was faster.
@@ -42,17 +43,18 @@ class RunFolder:
             except FileExistsError:
                 label, number = _label_and_number(folder.path.name)
                 folder = RunFolder(folder.path.with_name(f"{label}-{number + 1}"), resumed=False)
-        folder.hold()
+        folder = folder.held()
         folder.write("launch", launch)
         return folder
 
-    def hold(self) -> None:
-        """Keep other processes from writing here until `release` or this one's end. Raises Busy if one does already."""
-        hold(self.path)
+    def held(self) -> RunFolder:
+        """This folder, which no other process may write until `release`. Raises Busy if one does already."""
+        return replace(self, lock=hold(self.path))
 
     def release(self) -> None:
         """Let others write here."""
-        release(self.path)
+        if self.lock:
+            self.lock.release()
 
     def write(self, name: str, content: str) -> None:
         """A small file, replaced as a whole."""

@@ -120,22 +120,26 @@ def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
 
 
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    hold = "import sys, time; from pathlib import Path; from fedddp.lock import hold; hold(Path(sys.argv[1]))"
+    hold = "import sys, time; from pathlib import Path; from fedddp.lock import hold; kept = hold(Path(sys.argv[1]))"
     words = [sys.executable, "-c", f"{hold}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
     folder = RunFolder(tmp_path, resumed=True)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Busy, match=f"process {other.pid} on .*, started 20"):
-            folder.hold()
+            folder.held()
         other.send_signal(signal.SIGKILL)
-    folder.hold()  # a killed process leaves no lock
-    folder.hold()  # nor is this process in its own way
+    first = folder.held()  # a killed process leaves no lock
+    folder.held()  # nor is this process in its own way
     words[2] = hold
     assert (
         f"Busy: {tmp_path} is being written by process " in subprocess.run(words, capture_output=True, text=True).stderr
     )
-    folder.release()
+    first.release()
+    assert subprocess.run(words).returncode == 0
+    again = folder.held()
+    assert subprocess.run(words, capture_output=True).returncode == 1
+    del again  # what nobody holds any more is free, released or not
     assert subprocess.run(words).returncode == 0
 
 
