@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedddp.aggregation import FastSum, Pipeline
+from fedddp.aggregation.compression import Compression, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, Place
-from fedddp.compression import Compression, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
 from fedddp.flat import FlatSpec
 from fedddp.models import MODELS
 from fedddp.rng import generator

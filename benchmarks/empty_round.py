@@ -25,9 +25,9 @@ from rich.table import Table
 
 from fedddp.comm import Comm, Place
 from fedddp.data import Partition
-from fedddp.experiment import Experiment
 from fedddp.federation import federate
-from fedddp.preparation import load_data, share
+from fedddp.setup.assemble import Experiment
+from fedddp.setup.preparation import load_data, share
 
 from . import machine
 from .contenders.fedddp import configuration, experiment

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from fedddp.comm import Place
 from fedddp.config import UsageError
-from fedddp.safeguards import cohort_size
+from fedddp.setup.checks import cohort_size
 
 from . import machine, report
 from .contender import Contender
@@ -35,7 +35,7 @@ from .workloads import WORKLOADS, Workload, write_arrays, write_settings
 PEERS = ("pfl", "flower")
 MNIST = 60_000  # training images; that many are dealt out in every workload
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""What fedddp asks of the C library for itself (`fedddp.memory`), as a user could ask it of any program."""
+"""What fedddp asks of the C library for itself (`fedddp.setup.malloc`), as a user could ask it of any program."""
 AGAINST = ("floor", "sequential", *PEERS)
 SCRIPT_OF_A_CHECKOUT = "benchmarks/contenders/fedddp"
 

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedddp.comm import Comm, Place
-from fedddp.preparation import prepare
 from fedddp.sampling import UniformSampler
+from fedddp.setup.preparation import prepare
 
 from . import machine
 from .contender import Contender, high_water

@@ -19,18 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import vector_sha256
-from .choice import keys_of, path_of
+from .checkpoints.checkpoint import vector_sha256
 from .comm import Comm
+from .comm.world import Place
 from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
 from .data import Dataset, Partition, given
-from .experiment import Experiment, connect
 from .federation import federate
 from .flat import FlatModule
 from .models import ImportedModule
-from .place import Place
-from .preparation import Prepared, load_data, resolve, share
-from .spelling import key_suggestion
+from .registry.choice import keys_of, path_of
+from .registry.spelling import key_suggestion
+from .setup.assemble import Experiment, connect
+from .setup.preparation import Prepared, load_data, resolve, share
 from .tasks import Task
 from .telemetry import Metrics, Sink
 from .train import check_learned, summary_of

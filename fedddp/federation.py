@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .aggregation import Pipeline
 from .algorithms import Algorithm
-from .checkpoint import Checkpoints
+from .checkpoints.checkpoint import Checkpoints
 from .clients import ClientStore, Trainer
 from .comm import Comm
-from .deployed import ClientEvaluator
-from .evaluation import Evaluator
+from .evaluation.clients import ClientEvaluator
+from .evaluation.server import Evaluator
 from .flat import FlatSpec
 from .privacy import Budget
 from .sampling import Sampler, Schedule

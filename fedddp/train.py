@@ -17,17 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, interrupt
-from .checkpoint import vector_sha256
-from .comm import CommError, record
+from . import __version__
+from .checkpoints.checkpoint import vector_sha256
+from .checkpoints.durable import WriteError
+from .comm import CommError, interrupt, record
+from .comm.interrupt import Interrupted, leave
+from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, UsageError, build, help_text, one_line, parse, read_toml, to_toml
-from .durable import WriteError
-from .experiment import Experiment, connect
 from .federation import Federation, federate
-from .interrupt import Interrupted, leave
-from .place import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
-from .preparation import Prepared, prepare, resolve
-from .safeguards import caveat
+from .setup.assemble import Experiment, connect
+from .setup.checks import caveat
+from .setup.preparation import Prepared, prepare, resolve
 from .telemetry import Metrics, lasting_output, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from .api import configured
-from .checkpoint import Saved, candidates, newest, of_round
-from .choice import user_path
+from .checkpoints.checkpoint import Saved, candidates, newest, of_round
+from .checkpoints.export import BEST, LAST, best_of, exported
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import first_line
-from .exported import BEST, LAST, best_of, exported
 from .flat import FlatModule
+from .models.weights import Weights
+from .registry.choice import user_path
 from .setup import task_of
-from .weights import Weights
 
 Inputs = dict[str, Any]
 

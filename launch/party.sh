@@ -5,11 +5,11 @@
 #   WORLD_SIZE     number of parties, at least 3 for secure aggregation
 #   MASTER_ADDR    rank 0's address, as the others reach it
 #   MASTER_PORT    its port (default: 29500)
-#   PARTS          folder with public/ and this party's client folder, from python -m fedddp.data.split
-#   ROSTER, KEY    everybody's public keys and this party's own, from python -m fedddp.secure.keygen: both turn secure
+#   PARTS          folder with public/ and this party's client folder, from fedddp split
+#   ROSTER, KEY    everybody's public keys and this party's own, from fedddp keygen: both turn secure
 #                  aggregation on
 #   INTERFACE      network interface that the ranks talk through, such as wg0 (default: that of the host's name)
-#   PROGRAM        fedddp.train (default), or fedddp.doctor to look at the network and the files before
+#   PROGRAM        fedddp.train (default), or fedddp.cli.doctor.report to look at the network and the files before
 # Not torchrun: its agent ends every rank of a machine when one dies, where the survivors of secure aggregation can go
 # on. All parties give the same keys; what differs are paths, which do not count. A run that was cut goes on with
 # --run.resume=auto, given to all.

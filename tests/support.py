@@ -11,8 +11,8 @@ from fedddp.aggregation import ExactSum, FastSum, Pipeline
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.data import DATASETS, Dataset, Examples, Partition
-from fedddp.experiment import connect
-from fedddp.preparation import resolve, share
+from fedddp.setup.assemble import connect
+from fedddp.setup.preparation import resolve, share
 from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 D = 40

@@ -25,10 +25,10 @@ from fedddp import __version__
 from fedddp.comm import Comm, Place
 from fedddp.config import Config, build, parse
 from fedddp.data import Dataset, Examples, Partition
-from fedddp.evaluation import Evaluator
-from fedddp.experiment import Experiment, connect
+from fedddp.evaluation.server import Evaluator
 from fedddp.federation import Federation, federate
-from fedddp.preparation import Prepared, load_data, prepare, resolve, share
+from fedddp.setup.assemble import Experiment, connect
+from fedddp.setup.preparation import Prepared, load_data, prepare, resolve, share
 from fedddp.types import ServerState
 
 

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from ..choice import Choice
 from ..flat import FlatSpec
 from ..optim import Optimizer
+from ..registry.choice import Choice
 from ..types import Delivery
 from .base import Algorithm
 from .fedavg import FedAvg

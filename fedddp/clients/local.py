@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .. import interrupt
+from ..comm import interrupt
 from ..data import MOST_PLANNED, ClientData, Plan, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, SGD, LearningRate, Optimizer, scaled

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import interrupt
+from ..comm import interrupt
 from ..data import ClientData, sent
 from ..flat import FlatModule
 from ..optim import Optimizer

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .. import interrupt
+from ..comm import interrupt
 from ..data import ClientData, Plan, sent
 from ..flat import FlatSpec
 from ..optim import Optimizer

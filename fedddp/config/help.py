@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..choice import Choice, fields_of
+from ..registry.choice import Choice, fields_of
 from .schema import Config
 
 USAGE = """\

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from ..choice import UsageError, dump, fields_of, keys_of, user_path
-from ..spelling import key_suggestion
+from ..registry.choice import UsageError, dump, fields_of, keys_of, user_path
+from ..registry.spelling import key_suggestion
 from .plain import DEEPEST, Decimals, Digits, check_kept, check_plain, shortened
 from .schema import Config
 

@@ -7,19 +7,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..aggregation import AGGREGATION_RULES, Rule
+from ..aggregation.compression import COMPRESSIONS, Compression, NoCompression
 from ..aggregation.rules import Mean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
-from ..choice import RULES, Choice, Off, UserPath
-from ..compression import COMPRESSIONS, Compression, NoCompression
 from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
-from ..losses import LOSSES, CrossEntropy, Loss
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
 from ..participation import SAMPLERS, Participation, Uniform
+from ..registry.choice import RULES, Choice, Off, UserPath
 from ..tasks import TASKS, Classification, TaskFactory
+from ..tasks.losses import LOSSES, CrossEntropy, Loss
 
 
 class Section(BaseModel):

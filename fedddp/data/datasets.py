@@ -20,10 +20,10 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..choice import import_class
-from ..place import Place
+from ..comm.world import Place
+from ..registry.choice import import_class
+from ..registry.spelling import suggestion
 from ..rng import numpy_generator
-from ..spelling import suggestion
 from .constructing import check_call, constructed, named
 from .inputs import as_inputs, check_inputs, moments
 from .labels import numbered, numbers

@@ -4,7 +4,7 @@
     parts/public/test.safetensors              x [n, C, H, W], y [n]: the test set
     parts/client-00003/train.safetensors       x [n, C, H, W], y [n]: the examples of client 3, and of nobody else
 
-`fedddp.data.split` writes it from a whole dataset. ``data.name=parts`` reads it: a rank opens the folders of the
+`fedddp split` writes it from a whole dataset. ``data.name=parts`` reads it: a rank opens the folders of the
 clients that live on it and the public one; the others' need not exist. Public are the SIZES of the clients, how they
 were dealt out and the SHA-256 sums of their files; nobody's labels. A client's file carries a random salt in its
 header, so that its sum cannot confirm a guess of what is in it. (Whoever has the whole dataset and the public folder
@@ -128,11 +128,9 @@ class Parts:
         except ValidationError as error:
             first = error.errors()[0]
             where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-            raise ValueError(f"{path}: is not a manifest of fedddp.data.split ({where or 'it'}: {what})") from None
+            raise ValueError(f"{path}: is not a manifest of fedddp split ({where or 'it'}: {what})") from None
         except (json.JSONDecodeError, RecursionError, UnicodeDecodeError, KeyError, AttributeError) as error:
-            raise ValueError(
-                f"{path}: is not a manifest of fedddp.data.split ({type(error).__name__}: {error})"
-            ) from None
+            raise ValueError(f"{path}: is not a manifest of fedddp split ({type(error).__name__}: {error})") from None
         except _Unreadable:
             raise
         except ValueError as error:
@@ -232,7 +230,7 @@ def _read(root: Path, name: str) -> bytes:
         return (root / name).read_bytes()
     except OSError as error:
         needs = "a rank needs public/ and the folders of its own clients (client k on rank k mod ranks)"
-        remedy = "copy the folder here, or divide a dataset with python -m fedddp.data.split"
+        remedy = "copy the folder here, or divide a dataset with fedddp split"
         raise _Unreadable(
             f"data.root={str(root)!r}: {name} cannot be read ({error.strerror}); {needs}: {remedy}"
         ) from None

@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import Any
 
-from ..torchvision_operators import declare_if_missing
+from ..registry.torchvision_operators import declare_if_missing
 
 
 def torchvision_class(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
-from ..choice import Off, UserPath
+from ..registry.choice import Off, UserPath
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ list of one and the layers of a module are a list of views: the elementwise alge
 
 from typing import Annotated, Any
 
-from ..choice import Choice
+from ..registry.choice import Choice
 from .adaptive import Adagrad, Adam, AdamW, Yogi
 from .base import Optimizer, OptimizerAround, OptimizerState, scaled
 from .schedule import CONSTANT, SCHEDULES, LearningRate

@@ -1,13 +1,12 @@
 """Differential privacy: secret randomness, noise, what was spent and what may still be."""
 
 from .accounting import check_installed, compose, epsilon
-from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget
+from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog
 from .calibration import calibrate, calibrate_worst
 from .discrete_gaussian import discrete_gaussian
 from .guarantee import Guarantee
 from .poisson import PoissonSampler
 from .randomness import Randomness
-from .spend_file import SpendFile
 
 __all__ = [
     "Budget",
@@ -18,7 +17,7 @@ __all__ = [
     "NoBudget",
     "PoissonSampler",
     "Randomness",
-    "SpendFile",
+    "SpendLog",
     "calibrate",
     "calibrate_worst",
     "check_installed",

@@ -1,6 +1,6 @@
 """How much privacy a run has spent, whether another round fits, and a file that does not forget.
 
-A round is spent before its sum is released, first in a file that is flushed to disk (`SpendFile`): a run that was
+A round is spent before its sum is released, first in a file that is flushed to disk (`SpendLog`): a run that was
 killed after a release and resumed from an older checkpoint counts the lost rounds too. Participation is counted and
 epsilon computed from the counts, so that a resumed run's figure is that of the uninterrupted one, bit for bit.
 """
@@ -22,7 +22,6 @@ from ..types import Cohort
 from . import accounting
 from .accounting import Accountant
 from .guarantee import Guarantee
-from .spend_file import SpendFile
 
 ALIKE = 1.002
 """Clients whose rates, and whose steps, differ by no more than this factor are taken for the worst of them."""
@@ -61,6 +60,14 @@ class Budget(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
 
+class SpendLog(Protocol):
+    """A durable record of what was released, which outlives the process: see `fedddp.checkpoints.SpendFile`."""
+
+    def append(self, release: int, round: int, clients: Sequence[int] | None) -> None: ...
+
+    def since(self, release: int) -> list[list[int] | None]: ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a budget keeps to, whatever it counts.
@@ -73,7 +80,7 @@ class Limits:
     delta: float
     target: float | None = None
     accountant: Accountant = "prv"
-    spend_file: SpendFile | None = None
+    spend_file: SpendLog | None = None
 
 
 class NoBudget:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-MAKE = "python -m fedddp.secure.keygen --help says how to make one"
+MAKE = "fedddp keygen --help says how to make one"
 
 
 class IdentityError(ValueError):

@@ -13,9 +13,9 @@ from ..comm import Comm
 from ..config import Config, UsageError, chosen
 from ..data import Work
 from ..participation import Uniform
-from ..safeguards import cohort_size
 from ..sampling import Losses, Punctual, Sampler, home_rank
 from ..types import Cohort
+from .checks import cohort_size
 
 
 def drawn(config: Config) -> Config:

@@ -12,7 +12,7 @@ from ..clients import SequentialTrainer, compared_layer
 from ..config import Config, UsageError, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
 from ..errors import reason
-from ..evaluation import BATCH
+from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
 from ..rng import global_seed
 from ..tasks import Task

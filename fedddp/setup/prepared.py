@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-from ..checkpoint import Saved
+from ..checkpoints.checkpoint import Saved
+from ..checkpoints.run_folder import RunFolder
 from ..clients import Trainer
 from ..comm import Place
 from ..config import Config
 from ..data import ClientData, Examples, Excerpt
 from ..flat import FlatSpec
-from ..run_folder import RunFolder
 from ..tasks import Task
 
 

@@ -12,9 +12,9 @@ from ..config import Config, UsageError, chosen
 from ..data import Dataset, Normalizer, check_range
 from ..errors import reason
 from ..flat import cast
-from ..losses import check as check_loss
+from ..models.weights import started_from
 from ..tasks import Task
-from ..weights import started_from
+from ..tasks.losses import check as check_loss
 
 
 def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:

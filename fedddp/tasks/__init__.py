@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import nn
 
 from ..data import Dataset
-from ..losses import Loss
 from .conditional_gan import Adversarial, ConditionalGAN
+from .losses import Loss
 from .task import Task
 
 

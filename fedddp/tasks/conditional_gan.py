@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..data import Dataset
-from ..losses import CrossEntropy, Loss
 from ..rng import global_seed
+from .losses import CrossEntropy, Loss
 from .task import Task
 
 MOST_COLUMNS = 100  # classes in an evaluation's picture

@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..flat import flatten
-from ..losses import CrossEntropy, Loss
 from ..rng import global_seed
+from .losses import CrossEntropy, Loss
 
 
 @dataclass(frozen=True)

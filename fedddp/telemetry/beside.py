@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..background import Background
+from .background import Background
 from .telemetry import Metrics, RoundRecord, Sink
 
 log = logging.getLogger("fedddp")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..data import Excerpt
-from ..evaluation import Mistake, Score
+from ..evaluation.server import Mistake, Score
 
 
 def is_picture(x: Tensor) -> bool:

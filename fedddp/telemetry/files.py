@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from ..durable import writing
-from ..run_folder import RunFolder
+from ..checkpoints.durable import writing
+from ..checkpoints.run_folder import RunFolder
 from .telemetry import Metrics, RoundRecord
 
 GO_ON = "free space, then go on from the last checkpoint with --run.resume=auto"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..comm import Comm
-from ..deployed import ClientScores
-from ..evaluation import Score
-from ..ledger import Entry, by_purpose
+from ..comm.ledger import Entry, by_purpose
+from ..evaluation.clients import ClientScores
+from ..evaluation.server import Score
 from ..privacy import Guarantee
 from ..types import Mean, Report, ServerState
 from .stopwatch import Stopwatch

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ..data import Excerpt
-from ..evaluation import Score
+from ..evaluation.server import Score
 from . import figures
 from .beside import SideWork
 from .telemetry import Metrics, RoundRecord

@@ -15,7 +15,7 @@ from fedddp.algorithms.client_level import BIT, CLIP, AdaptiveClip, ClientLevel,
 from fedddp.comm import Comm
 from fedddp.federation import federate
 from fedddp.optim import SGD
-from fedddp.safeguards import LEAST_SHARE
+from fedddp.setup.checks import LEAST_SHARE
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
 
 SIZES = (3, 9, 4, 6)

@@ -8,8 +8,8 @@ import torch
 from support import assemble
 from zoo import BATCHED, SIZES, dataset, task_of
 
+from fedddp.aggregation.compression import COMPRESSIONS
 from fedddp.algorithms import ALGORITHMS
-from fedddp.compression import COMPRESSIONS
 from fedddp.config import UsageError, build
 from fedddp.federation import federate
 

@@ -8,7 +8,7 @@ from support import Recorder, assemble
 from zoo import BATCHED, HOW, SIZES, TOTAL, clients, dataset, images, start_of, task_of, trainers
 
 from fedddp.algorithms import ALGORITHMS, FedAvg
-from fedddp.checkpoint import vector_sha256
+from fedddp.checkpoints.checkpoint import vector_sha256
 from fedddp.clients import vectorized
 from fedddp.clients.folded.linear import FoldedLinear
 from fedddp.data import Examples

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from fedddp.cli.sweep.grid import read
 from fedddp.config import build, merge, read_toml
-from fedddp.sweep.grid import read
 from fedddp.train import main
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,10 @@ import time
 import pytest
 import torch
 
-from fedddp import interrupt
-from fedddp.comm import Comm, CommError, Refused
-from fedddp.guard import Guard
-from fedddp.interrupt import Interrupted
-from fedddp.ledger import Entry
+from fedddp.comm import Comm, CommError, Refused, interrupt
+from fedddp.comm.guard import Guard
+from fedddp.comm.interrupt import Interrupted
+from fedddp.comm.ledger import Entry
 
 
 def collectives(comm):

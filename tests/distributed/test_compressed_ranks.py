@@ -6,12 +6,12 @@ from distributed_support import configured, train
 from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
+from fedddp.aggregation.compression import Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
+from fedddp.aggregation.compression.packing import SparseCode
+from fedddp.aggregation.compression.top_k import HEADER
 from fedddp.clients import ClientStore
-from fedddp.compression import Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
-from fedddp.compression.packing import SparseCode
-from fedddp.compression.top_k import HEADER
+from fedddp.comm.guard import Guard
 from fedddp.flat import FlatSpec
-from fedddp.guard import Guard
 from fedddp.rng import generator
 from fedddp.sampling import home_rank
 from fedddp.types import Cohort, LocalResult, ServerState, Update

@@ -7,12 +7,12 @@ import pytest
 import ranks
 import torch
 
+from fedddp.cli.split import main
 from fedddp.comm import Place
 from fedddp.config import build
-from fedddp.data.split import main
-from fedddp.experiment import connect
 from fedddp.federation import federate
-from fedddp.preparation import prepare, resolve
+from fedddp.setup.assemble import connect
+from fedddp.setup.preparation import prepare, resolve
 
 
 def train_under_audit(comm, folder, data):

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.data import Partition
-from fedddp.experiment import connect
 from fedddp.federation import federate
-from fedddp.preparation import resolve, share
+from fedddp.setup.assemble import connect
+from fedddp.setup.preparation import resolve, share
 
 
 def trained(comm, folder, data, sections):

@@ -171,7 +171,7 @@ def test_a_rank_that_was_given_up_is_told_so(run_ranks):
 
 def slow_but_alive(comm):
     """Rank 2 trains on while rank 1 is lost: it is waited for, and hears of the loss when it comes."""
-    from fedddp import interrupt
+    from fedddp.comm import interrupt
 
     comm.barrier("first")
     if comm.rank == 1:

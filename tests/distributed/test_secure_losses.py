@@ -10,7 +10,7 @@ import torch
 from distributed_support import configured, experiment_of
 
 from fedddp.comm import LostRank
-from fedddp.evaluation import Evaluator
+from fedddp.evaluation.server import Evaluator
 from fedddp.federation import federate
 from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
 from fedddp.secure.recovery import Step

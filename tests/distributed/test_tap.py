@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from distributed_support import configured, train
 
-from fedddp.attacks.wire import neighbour, received_by_neighbour
+from examples.privacy.attacks.wire import neighbour, received_by_neighbour
 from fedddp.comm import Comm, Place
 from fedddp.rng import generator
 from fedddp.secure import SecureExchange

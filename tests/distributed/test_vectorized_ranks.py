@@ -24,7 +24,7 @@ def trained(comm, table):
     """Who is trained here, the cohorts and what each client of one costs, the model, and what is said of the choice."""
     lines = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedddp.experiment.log.info", lambda text, *args: lines.append(text % args))
+        patch.setattr("fedddp.setup.assemble.log.info", lambda text, *args: lines.append(text % args))
         experiment = experiment_of(comm, table)
     f = experiment.federation
     noting = Noting(f.trainer)

@@ -5,12 +5,12 @@ import torch
 from distributed_support import configured as small
 from distributed_support import train
 
-from fedddp.checkpoint import vector_sha256
+from fedddp.checkpoints.checkpoint import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
-from fedddp.experiment import connect
 from fedddp.federation import federate
-from fedddp.preparation import prepare, resolve
+from fedddp.setup.assemble import connect
+from fedddp.setup.preparation import prepare, resolve
 
 pytestmark = [
     pytest.mark.gpu,

@@ -42,8 +42,8 @@ def test_training_goes_on(case, program, tmp_path):
     )
 
 
-SHOW = f"{sys.executable} -m fedddp.show --data.name=synthetic --data.args.num_train=60"
-TUNE = f"{sys.executable} -m fedddp.tune {SMALL} --grid=client.optimizer.lr=0.01,0.1 --folds=2 --out=tuned"
+SHOW = f"{sys.executable} -m fedddp show --data.name=synthetic --data.args.num_train=60"
+TUNE = f"{sys.executable} -m fedddp tune {SMALL} --grid=client.optimizer.lr=0.01,0.1 --folds=2 --out=tuned"
 OTHERS = {
     f"{SHOW} | head -1": "partition.png",
     f"{SHOW} >&-": "partition.png",

@@ -16,7 +16,7 @@ ANOTHER_DIGIT = 13.4
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "fedddp.demo.privacy", "--out", str(out / "page")]
+    command = [sys.executable, "-m", "examples.privacy.inversion", "--out", str(out / "page")]
     result = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"tensorboard --logdir {out / 'page'}" in result.stdout

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import fedddp
-from fedddp import plot, show
+from fedddp.cli import plot, show
+from fedddp.cli.sweep import __main__ as sweep
 from fedddp.comm import Comm
-from fedddp.place import Place
-from fedddp.sweep import __main__ as sweep
+from fedddp.comm.world import Place
 from fedddp.train import main
 
 SMALL = [

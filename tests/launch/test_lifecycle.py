@@ -38,7 +38,7 @@ def test_a_run_that_fails_before_its_first_round_says_so_in_its_status(what, mon
     def fail(*args, **more):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(f"fedddp.experiment.{what}", fail)
+    monkeypatch.setattr(f"fedddp.setup.assemble.{what}", fail)
     assert main(SMALL) == 1
     assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: no such luck")
 

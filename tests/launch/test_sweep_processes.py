@@ -24,7 +24,7 @@ client.local_epochs = [1]
 @pytest.fixture
 def start(program, tmp_path):
     (tmp_path / "trial.toml").write_text(FILE)
-    command, env = [sys.executable, "-m", "fedddp.sweep", "trial.toml"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, env = [sys.executable, "-m", "fedddp.cli.sweep", "trial.toml"], {**os.environ, "OMP_NUM_THREADS": "1"}
     return lambda: program(command, env)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedddp.checkpoint import vector_sha256
+from fedddp.checkpoints.checkpoint import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
-from fedddp.experiment import connect
 from fedddp.federation import federate
-from fedddp.preparation import prepare, resolve
+from fedddp.setup.assemble import connect
+from fedddp.setup.preparation import prepare, resolve
 
 BASE: dict[str, dict[str, Any]] = {
     "run": {"threads": 1, "rounds": 2, "device": "cpu"},

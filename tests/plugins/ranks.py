@@ -18,7 +18,7 @@ import torch.distributed as dist
 from fedddp.comm import Comm, Place
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "fedddp.experiment", "opacus.accountants.analysis"])
+_context.set_forkserver_preload(["torch", "torch.distributed", "fedddp.setup.assemble", "opacus.accountants.analysis"])
 
 
 def run(

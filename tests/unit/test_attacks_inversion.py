@@ -4,8 +4,8 @@ import pytest
 import torch
 from support import assemble, few_digits
 
-from fedddp.attacks.inversion import FirstLayer, candidates, label, one_example
-from fedddp.attacks.similarity import closest, psnr
+from examples.privacy.attacks.inversion import FirstLayer, candidates, label, one_example
+from examples.privacy.attacks.similarity import closest, psnr
 from fedddp.flat import FlatSpec
 from fedddp.models import MODELS
 from fedddp.tasks import Task

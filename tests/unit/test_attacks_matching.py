@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedddp.attacks.gradient_matching import cosine, dlg, gradient_of_update, idlg, total_variation
+from examples.privacy.attacks.gradient_matching import cosine, dlg, gradient_of_update, idlg, total_variation
 from fedddp.flat import FlatSpec, flatten
 from fedddp.rng import global_seed
 

@@ -5,7 +5,7 @@ from math import erf, log, pi, sqrt
 import pytest
 import torch
 
-from fedddp.attacks.membership import auc, lira, loss_threshold, phi, pooled_auc
+from examples.privacy.attacks.membership import auc, lira, loss_threshold, phi, pooled_auc
 
 
 def gaussian(n, mean, seed):

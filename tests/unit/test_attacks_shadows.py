@@ -4,8 +4,8 @@ import pytest
 import torch
 from support import few_digits
 
-from fedddp.attacks import shadows
-from fedddp.attacks.shadows import Pool
+from examples.privacy.attacks import shadows
+from examples.privacy.attacks.shadows import Pool
 from fedddp.clients import choose
 from fedddp.data import Examples
 from fedddp.models import MODELS

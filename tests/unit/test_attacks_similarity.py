@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fedddp.attacks.similarity import CEILING, Baselines, closest, psnr, ssim
+from examples.privacy.attacks.similarity import CEILING, Baselines, closest, psnr, ssim
 
 
 def pictures(n, seed=0, side=16):

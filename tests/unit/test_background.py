@@ -1,4 +1,4 @@
-"""fedddp.background, and what is written by it: checkpoints and TensorBoard's pages."""
+"""fedddp.telemetry.background, and what is written by it: checkpoints and TensorBoard's pages."""
 
 import threading
 import time
@@ -8,14 +8,14 @@ import pytest
 import torch
 from support import assemble, few_digits
 
-from fedddp import checkpoint, interrupt
-from fedddp.background import Background
-from fedddp.checkpoint import Checkpoints, newest
+from fedddp.checkpoints import checkpoint
+from fedddp.checkpoints.checkpoint import Checkpoints, newest
 from fedddp.clients import ClientStore
-from fedddp.comm import Comm
+from fedddp.comm import Comm, interrupt
+from fedddp.comm.interrupt import Interrupted
 from fedddp.federation import federate
-from fedddp.interrupt import Interrupted
 from fedddp.telemetry import InBackground
+from fedddp.telemetry.background import Background
 from fedddp.types import ServerState
 
 

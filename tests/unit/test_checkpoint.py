@@ -1,4 +1,4 @@
-"""fedddp.checkpoint: whole or not there."""
+"""fedddp.checkpoints.checkpoint: whole or not there."""
 
 import errno
 import hashlib
@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fedddp.checkpoint import Checkpoints, differences, newest, sha256, vector_sha256
+from fedddp.checkpoints.checkpoint import Checkpoints, differences, newest, sha256, vector_sha256
+from fedddp.checkpoints.durable import WriteError
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, Place
-from fedddp.durable import WriteError
-from fedddp.evaluation import Score
+from fedddp.evaluation.server import Score
 from fedddp.types import ServerState
 
 CONFIG = {"run": {"seed": 3}, "client": {"optimizer": {"lr": 0.1}}}

@@ -15,7 +15,7 @@ from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.models import MODELS
 from fedddp.optim import SGD
-from fedddp.preparation import resolve
+from fedddp.setup.preparation import resolve
 
 RULE = import_module("fedddp.clients.choose")
 OTHERWISE = "clients trained together end elsewhere than one by one"
@@ -153,7 +153,7 @@ def test_an_exact_sum_trains_one_by_one():
 
 def test_the_choice_is_logged_once(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr("fedddp.experiment.log.info", lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr("fedddp.setup.assemble.log.info", lambda text, *args: lines.append(text % args))
     assemble(tmp_path, dataset(), SIZES, task=task_of(FOLDED["logistic"], torch.float32))
     chosen = [line for line in lines if line.startswith("clients train")]
     assert chosen == ["clients train vectorized: 6 clients at once, layers folded over clients"]

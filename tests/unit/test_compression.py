@@ -1,4 +1,4 @@
-"""fedddp.compression on one rank: what comes out of a sum of compressed rows, and what clients remember."""
+"""fedddp.aggregation.compression on one rank: what comes out of a sum of compressed rows, and what clients remember."""
 
 import math
 
@@ -8,12 +8,12 @@ from support import assemble, few_digits
 from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
+from fedddp.aggregation.compression import COMPRESSIONS, Columns, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
+from fedddp.aggregation.compression.int8 import levels
+from fedddp.aggregation.compression.packing import SparseCode
 from fedddp.algorithms import FedAvg, Personal
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm
-from fedddp.compression import COMPRESSIONS, Columns, Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
-from fedddp.compression.int8 import levels
-from fedddp.compression.packing import SparseCode
 from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.rng import generator

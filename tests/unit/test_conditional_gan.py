@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from zoo import CLASSES, SHAPE, clients, dataset, images
 
+from fedddp.cli.generate import main as generate
+from fedddp.cli.generate import trained
 from fedddp.clients import SequentialTrainer, choose
 from fedddp.flat import FlatModule, FlatSpec
-from fedddp.generate import main as generate
-from fedddp.generate import trained
-from fedddp.losses import CrossEntropy
 from fedddp.models import GAN
 from fedddp.optim import SGD, Adam
 from fedddp.rng import global_seed
 from fedddp.tasks import ConditionalGAN
 from fedddp.tasks.conditional_gan import Adversaries, drawn
+from fedddp.tasks.losses import CrossEntropy
 from fedddp.telemetry.figures import grid
 from fedddp.train import main as train
 

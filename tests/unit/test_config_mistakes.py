@@ -4,8 +4,8 @@ import pytest
 
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, parse
-from fedddp.preparation import prepare, resolve
-from fedddp.safeguards import cohort_size
+from fedddp.setup.checks import cohort_size
+from fedddp.setup.preparation import prepare, resolve
 
 SMALL = ("--data.name=synthetic", "--data.args={num_train = 20, num_test = 5}", "--model.name=mlp", "--run.threads=1")
 

@@ -12,7 +12,7 @@ import torch
 
 from fedddp.data import DATASETS, Dataset, Examples, Normalizer, load
 from fedddp.data.datasets import from_class
-from fedddp.data.make_mnist_mini import digest, draw, write
+from tools.make_mnist_mini import digest, draw, write
 
 EMBEDDED = resources.files("fedddp.data")
 

@@ -1,14 +1,14 @@
-"""fedddp.demo.matching: the searches on hand-made recordings, whole and in part."""
+"""examples.privacy.matching: the searches on hand-made recordings, whole and in part."""
 
 import pytest
 import torch
 
-from fedddp.attacks.similarity import psnr
+from examples.privacy import matching
+from examples.privacy.attacks.similarity import psnr
+from examples.privacy.matching import MODEL, Matcher, seen_of
+from examples.privacy.rows import Recording
+from examples.privacy.scenarios import LR
 from fedddp.data import DATASETS
-from fedddp.demo import matching
-from fedddp.demo.matching import MODEL, Matcher, seen_of
-from fedddp.demo.rows import Recording
-from fedddp.demo.scenarios import LR
 from fedddp.models import MODELS
 from fedddp.tasks import Task
 

@@ -5,13 +5,13 @@ import json
 import matplotlib.image
 import pytest
 import torch
+from examples.inversion.rows import Attacker
+from examples.inversion.scenarios import FEW, RANKS, SCENARIOS
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from examples.privacy import inversion, membership
 from fedddp.data import DATASETS
-from fedddp.demo import membership, privacy
-from fedddp.demo.rows import Attacker
-from fedddp.demo.scenarios import FEW, RANKS, SCENARIOS
 from fedddp.models import MODELS
 from fedddp.tasks import Task
 
@@ -80,7 +80,7 @@ def test_baselines_of_mnist(found):
 
 
 def test_the_report_has_a_picture_a_page_and_the_figures(found, tmp_path, capsys):
-    privacy._report(found, tmp_path)
+    inversion._report(found, tmp_path)
     pixels = matplotlib.image.imread(tmp_path / "demo.png")
     assert min(pixels.shape[:2]) > 800
     assert 0.05 < (pixels[..., :3] < 0.1).all(axis=-1).mean() < 0.6  # black of digits on a white page
@@ -100,13 +100,13 @@ def test_the_report_has_a_picture_a_page_and_the_figures(found, tmp_path, capsys
 @pytest.mark.parametrize(("words", "told"), [(["--seed=x"], "whole number"), (["--what"], "unrecognized")])
 def test_bad_words_are_refused(words, told, capsys):
     with pytest.raises(SystemExit) as left:
-        privacy.main(words)
+        inversion.main(words)
     assert left.value.code == 2
     assert told in capsys.readouterr().err
 
 
 def test_help_says_what_it_does(capsys):
-    for program in (privacy, membership):
+    for program in (inversion, membership):
         with pytest.raises(SystemExit) as left:
             program.main(["--help"])
         assert left.value.code == 0
@@ -115,15 +115,15 @@ def test_help_says_what_it_does(capsys):
 
 def test_a_folder_that_cannot_be_made(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert privacy.main([f"--out={tmp_path / 'file' / 'demo'}"]) == 2
+    assert inversion.main([f"--out={tmp_path / 'file' / 'demo'}"]) == 2
     assert capsys.readouterr().err.startswith("fedddp: --out=")
 
 
 def test_a_run_that_fails_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(privacy.tempfile, "tempdir", None)
-    monkeypatch.setattr(privacy, "RANKS", 0)  # torchrun refuses
-    assert privacy.main([f"--out={tmp_path / 'demo'}"]) == 1
+    monkeypatch.setattr(inversion.tempfile, "tempdir", None)
+    monkeypatch.setattr(inversion, "RANKS", 0)  # torchrun refuses
+    assert inversion.main([f"--out={tmp_path / 'demo'}"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("fedddp: the recorded run failed")
     assert told.count("\n") == 1

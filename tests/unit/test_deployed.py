@@ -10,14 +10,14 @@ from support import Recorder, assemble, few_digits
 
 from fedddp.attacks import Adversary, LabelFlip
 from fedddp.comm import Place
+from fedddp.comm.guard import Guard
 from fedddp.config import UsageError, build
 from fedddp.data import PARTITIONS, Partition
 from fedddp.data.partition import IID, Overlapping, Shards
 from fedddp.data.parts import Divided
-from fedddp.deployed import Spread
+from fedddp.evaluation.clients import Spread
 from fedddp.federation import federate
-from fedddp.guard import Guard
-from fedddp.preparation import resolve
+from fedddp.setup.preparation import resolve
 from fedddp.telemetry import SideWork
 
 LABELS = np.random.default_rng(0).integers(0, 10, 500)
@@ -208,7 +208,7 @@ def test_how_they_are_told(tmp_path):
 
 
 def test_a_large_population_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedddp.deployed.MOST_CLIENTS", 2)
+    monkeypatch.setattr("fedddp.evaluation.clients.MOST_CLIENTS", 2)
     seen = set()
     for seed in range(4):
         f, start = assemble(

@@ -1,4 +1,4 @@
-"""fedddp.doctor: what it finds in files and environments; the plane itself is measured once, for real."""
+"""fedddp doctor: what it finds in files and environments; the plane itself is measured once, for real."""
 
 import os
 import re
@@ -6,14 +6,15 @@ import socket
 
 import pytest
 
-from fedddp import doctor, plane
+from fedddp.cli.doctor import probe as plane
+from fedddp.cli.doctor import report as doctor
+from fedddp.cli.doctor.probe import Measured
+from fedddp.cli.doctor.report import findings, main
+from fedddp.cli.keygen import main as keygen
+from fedddp.cli.split import main as split
 from fedddp.comm import Place
+from fedddp.comm.world import SPANS_HOSTS, spans_hosts
 from fedddp.config import build
-from fedddp.data.split import main as split
-from fedddp.doctor import findings, main
-from fedddp.place import SPANS_HOSTS, spans_hosts
-from fedddp.plane import Measured
-from fedddp.secure.keygen import main as keygen
 
 HERE = Measured(("::",), ("127.0.0.1",), True, "192.0.2.2", no_tls="unsupported gloo device")
 ALONE, THREE = Place(), Place(rank=1, world_size=3, local_rank=0, local_world_size=1)

@@ -12,11 +12,11 @@ from torch import nn
 import fedddp
 from fedddp import UsageError
 from fedddp.algorithms import FedAvg
+from fedddp.comm.world import Place
 from fedddp.config import build
 from fedddp.data import extreme_batches, plan
-from fedddp.place import Place
-from fedddp.preparation import prepare, resolve
 from fedddp.privacy import accounting
+from fedddp.setup.preparation import prepare, resolve
 
 QUIET = {
     "run": {"threads": 1, "device": "cpu", "rounds": 2},

@@ -1,4 +1,4 @@
-"""fedddp.evaluation: scores against a direct computation."""
+"""fedddp.evaluation.server: scores against a direct computation."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ from support import assemble
 from torch import nn
 from zoo import FOLDED, SIZES, Tied, Viewing, dataset, start_of, task_of
 
-from fedddp import evaluation
 from fedddp.clients.folded import FoldedModel
 from fedddp.comm import Comm
 from fedddp.data import Examples, Normalizer
-from fedddp.evaluation import Evaluator, Score, scoring_model
+from fedddp.evaluation import server as evaluation
+from fedddp.evaluation.server import Evaluator, Score, scoring_model
 from fedddp.federation import federate
 from fedddp.flat import FlatModule, flatten
 from fedddp.tasks import Task

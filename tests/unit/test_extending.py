@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedddp.sweep.grid import read
+from fedddp.cli.sweep.grid import read
 from fedddp.train import main
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ from zoo import CLASSES, SHAPE, images
 
 from fedddp.aggregation import CountTally, SilentTally, SumTally
 from fedddp.comm import CommError
+from fedddp.comm.interrupt import Interrupted
 from fedddp.data import Dataset, Examples
 from fedddp.federation import federate
-from fedddp.interrupt import Interrupted
 from fedddp.models import MLP
 from fedddp.tasks import Task
 

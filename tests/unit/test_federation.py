@@ -7,10 +7,10 @@ import pytest
 import torch
 from support import Recorder, assemble, few_digits
 
-from fedddp import interrupt
-from fedddp.checkpoint import newest
+from fedddp.checkpoints.checkpoint import newest
+from fedddp.comm import interrupt
+from fedddp.comm.interrupt import Interrupted
 from fedddp.federation import federate
-from fedddp.interrupt import Interrupted
 
 
 @pytest.fixture

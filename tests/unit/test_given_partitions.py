@@ -1,4 +1,4 @@
-"""Partitions by the data's own owners and from a file, and the file that fedddp.show writes."""
+"""Partitions by the data's own owners and from a file, and the file that fedddp show writes."""
 
 import json
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import fedddp
-from fedddp import show
+from fedddp.cli import show
+from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import Dataset, Examples, Partition, given, write_partition
 from fedddp.data.datasets import from_class
 from fedddp.data.partition import FromFile, Natural, Partitioner
-from fedddp.place import Place
-from fedddp.preparation import load_data, resolve
+from fedddp.setup.preparation import load_data, resolve
 
 HANDS = [[4, 1], [0], [5, 2, 3]]
 ENDINGS = [".json", ".csv", ".npz"]

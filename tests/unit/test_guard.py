@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.distributed
 
-from fedddp import guard as guards
 from fedddp.comm import Comm, CommError, Refused
-from fedddp.guard import Guard, Rule
+from fedddp.comm import guard as guards
+from fedddp.comm.guard import Guard, Rule
 
 D = 1_663_370  # McMahan's CNN
 

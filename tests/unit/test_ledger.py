@@ -2,7 +2,7 @@
 
 import threading
 
-from fedddp.ledger import Entry, Ledger
+from fedddp.comm.ledger import Entry, Ledger
 
 
 def test_equal_messages_are_merged_and_taken_once():

@@ -1,4 +1,4 @@
-"""fedddp.losses: closed forms, gradients, what is refused, a user's own from the configuration to the trained model."""
+"""Losses: closed forms, gradients, what is refused, a user's own from the configuration to the trained model."""
 
 import math
 
@@ -14,9 +14,9 @@ from fedddp.clients.private.ghost import GhostExamples
 from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.config import UsageError, build, parse, to_dict
 from fedddp.federation import federate
-from fedddp.losses import LOSSES, CrossEntropy, Focal, LabelSmoothing, MulticlassHinge, check
 from fedddp.optim import SGD
 from fedddp.tasks import Task
+from fedddp.tasks.losses import LOSSES, CrossEntropy, Focal, LabelSmoothing, MulticlassHinge, check
 
 SOME = {"cross_entropy": CrossEntropy(), "focal": Focal(1.5), "label_smoothing": LabelSmoothing(0.2)}
 ALL = {**SOME, "multiclass_hinge": MulticlassHinge(0.5), "own": Poly()}

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedddp.choice import keys_of
+from fedddp.comm.world import Place
 from fedddp.config import Config, UsageError, build, flatten, parse, to_dict, to_toml
 from fedddp.data import Dataset
 from fedddp.data.labels import numbered
 from fedddp.data.reading import read
-from fedddp.place import Place
-from fedddp.preparation import resolve, share
+from fedddp.registry.choice import keys_of
+from fedddp.setup.preparation import resolve, share
 
 INF = float("inf")
 NUMBERS = [float("nan"), INF, -INF, -1, 0, 1, 3.0, 7, 0.5, 1e30, -1e30, 1e-45, 2**31, 2**63, 2**63 - 1, -0.0, 10**400]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedddp import interrupt
-from fedddp.notes import Notes
+from fedddp.comm import interrupt
+from fedddp.comm.heartbeat import Notes
 
 
 class Held(dict):

@@ -1,10 +1,10 @@
-"""fedddp.plot: curves of runs, and what it says where it cannot draw them."""
+"""fedddp plot: curves of runs, and what it says where it cannot draw them."""
 
 import json
 
 import pytest
 
-from fedddp import plot
+from fedddp.cli import plot
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.optim import SGD
-from fedddp.preparation import resolve, share
+from fedddp.setup.preparation import resolve, share
 from fedddp.tasks import Task
 
 WITHOUT_AUTOCAST = "torch.func.vmap (folded layers do without autocast)"

@@ -1,13 +1,13 @@
-"""fedddp.preparation: where a population's examples lie, and what rank 0 knows of it."""
+"""fedddp.setup.preparation: where a population's examples lie, and what rank 0 knows of it."""
 
 import numpy as np
 import pytest
 
-from fedddp.checkpoint import differences
+from fedddp.checkpoints.checkpoint import differences
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, flatten, to_dict, to_toml
 from fedddp.data import Partition
-from fedddp.preparation import load_data, prepare, resolve, share
+from fedddp.setup.preparation import load_data, prepare, resolve, share
 
 
 def resolved(tmp_path, place, placement="auto", **partition):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
+from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import ClientData, Dataset, Examples, Normalizer, Partition, load
 from fedddp.data.constructing import damage
 from fedddp.data.reading import _is_columns
 from fedddp.data.skew import Noise
 from fedddp.data.torchvision_datasets import torchvision_class
-from fedddp.place import Place
-from fedddp.preparation import prepare, resolve
+from fedddp.setup.preparation import prepare, resolve
 
 N = 12
 X = np.arange(N * 4, dtype=np.float32).reshape(N, 4)

@@ -1,11 +1,11 @@
-"""fedddp.robustness: rules and attacks that do not fit the rest of a configuration are refused, in one line each."""
+"""Rules and attacks that do not fit the rest of a configuration are refused, in one line each."""
 
 import pytest
 
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, to_dict
-from fedddp.preparation import resolve
-from fedddp.robustness import told_of_attack
+from fedddp.setup.preparation import resolve
+from fedddp.setup.robustness import told_of_attack
 
 TEN = {"data": {"partition": {"num_clients": 10}}}
 SECURE = {"privacy": {"secure_aggregation": {"enabled": True}}}

@@ -1,4 +1,4 @@
-"""fedddp.run_folder: never overwritten, found again."""
+"""fedddp.checkpoints.run_folder: never overwritten, found again."""
 
 import errno
 import json
@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from fedddp.interrupt import Interrupted
-from fedddp.lock import Busy
-from fedddp.run_folder import RunFolder, locate
+from fedddp.checkpoints.lock import Busy
+from fedddp.checkpoints.run_folder import RunFolder, locate
+from fedddp.comm.interrupt import Interrupted
 
 
 def make(parent, *names, run="trial"):
@@ -120,7 +120,7 @@ def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
 
 
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    hold = "import sys, time; from pathlib import Path; from fedddp.lock import hold; kept = hold(Path(sys.argv[1]))"
+    hold = "import sys, time; from fedddp.checkpoints.lock import Path, hold; kept = hold(Path(sys.argv[1]))"
     words = [sys.executable, "-c", f"{hold}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
     folder = RunFolder(tmp_path, resumed=True)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
@@ -145,7 +145,7 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
 
 def test_a_run_that_begins_holds_its_folder(tmp_path):
     folder = locate(tmp_path, "trial", "never").claimed("")
-    hold = f"from pathlib import Path; from fedddp.lock import hold; hold(Path({str(folder.path)!r}))"
+    hold = f"from pathlib import Path; from fedddp.checkpoints.lock import hold; hold(Path({str(folder.path)!r}))"
     assert (
         f"process {os.getpid()} on"
         in subprocess.run([sys.executable, "-c", hold], capture_output=True, text=True).stderr

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.flat import FlatSpec
-from fedddp.place import Place
-from fedddp.preparation import resolve
-from fedddp.safeguards import caveat, check_compression, example_level_work, heaviest, secured, told
 from fedddp.secure import Identity, Roster
+from fedddp.setup.checks import caveat, check_compression, example_level_work, heaviest, secured, told
+from fedddp.setup.preparation import resolve
 
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)

@@ -4,9 +4,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from fedddp.cli.keygen import main
 from fedddp.secure import Identity, IdentityError, Roster, identity_of
 from fedddp.secure.identity import signed_by
-from fedddp.secure.keygen import main
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""fedddp.show and the picture of a partition."""
+"""fedddp show and the picture of a partition."""
 
 import re
 
 import numpy as np
 import pytest
 
-from fedddp import show
+from fedddp.cli import show
 from fedddp.data import Excerpt, Partition
 from fedddp.telemetry import figures
 

@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 import fedddp
+from fedddp.comm.interrupt import Interrupted
 from fedddp.data import Excerpt
-from fedddp.evaluation import Mistake, Score
-from fedddp.interrupt import Interrupted
+from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import Beside, Divergence, InBackground, SideWork, figures, lasting_output
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.telemetry.terminal import Outlet

@@ -6,15 +6,15 @@ import torch
 from support import few_digits
 from zoo import FOLDED, start_of, task_of, trainers
 
-from fedddp import show
+from fedddp.cli import show
 from fedddp.clients import SequentialTrainer
+from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import SKEWS, ClientData, Examples, Normalizer, NoSkew, Partition
 from fedddp.data.parts import Parts, write
 from fedddp.data.skew import Noise, Rotation
 from fedddp.optim import SGD
-from fedddp.place import Place
-from fedddp.preparation import prepare, resolve
+from fedddp.setup.preparation import prepare, resolve
 
 N, EACH = 6, 5
 CPU = torch.device("cpu")

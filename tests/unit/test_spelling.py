@@ -1,12 +1,12 @@
-"""fedddp.spelling: what a word that is no name or key here most likely means."""
+"""fedddp.registry.spelling: what a word that is no name or key here most likely means."""
 
 import pytest
 
 import fedddp
-from fedddp.choice import keys_of
 from fedddp.config import Config, UsageError, build, parse
-from fedddp.preparation import load_data, resolve
-from fedddp.spelling import KEYS, NAMES
+from fedddp.registry.choice import keys_of
+from fedddp.registry.spelling import KEYS, NAMES
+from fedddp.setup.preparation import load_data, resolve
 
 MEANT = [
     ("--lr=0.1", "'client.optimizer.lr'"),
@@ -53,7 +53,7 @@ MEANT = [
 @pytest.mark.parametrize(("word", "meant"), MEANT)
 def test_words_of_papers_and_other_programs_are_understood(word, meant):
     with pytest.raises(UsageError) as told:
-        load_data(resolve(build(*parse([word]).layers), fedddp.place.Place()))
+        load_data(resolve(build(*parse([word]).layers), fedddp.comm.world.Place()))
     line = str(told.value)
     assert meant in line.partition("; ")[2]
     assert "\n" not in line

@@ -1,4 +1,4 @@
-"""fedddp.data.split and fedddp.data.parts: one folder per client, and a rank that has no more than its own."""
+"""fedddp split and fedddp.data.parts: one folder per client, and a rank that has no more than its own."""
 
 import json
 import shutil
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedddp.cli.split import main
 from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.data import DATASETS, Parts
 from fedddp.data.parts import MANIFEST, TEST, train_file
-from fedddp.data.split import main
-from fedddp.preparation import load_data, prepare, resolve
+from fedddp.setup.preparation import load_data, prepare, resolve
 
 WORDS = ["--data.name=synthetic", "--data.args={num_train=90, num_test=7}", "--run.seed=3"]
 SHARDS = [*WORDS, "--data.partition.name=quantity", "--data.partition.num_clients=5"]

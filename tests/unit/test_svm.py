@@ -11,11 +11,11 @@ from zoo import CLASSES, SHAPE, clients, images, task_of
 from fedddp.clients import SequentialTrainer, choose
 from fedddp.federation import federate
 from fedddp.flat import FlatModule, FlatSpec, flatten
-from fedddp.losses import MulticlassHinge
 from fedddp.models import SVM
 from fedddp.models.svm import RandomFeatures
 from fedddp.optim import SGD, Adam
 from fedddp.tasks import Task
+from fedddp.tasks.losses import MulticlassHinge
 
 
 def task(gamma=0.05):

@@ -1,4 +1,4 @@
-"""fedddp.sweep: runs once and for all, goes on where it was, one table of what came of it. Runs in this process."""
+"""fedddp sweep: runs once and for all, goes on where it was, one table of what came of it. Runs in this process."""
 
 import csv
 import json
@@ -14,11 +14,11 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
 from fedddp import UsageError, train
-from fedddp.sweep import __main__ as program
-from fedddp.sweep import run as running
-from fedddp.sweep.grid import read
-from fedddp.sweep.picture import curves
-from fedddp.sweep.table import Mean, Outcome, as_csv, markdown, rows
+from fedddp.cli.sweep import __main__ as program
+from fedddp.cli.sweep import run as running
+from fedddp.cli.sweep.grid import read
+from fedddp.cli.sweep.picture import curves
+from fedddp.cli.sweep.table import Mean, Outcome, as_csv, markdown, rows
 
 FILE = """
 [sweep]

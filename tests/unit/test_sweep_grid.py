@@ -1,9 +1,9 @@
-"""fedddp.sweep.grid: which runs a sweep file describes, and what is refused before any starts."""
+"""fedddp.cli.sweep.grid: which runs a sweep file describes, and what is refused before any starts."""
 
 import pytest
 
+from fedddp.cli.sweep.grid import read
 from fedddp.config import UsageError
-from fedddp.sweep.grid import read
 
 FILE = """
 [sweep]
@@ -113,7 +113,7 @@ def test_only_says_what_there_is(written):
         (("", ""), ["--data.partition.name=iid"], "--data.partition.name: axis partition varies it"),
         (("", ""), ["--run.dir=x"], "run.dir: the sweep sets it for each run; use sweep.dir"),
         (("", ""), ["--cohort.size=6"], "run iid-seed=0: cohort.size=6: there are only 5 clients"),
-        (("", ""), ["--print-config"], "--print-config: not an option of fedddp.sweep"),
+        (("", ""), ["--print-config"], "--print-config: not an option of fedddp sweep"),
         (("", ""), ["--sweep.target_accuracy=2"], "sweep.target_accuracy=2: should be less than or equal to 1"),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from support import Recorder
 
+from fedddp.checkpoints.run_folder import RunFolder
 from fedddp.comm import Comm
-from fedddp.evaluation import Mistake, Score
-from fedddp.run_folder import RunFolder
+from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import Files, Stopwatch, Telemetry, progress, rewind
 from fedddp.telemetry.progress import Bar
 from fedddp.types import Mean, RoundReport, ServerState

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedddp.data import Excerpt
-from fedddp.evaluation import Mistake, Score
+from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import RoundRecord, SideWork, figures
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.types import RoundReport

@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fedddp
-from fedddp.checkpoint import Checkpoints, candidates
+from fedddp.checkpoints.checkpoint import Checkpoints, candidates
+from fedddp.checkpoints.export import BEST, LAST, Exports, exported, named
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm
 from fedddp.data import DATASETS
-from fedddp.evaluation import Score
-from fedddp.exported import BEST, LAST, Exports, exported, named
+from fedddp.evaluation.server import Score
 from fedddp.flat import FlatModule, FlatSpec
 from fedddp.models import GAN, MLP
 from fedddp.types import ServerState

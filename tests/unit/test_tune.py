@@ -1,4 +1,4 @@
-"""fedddp.tune: folds of each client's own examples, and what is chosen by them."""
+"""fedddp tune: folds of each client's own examples, and what is chosen by them."""
 
 import json
 import tomllib
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from fedddp.cli.tune import main
 from fedddp.config import build, read_toml
 from fedddp.data.folds import fold_sizes, without_fold
 from fedddp.data.partition import Partition
 from fedddp.data.parts import Divided
 from fedddp.telemetry.tuning import Candidate, chosen
-from fedddp.tune import main
 
 SIZES = np.array([7, 1, 12, 0, 5])
 ORDER = np.random.default_rng(0).permutation(40)[: SIZES.sum()]
@@ -105,7 +105,7 @@ def test_a_good_choice_is_found_written_and_trains_as_written(tmp_path, capsys):
 
 def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
     """Training examples and those scored are disjoint, for every client, and the test set is not among them."""
-    from fedddp import tune
+    from fedddp.cli import tune
 
     seen = []
     share = tune.share

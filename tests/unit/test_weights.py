@@ -9,7 +9,7 @@ import fedddp
 from fedddp.config import UsageError, build, to_dict
 from fedddp.flat import flatten
 from fedddp.models import MLP
-from fedddp.weights import start_signature
+from fedddp.models.weights import start_signature
 
 SMALL = {
     "data": {"name": "synthetic", "args": {"num_train": 60, "num_test": 20}, "partition": {"num_clients": 3}},

@@ -7,12 +7,12 @@ import pytest
 import torch
 from support import assemble, few_digits
 
+from fedddp.comm.world import Place
 from fedddp.config import UsageError, build, to_toml
 from fedddp.data import Work, num_steps, plan
 from fedddp.optim import CONSTANT, SCHEDULES, SGD
-from fedddp.place import Place
-from fedddp.preparation import resolve
-from fedddp.safeguards import secured
+from fedddp.setup.checks import secured
+from fedddp.setup.preparation import resolve
 
 SIZES = torch.tensor([7, 0, 20, 3])
 IDS = [4, 9, 2, 0]

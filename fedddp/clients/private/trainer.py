@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ... import interrupt
+from ...comm import interrupt
 from ...data import ClientData
 from ...optim import Optimizer
 from ...tasks import Task

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ...choice import Off
+from ...registry.choice import Off
 from ...rng import numpy_generator
 from ..datasets import Examples
 

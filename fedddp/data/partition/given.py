@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ...choice import UserPath
+from ...registry.choice import UserPath
 from ..datasets import Examples
 from .base import Ints, Partition, Partitioner
 
@@ -56,11 +56,11 @@ class FromFile(Partitioner):
     """As a file says: .json holds a list of each client's example numbers; .csv has lines ``client,example``; .npz
     has ``order`` and ``sizes``, the example numbers client after client and how many each has.
 
-    `fedddp.show` writes such files. An example may have several owners, but no owner twice.
+    `fedddp show` writes such files. An example may have several owners, but no owner twice.
     """
 
     draws: ClassVar[bool] = False
-    path: Annotated[str, UserPath, Field(description="the file, .json, .csv or .npz; see fedddp.show --save")] = ""
+    path: Annotated[str, UserPath, Field(description="the file, .json, .csv or .npz; see fedddp show --save")] = ""
 
     def population(self, world_size: int) -> int:
         """As many as the file has."""
@@ -82,7 +82,7 @@ class FromFile(Partitioner):
     def _read(self) -> tuple[Ints, Ints]:
         """(order, sizes)."""
         if not self.path:
-            raise ValueError("data.partition.path='': partition file needs one; write it with fedddp.show --save=FILE")
+            raise ValueError("data.partition.path='': partition file needs one; write it with fedddp show --save=FILE")
         _checked_ending(f"data.partition.path={self.path!r}", self.path)
         try:
             order, sizes = READERS[Path(self.path).suffix](Path(self.path))

@@ -1,0 +1,19 @@
+"""What a run leaves on disk: its folder, checkpoints, exported weights, the privacy that was spent."""
+
+from .checkpoint import Checkpoints, Saved, candidates, newest, vector_sha256
+from .export import Exports, named
+from .run_folder import SPENT, RunFolder
+from .spend_file import SpendFile
+
+__all__ = [
+    "SPENT",
+    "Checkpoints",
+    "Exports",
+    "RunFolder",
+    "Saved",
+    "SpendFile",
+    "candidates",
+    "named",
+    "newest",
+    "vector_sha256",
+]

@@ -1,0 +1,140 @@
+"""What a run leaves for use elsewhere: the server's model under the names of its ``state_dict``.
+
+``model.safetensors`` is the model after the last round, written when the run ends. ``model-best.safetensors`` is the
+one with the best test accuracy (without accuracies, the lowest test loss; of equals the later), written at the end and,
+where the best round has no checkpoint of its own, beside each checkpoint. A run that was interrupted has its newest
+checkpoint instead of the former. The header of a file holds the round, how good it is and what inputs the model takes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..errors import first_line
+from ..evaluation.server import Score
+from ..flat import FlatSpec
+from .durable import sync, write_tensors, writing
+
+log = logging.getLogger("fedddp")
+
+LAST, BEST = "model.safetensors", "model-best.safetensors"
+HEADER = "fedddp"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model on disk (``path`` is an exported file or a checkpoint) or, with ``w``, in memory, and how good it is."""
+
+    round: int
+    quality: float
+    path: Path
+    w: Tensor | None = None
+
+
+class Exports:
+    """Writes the models of one run; on rank 0 only.
+
+    ``named``: a flat vector as a ``state_dict``. ``inputs`` goes into the files' headers. ``candidates``: what an
+    earlier part of the run left.
+    """
+
+    def __init__(
+        self,
+        run_folder: Path,
+        named: Callable[[Tensor], dict[str, Tensor]],
+        inputs: Mapping[str, Any],
+        candidates: tuple[Candidate, ...] = (),
+    ) -> None:
+        self._folder, self._named, self._inputs = run_folder, named, inputs
+        self._best = best_of(candidates)
+        at_first = self._best.path.name if self._best else ""
+        self._in_file = self._best.round if self._best and at_first == BEST else 0  # the round that is in the file
+        self._in_checkpoint = self._best.round if self._best and at_first != BEST else 0
+
+    def after_round(self, round: int, w: Tensor, score: Score | None) -> Candidate | None:
+        """The best model so far, that of a finished round among them; ``w`` must not change afterwards."""
+        worth = quality(score.accuracy, score.loss) if score else -math.inf
+        if worth > -math.inf and (self._best is None or worth >= self._best.quality):
+            self._best = Candidate(round, worth, self._folder / BEST, w)
+        return self._best
+
+    def beside_checkpoint(self, best: Candidate | None, round: int) -> None:
+        """Write ``best`` unless it is on disk, be it as the checkpoint of ``round``."""
+        if best and best.round == round:
+            self._in_checkpoint = round
+        if best and best.round not in (self._in_file, self._in_checkpoint):
+            self._write_best(best)
+
+    def at_end(self, best: Candidate | None, round: int, w: Tensor, score: Score | None) -> None:
+        """Write the model that the run ends with, and the best."""
+        if best and best.round != self._in_file:
+            self._write_best(best)
+        self._write(LAST, round, w, quality(score.accuracy, score.loss) if score else -math.inf)
+
+    def _write_best(self, best: Candidate) -> None:
+        w = load_file(best.path / "server.safetensors")["w"] if best.w is None else best.w
+        self._write(BEST, best.round, w, best.quality)
+        self._in_file = best.round
+
+    def _write(self, name: str, round: int, w: Tensor, worth: float) -> None:
+        header = {"round": round, "quality": worth if math.isfinite(worth) else None, "inputs": self._inputs}
+        with writing(
+            str(self._folder / name), "the checkpoints are whole; free space, then go on with --run.resume=auto"
+        ):
+            write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
+            sync(self._folder)
+
+
+def quality(accuracy: float | None, loss: float | None) -> float:
+    """What is larger for a better model: the accuracy or, where there is none, minus the loss; -inf if unknown."""
+    if accuracy is not None:
+        return accuracy
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def best_of(candidates: tuple[Candidate, ...]) -> Candidate | None:
+    """The best, of equals the latest; None where none was evaluated."""
+    evaluated = [c for c in candidates if c.quality > -math.inf]
+    return max(evaluated, key=lambda c: (c.quality, c.round), default=None)
+
+
+def exported(run_folder: Path, name: str) -> tuple[Candidate, dict[str, Any]] | None:
+    """The file ``name`` of a run and what it says of the model's inputs; None if it is not there, or damaged."""
+    path = run_folder / name
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()[HEADER])
+        worth = header["quality"]
+        return Candidate(header["round"], -math.inf if worth is None else worth, path), header["inputs"]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s) and is skipped", path, first_line(error))
+        return None
+
+
+def named(spec: FlatSpec, module: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Flat vectors as ``state_dict``s of ``module``, which is not kept. Tied tensors come under each of their names.
+
+    Tensors outside the flat vector, such as counters, are as ``module`` has them.
+    """
+    kept = {name: t for name, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    flat = {id(kept[name]): name for name in spec.names}
+    source = {name: flat.get(id(t)) for name, t in kept.items()}
+    outside = {name: t.detach().cpu().clone() for name, t in kept.items() if source[name] is None}
+
+    def state_dict(w: Tensor) -> dict[str, Tensor]:
+        views = spec.views(w.detach().cpu())
+        return {name: outside[name] if at is None else views[at].clone() for name, at in source.items()}
+
+    return state_dict

@@ -1,0 +1,58 @@
+"""The privacy spent, written down before it is spent: one line a release, flushed to disk.
+
+    {"release": 13, "round": 12, "clients": [0, 4, 7]}
+
+Releases are numbered through all attempts of a run, rounds may repeat: a round that was released, lost to a kill
+before its checkpoint and done again is two releases. ``clients`` is null where every unit counts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .durable import sync
+
+log = logging.getLogger("fedddp")
+
+
+class SpendFile:
+    """The file at ``path``, made when first needed. It belongs to rank 0, without which no sum is completed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = Path(path)
+
+    def append(self, release: int, round: int, clients: Sequence[int] | None) -> None:
+        """Write down a release that is about to happen; it is on disk on return. Raises OSError if it cannot be."""
+        line = json.dumps({"release": release, "round": round, "clients": None if clients is None else list(clients)})
+        new = not self._path.exists()
+        with self._path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the last write was cut short by a kill
+                    file.write(b"\n")
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            sync(self._path.parent)
+
+    def since(self, release: int) -> list[list[int] | None]:
+        """Who took part in each release after number ``release``; None for all.
+
+        A number that is missing or unreadable, though a higher one is there, counts for all. (A line cut short at the
+        end is that of a release that did not happen.) A number that is there twice counts twice.
+        """
+        found: list[tuple[int, list[int] | None]] = []
+        for line in self._path.read_bytes().splitlines() if self._path.exists() else []:
+            try:
+                entry = json.loads(line)
+                found.append((int(entry["release"]), entry["clients"]))
+            except (ValueError, KeyError, TypeError):
+                log.warning("%s has an unreadable line, skipped: %.60r", self._path, line)
+        later = {number for number, _ in found if number > release}
+        missing = set(range(release + 1, max(later, default=0))) - later
+        return [clients for number, clients in found if number > release] + [None] * len(missing)

@@ -1,0 +1,1 @@
+"""The commands of ``fedddp``, one file or folder each."""

@@ -1,0 +1,1 @@
+"""``fedddp doctor``: checks of this machine, its network and files."""

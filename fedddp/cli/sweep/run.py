@@ -1,0 +1,144 @@
+"""One run of a sweep: how far it is, and training it in processes of its own.
+
+A run is the program itself on a file of its own, so that whatever happens to it (a crash, no memory) happens to it
+alone. It starts in a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks it to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import tomli_w
+
+from ...checkpoints.checkpoint import differences
+from ...checkpoints.run_folder import locate
+from ...comm import interrupt
+from ...config import UsageError, flatten, read_toml, to_dict
+from .grid import Run, Sweep
+
+PATIENCE = 40.0  # seconds that a run has to stop in: torchrun gives its ranks 30
+LOST = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""What torchrun says of a rank that a signal ended; the others are then stopped, and note that alone."""
+
+TELLING = re.compile(r"^(fedddp(\[rank \d+\])?: |(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b)")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a run is; ``round`` is the last one that was finished."""
+
+    kind: Literal["new", "begun", "done"]
+    folder: Path
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended: whether the run is done, and if it is not, why."""
+
+    done: bool
+    reason: str = ""
+
+
+def standing(run: Run) -> Standing:
+    """What an earlier sweep left of a run. Raises UsageError for a run of another configuration: it is not mixed in."""
+    folder = locate(Path(run.config.run.dir), run.name, "auto").path
+    if not (folder / "config.toml").is_file():
+        return Standing("new", folder)
+    saved, now = flatten(read_toml(folder / "config.toml")), flatten(to_dict(run.config))
+    if now.get("privacy.noise_multiplier") is None:  # filled in from the data, for target_epsilon
+        saved.pop("privacy.noise_multiplier", None)
+    changed = differences(saved, now)
+    if changed:
+        raise UsageError(
+            f"run {run.name}: {folder} was made with another configuration: {'; '.join(changed)}. "
+            "Give the sweep another sweep.name, or remove that folder"
+        )
+    done = (folder / "summary.json").is_file() and all(saved.get(key) == now.get(key) for key in _asked(saved, now))
+    return Standing("done" if done else "begun", folder, int(read_json(folder / "status.json").get("round", 0)))
+
+
+def _asked(*configs: dict[str, Any]) -> set[str]:
+    """Keys that may change between attempts, and that say how far a run goes and what is measured on the way."""
+    keys = {key for config in configs for key in config}
+    return {key for key in keys if key in ("run.rounds", "privacy.target_epsilon") or key.startswith("evaluate.")}
+
+
+def train(sweep: Sweep, run: Run, told: Callable[[int], None]) -> Ended:
+    """Train a run to its end, from where it stands; ``told`` hears of the rounds. Raises Interrupted, with it stopped.
+
+    What the run says goes to ``logs/<name>.txt``, what it was asked for stands in ``plan/<name>.toml``.
+    """
+    plan, log = sweep.folder / "plan" / f"{run.name}.toml", sweep.folder / "logs" / f"{run.name}.txt"
+    for path in (plan, log):
+        path.parent.mkdir(exist_ok=True)
+    plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
+    with log.open("a", encoding="utf-8") as out:
+        began = out.tell()
+        code = _supervised(command(sweep.settings.nproc, plan), out, lambda: told(standing(run).round))
+    found = standing(run)
+    if code == 0 and found.kind == "done":
+        return Ended(True)
+    with log.open(encoding="utf-8", errors="replace") as said:
+        said.seek(began)
+        return Ended(False, _reason(read_json(found.folder / "status.json"), said.read(), code))
+
+
+def command(nproc: int, plan: Path) -> list[str]:
+    """How a run is started: by itself, or by torchrun where it has several ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
+    return [sys.executable, *launcher, "-m", "fedddp.train", str(plan)]
+
+
+def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) -> int:
+    """Run a command to its end; its exit code. If this process is asked to stop, so is the command."""
+    process = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, close_fds=False
+    )
+    try:
+        while process.poll() is None:
+            interrupt.check()
+            look()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    return process.returncode
+
+
+def _reason(status: dict[str, Any], said: str, code: int) -> str:
+    """Why a run is not done, in a line: what it noted itself, or the last thing it said that tells of a mistake."""
+    if status.get("state") == "failed":
+        return str(status.get("error", "failed"))
+    if lost := LOST.search(said):
+        return f"rank {lost[2]} was ended by {signal.Signals(int(lost[1])).name}; the same command goes on"
+    if status.get("state") == "interrupted":
+        return f"stopped from outside ({status.get('reason')}); the same command goes on"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if TELLING.match(line)]
+    last = (telling or lines or [""])[-1]
+    died = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return last.removeprefix("fedddp: ") if telling else f"{died}: {last}" if last else died
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small file's object; empty where it is missing or was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

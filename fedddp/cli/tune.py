@@ -1,0 +1,229 @@
+"""Choose parameters by federated k-fold cross-validation.
+
+    fedddp tune [FILE.toml ...] --grid KEY=VALUE,VALUE,... [--grid ...] [--folds=5] [--examples=0]
+                          [--out=FOLDER] [--section.key=value ...]
+    torchrun --nproc_per_node=2 -m fedddp tune configs/mnist/svm.toml --grid model.gamma=0.001,0.0025 --run.rounds=3
+
+Each client's own examples are cut into k folds. For every combination of the grid, and for every fold, the clients
+train together without it and what they learned is scored on it, where it lies: only counts leave a rank.
+``--examples``: of so many examples a client at most (0 = all), to choose by a cheaper setting. Takes the keys of
+`fedddp.train`; the test set is not looked at. Writes results.json, results.md and chosen.toml, which goes behind the
+file in a command of `fedddp.train`, into FOLDER (default: <run.dir>/<run.name>-tune).
+
+Exit codes: 0 done, 1 failed or interrupted, 2 bad usage or configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..checkpoints.run_folder import RunFolder, locate
+from ..comm import Comm, CommError, interrupt, record
+from ..comm.interrupt import Interrupted
+from ..comm.world import Place
+from ..config import Config, UsageError, build, chosen, flatten, parse
+from ..data import Dataset, Examples, Partition
+from ..data.folds import fold_sizes, without_fold
+from ..evaluation.server import Evaluator, Score
+from ..federation import federate
+from ..registry.choice import user_path
+from ..setup.assemble import connect
+from ..setup.preparation import Prepared, load_data, resolve, share
+from ..telemetry import Metrics, RoundRecord, lasting_output, log_to_stderr
+from ..telemetry.tuning import Candidate, told, written
+
+log = logging.getLogger("fedddp")
+
+DEFAULTS = {"folds": "5", "examples": "0", "out": ""}
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried: configurations (of ``choices``, one a combination of the grid), on how many folds of what."""
+
+    base: Config
+    choices: tuple[tuple[str, ...], ...]  # words of overrides
+    configs: tuple[Config, ...]
+    folds: int
+    examples: int
+    out: str
+
+
+@lasting_output()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; the exit code."""
+    try:
+        place = Place.from_env()
+    except UsageError as error:
+        print(f"fedddp: {error}", file=sys.stderr)
+        return 2
+    log_to_stderr(place.rank, place.world_size)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "--help" in words or "-h" in words:
+        print(__doc__ if place.rank == 0 else "", end="")
+        return 0
+    log.setLevel(logging.WARNING)  # what a run says of itself at start would come with every fold
+    with interrupt.handled():
+        try:
+            record(_tune)(search_of(words, place), place)
+            return 0
+        except UsageError as error:
+            code = 2
+            if place.rank == 0:
+                log.error("%s", error)
+        except (CommError, Interrupted) as error:
+            code = 1
+            log.error("%s", error)
+    if place.world_size > 1:
+        interrupt.leave(code)
+    return code
+
+
+def search_of(words: Sequence[str], place: Place) -> Search:
+    """Read the command line, and check every combination before anything starts."""
+    options, grids, rest, queue = dict(DEFAULTS), [], [], list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in (*DEFAULTS, "grid"):
+            if not equals and not queue:
+                raise UsageError(f"{word}: has no value; write {word}=value")
+            value = value if equals else queue.pop(0)
+            if name == "grid":
+                grids.append(_grid(value))
+            else:
+                options[name] = value
+        else:
+            rest.append(word)
+    if not grids:
+        raise UsageError("give what to choose from: --grid KEY=VALUE,VALUE,... (several times for several keys)")
+    quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
+    once = {"evaluate": {"every": 0, "personal_every": 0, "target_accuracy": "off"}, "run": {"resume": "never"}}
+    layers, choices = parse(rest).layers, tuple(product(*grids))
+    configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
+    if configs[0].privacy.level != "none":
+        raise UsageError(
+            f"privacy.level={configs[0].privacy.level!r}: every combination would spend a budget of its own; tune "
+            "without, on data that are public"
+        )
+    folds, examples = (_number(options, key, least) for key, least in (("folds", 2), ("examples", 0)))
+    return Search(resolve(build(*layers), place), choices, configs, folds, examples, options["out"])
+
+
+def _grid(text: str) -> tuple[str, ...]:
+    """Of KEY=A,B,... the overrides --KEY=A, --KEY=B, ..."""
+    key, equals, values = text.partition("=")
+    if not equals or "." not in key or not all(values.split(",")):
+        raise UsageError(f"--grid={text}: should be section.key=value,value,...")
+    if key.startswith("data."):
+        raise UsageError(f"--grid={text}: the folds are of one dataset and one partition; tune them in runs apart")
+    return tuple(f"--{key}={value}" for value in values.split(","))
+
+
+def _number(options: dict[str, str], key: str, least: int) -> int:
+    if not options[key].isdecimal() or int(options[key]) < least:
+        raise UsageError(f"--{key}={options[key]}: should be a whole number of at least {least}")
+    return int(options[key])
+
+
+def _tune(search: Search, place: Place) -> None:
+    dataset, partition = load_data(search.base, place)
+    _check_folds(search, partition, place.world_size)
+    first = share(search.configs[0], place, dataset, partition)
+    if not first.task.classifies:
+        raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
+    target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
+    target = user_path(search.out) if search.out else target
+    config = first.config.run
+    comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
+    candidates = searched(search, dataset, partition, place, comm)
+    comm.barrier("done")
+    comm.close()
+    if place.rank == 0:
+        told(candidates, search.folds)
+        written(target, candidates, search.folds, search.examples, search.base.run.rounds)
+        print(f"written to {target}; train with what was chosen: ... -m fedddp.train FILE.toml {target}/chosen.toml")
+
+
+def searched(search: Search, dataset: Dataset, partition: Partition, place: Place, comm: Comm) -> list[Candidate]:
+    """Every combination in every fold; rank 0 knows the scores, the others get none."""
+    candidates: list[Candidate] = []
+    for words, choice in zip(search.choices, search.configs, strict=True):
+        begun, scores = time.perf_counter(), []
+        for fold in range(search.folds):
+            score = _scored(_folded(choice, search, fold, dataset, partition, place), comm)
+            scores += [score] if score else []
+        if place.rank == 0:
+            parameters = flatten(parse(words).layers[-1])
+            done = Candidate(parameters, [s.accuracy or 0.0 for s in scores], [s.loss for s in scores])
+            candidates.append(done)
+            print(f"{done.text}: {done.mean:.4f}, {time.perf_counter() - begun:.1f} s", flush=True)
+    return candidates
+
+
+def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
+    """Whether no client trains on what another is scored on, and every rank has something to score in every fold."""
+    if partition.shares:
+        raise UsageError(
+            f"{chosen(search.base, 'data.partition')}: clients share examples here, so that one would train on what "
+            "another is scored on; use a partition without overlap"
+        )
+    sizes = np.minimum(partition.sizes, search.examples) if search.examples else partition.sizes
+    held = fold_sizes(sizes, search.folds - 1, search.folds)  # the smallest fold
+    if min(held[rank::ranks].sum() for rank in range(ranks)) < 1:
+        raise UsageError(
+            f"--folds={search.folds}: the clients of some rank have too few examples for so many folds; give fewer "
+            "folds or ranks"
+        )
+
+
+def _folded(
+    config: Config, search: Search, fold: int, dataset: Dataset, partition: Partition, place: Place
+) -> Prepared:
+    """A run without ``fold``; its test set is that fold of the clients that live on this rank."""
+    kept, held = without_fold(partition, fold, search.folds, seed=config.run.seed, most=search.examples)
+    own = np.concatenate([rows for client, rows in held.items() if client % place.world_size == place.rank])
+    rows = torch.from_numpy(own).long()
+    examples = Examples(dataset.train.x[rows], dataset.train.y[rows])
+    return share(config, place, replace(dataset, test=examples), kept)
+
+
+def _scored(p: Prepared, comm: Comm) -> Score | None:
+    """Train, and score what was learned on each rank's own test set; rank 0 knows the sum of the counts."""
+    if comm.rank == 0:
+        comm.check_signature(p.signature)  # rank 0 writes it down anew; the others compare with it once it is there
+    comm.barrier("done")
+    last = _Last()
+    with tempfile.TemporaryDirectory(prefix="fedddp-tune-") as folder:
+        run = RunFolder(Path(folder) / "run", resumed=False) if comm.rank == 0 else None
+        experiment = connect(replace(p, folder=run), [last], comm)
+        evaluator = Evaluator(p.task, p.test, p.data.normalize, comm, where="own", every=0, seed=p.config.run.seed)
+        federate(replace(experiment.federation, evaluator=evaluator), experiment.server)
+        experiment.federation.telemetry.close(None)
+    return last.score
+
+
+class _Last:
+    """A sink that keeps the score of the last round, the only one that is evaluated."""
+
+    score: Score | None = None
+
+    def round(self, record: RoundRecord) -> None:
+        self.score = record.score or self.score
+
+    def close(self, summary: Metrics | None) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

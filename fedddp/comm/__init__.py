@@ -1,0 +1,8 @@
+"""Communication between ranks: collectives, heartbeats, the ledger of what is sent, the guard of what may be sent."""
+
+from .collectives import Comm, record
+from .guard import Refused
+from .heartbeat import CommError, LostRank
+from .world import Place
+
+__all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "record"]

@@ -1,0 +1,117 @@
+"""Where a process stands among the ranks, as its launcher says."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..registry.choice import UsageError
+
+__all__ = ["SPANS_HOSTS", "Place", "alone_of_many", "check_meeting", "is_loopback", "spans_hosts"]
+
+SPANS_HOSTS = (
+    "the ranks of this run are on several hosts, and what they send each other is neither encrypted nor authenticated: "
+    "fedddp doctor says what to do; privacy.trust_network=true if that is done"
+)
+
+
+LAUNCHERS = (
+    ("SLURM_NTASKS", "SLURM_PROCID"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+)
+"""What srun and mpirun tell a task: how many there are, and which it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the ranks, as torchrun's environment says; alone without one."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    attempt: int = 0
+    launch: str = ""
+    """What one start by torchrun has in common with its restarts and with no other start; empty without torchrun."""
+
+    @property
+    def may_be_a_restart(self) -> bool:
+        """Whether a launch can have run before this process: agents of several machines count restarts apart."""
+        return self.attempt > 0 or self.local_world_size < self.world_size
+
+    @classmethod
+    def from_env(cls) -> Place:
+        """As the environment says. Raises UsageError for numbers that are none."""
+        env = os.environ
+        rank, world_size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
+        return cls(
+            rank=rank,
+            world_size=world_size,
+            local_rank=_number(env, "LOCAL_RANK", rank),
+            local_world_size=_number(env, "LOCAL_WORLD_SIZE", world_size),
+            attempt=_number(env, "TORCHELASTIC_RESTART_COUNT", 0),
+            launch=_launch(env),
+        )
+
+
+def check_meeting(place: Place, env: Mapping[str, str]) -> None:
+    """Raises UsageError where the environment does not say how the ranks find each other."""
+    if place.world_size == 1:
+        return
+    started = f"WORLD_SIZE={place.world_size}"
+    remedy = f"start with torchrun --nproc_per_node={place.world_size}, which sets all of it, or with launch/party.sh"
+    needed = ("RANK",) * ("WORLD_SIZE" in env) + ("MASTER_ADDR", "MASTER_PORT")
+    missing = [key for key in needed if not env.get(key)]
+    if missing:
+        raise UsageError(f"{started}: {', '.join(missing)} not set, so the ranks cannot find each other; {remedy}")
+    _number(env, "MASTER_PORT", 0)
+    if place.rank >= place.world_size:
+        raise UsageError(f"RANK={place.rank}: {started}, so ranks are 0 to {place.world_size - 1}; {remedy}")
+
+
+def alone_of_many(env: Mapping[str, str]) -> str | None:
+    """A warning where a launcher started several tasks that do not know of each other."""
+    for size, rank in LAUNCHERS:
+        tasks = env.get(size, "")
+        if tasks.isdecimal() and int(tasks) > 1 and rank in env and "WORLD_SIZE" not in env:
+            return (
+                f"{size}={tasks}, but WORLD_SIZE is not set: each of the {tasks} tasks trains alone, a run of its own; "
+                "to train together start one task per machine, with launch/multi_node.sh (torchrun) as its program"
+            )
+    return None
+
+
+def _number(env: Mapping[str, str], key: str, default: int) -> int:
+    value = env.get(key, str(default))
+    if not value.isdecimal():
+        raise UsageError(f"{key}={value!r}: should be a whole number; torchrun sets it")
+    return int(value)
+
+
+def spans_hosts(place: Place, env: Mapping[str, str]) -> bool:
+    """Whether ranks of this run are on other machines, as far as one rank can tell.
+
+    They are where fewer ranks are local than there are. A launcher that says all are local is believed; without its
+    word (no LOCAL_WORLD_SIZE) the ranks meet on this machine only if MASTER_ADDR is a loopback address.
+    """
+    if place.world_size == 1 or place.local_world_size < place.world_size:
+        return place.world_size > 1
+    return "LOCAL_WORLD_SIZE" not in env and not is_loopback(env.get("MASTER_ADDR", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address of ``host`` is one that only this machine can reach; one without an address is not."""
+    try:
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
+
+
+def _launch(env: Mapping[str, str]) -> str:
+    run_id = env.get("TORCHELASTIC_RUN_ID", "")
+    return f"{run_id}/{socket.gethostname()}/{os.getppid()}" if run_id == "none" else run_id

@@ -1,0 +1,111 @@
+"""Weights from a file: read, compared with a module's own, copied in."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ..errors import first_line
+from ..registry.choice import UsageError, user_path
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under the names of a module's ``state_dict``; ``source`` says where they are from, for messages."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+
+    @classmethod
+    def read(cls, path: Path, source: str) -> Weights:
+        """From a safetensors file or a ``state_dict`` that torch.save wrote. Raises UsageError."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            hint = (
+                f"; give a file, such as {path / 'model.safetensors'}" if path.is_dir() else "; name an existing file"
+            )
+            raise UsageError(f"{source}: cannot be read ({error.strerror}){hint}") from None
+        try:
+            tensors: Any = load(content)
+        except SafetensorError as error:
+            tensors = _state_dict(path, source, str(error))
+        return cls(tensors, source)
+
+    def into(self, module: nn.Module) -> nn.Module:
+        """``module`` with these weights. Raises UsageError naming the first difference in names, shapes, values."""
+        own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+        for name, tensor in own.items():
+            if name not in self.tensors:
+                raise self._differs(f"has no {name!r}, which the model has")
+            if self.tensors[name].shape != tensor.shape:
+                shapes = f"{list(self.tensors[name].shape)}, the model's is {list(tensor.shape)}"
+                raise self._differs(f"has {name!r} of shape {shapes}")
+        for name in self.tensors:
+            if name not in own:
+                raise self._differs(f"has {name!r}, which the model does not have")
+        for name, tensor in own.items():
+            tensor.copy_(self._as(tensor.dtype, name))
+        return module
+
+    def _as(self, dtype: torch.dtype, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        if not torch.isfinite(tensor).all():
+            raise UsageError(f"{self.source}: {name!r} has entries that are NaN or infinite; start from other weights")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of complex entries, which the comparison below finds
+            cast = tensor.to(dtype)
+        if not torch.equal(cast.to(tensor.dtype), tensor):
+            kinds = [str(kind).removeprefix("torch.") for kind in (tensor.dtype, dtype)]
+            remedy = "; set client.precision=float64" if tensor.dtype == torch.float64 else ""
+            raise UsageError(f"{self.source}: {name!r} is {kinds[0]}, which {kinds[1]} does not hold exactly{remedy}")
+        return cast
+
+    def _differs(self, what: str) -> UsageError:
+        return UsageError(f"{self.source}: {what}; give weights of the configured model")
+
+
+def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """``make``; where the model's ``section`` names ``weights``, each module holds them. Raises UsageError."""
+    path = getattr(section, "weights", None)  # a user's own section need not have it
+    if path is None:
+        return make
+    weights = Weights.read(user_path(path), f"model.weights={path!r}")
+    return lambda: weights.into(make())
+
+
+def start_signature(section: Any, module: nn.Module) -> dict[str, str]:
+    """What must be equal on every rank of the weights that training starts from, where they are given."""
+    if getattr(section, "weights", None) is None:
+        return {}
+    total = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return {"initial weights": total.hexdigest()[:16]}
+
+
+def _state_dict(path: Path, source: str, reason: str) -> dict[str, Tensor]:
+    """What torch.save wrote, by the unpickler that makes tensors and plain containers and nothing else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UsageError(
+            f"{source}: is neither safetensors ({reason}) nor a state_dict that torch.load(weights_only=True) reads "
+            f"({first_line(error)}); write it with torch.save(module.state_dict(), FILE)"
+        ) from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        inside = f" (its keys are {', '.join(map(repr, list(tensors)[:4]))})" if isinstance(tensors, dict) else ""
+        raise UsageError(f"{source}: is no state_dict{inside}; write it with torch.save(module.state_dict(), FILE)")
+    return {str(name): tensor for name, tensor in tensors.items()}

@@ -1,0 +1,255 @@
+"""From a run that was found possible to a federation of connected ranks, at its beginning or where a checkpoint is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..algorithms import LastModels
+from ..checkpoints.checkpoint import Checkpoints, Saved, candidates
+from ..checkpoints.export import Exports, named
+from ..checkpoints.run_folder import SPENT, RunFolder
+from ..checkpoints.spend_file import SpendFile
+from ..clients import ClientStore, Trainer
+from ..comm import Comm
+from ..comm.guard import Guard, Rule
+from ..config import flatten, to_dict, to_toml
+from ..data import Work
+from ..evaluation.clients import ClientEvaluator
+from ..evaluation.clients_mean import ClientsMean, none
+from ..evaluation.server import MOST_LABELS, Evaluator
+from ..federation import Federation, initialise
+from ..privacy import Budget
+from ..sampling import Schedule, home_rank
+from ..telemetry import Beside, Divergence, Files, InBackground, Metrics, SideWork, Sink, Telemetry, progress, rewind
+from ..types import ServerState
+from .checks import told
+from .cohorts import losses_of, mean_weights, sampler_of
+from .levels import LEVELS, Plain
+from .malloc import keep_freed
+from .preparation import Prepared
+from .resume import resuming
+from .robustness import adversary, told_of_attack
+
+log = logging.getLogger("fedddp")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A federation ready to train from ``server``; rank 0's run folder."""
+
+    federation: Federation
+    server: ServerState
+    folder: RunFolder | None
+    threads_before: int | None = None
+    """torch's number of threads, to be set again at the end where this run changed it."""
+
+    def close(self, summary: Metrics | None = None, *, failed: bool = False) -> None:
+        """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
+        telemetry = self.federation.telemetry
+        telemetry.abandon() if failed else telemetry.close(summary)
+        self.federation.comm.guard = None
+        if self.threads_before is not None:
+            torch.set_num_threads(self.threads_before)
+        if not failed:
+            self.federation.comm.close()
+
+
+def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
+    """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands.
+
+    What fails on the way is written in the run folder's status, if there is a folder by then.
+    """
+    keep_freed()
+    folder = p.folder if p.folder and p.folder.resumed else None
+    try:
+        comm = comm or Comm.connect(p.place, p.device, backend=p.config.run.backend, timeout=p.config.run.timeout)
+        comm.check_signature(p.signature)
+        folder = p.folder.claimed(p.place.launch) if p.folder else None
+        return _assembled(p, sinks, comm, folder)
+    except BaseException as error:
+        if folder:
+            folder.ended(error)
+        raise
+
+
+def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder | None) -> Experiment:
+    config = p.config
+    if comm.remark and comm.rank == 0:
+        log.warning(comm.remark)
+    for line in (*told(config), *told_of_attack(config), *_about_population(p)) if comm.rank == 0 else ():
+        log.info("%s", line)
+    comm.guard = _guard(p)
+    protection = LEVELS[config.privacy.level](p, comm)
+    byzantine = adversary(config)
+    seed, algorithm = config.run.seed, byzantine.around(protection.algorithm, p.spec)
+    if config.evaluate.clients_mean:
+        algorithm = LastModels(algorithm)
+    start = initialise(p.task, algorithm, comm, p.spec, seed)
+    store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
+    stateful = store.remembers
+    telemetry = _telemetry(p, folder, sinks)
+    done, finished, learned = _where_it_stands(p, comm, telemetry)
+    checkpoints = Checkpoints(
+        Path(comm.broadcast_text(str(folder.path.absolute()) if folder else "", "run folder")),
+        to_dict(config),
+        comm,
+        every=config.checkpoint.every,
+        keep=config.checkpoint.keep,
+        stateful=stateful,
+        done=done,
+        exports=_exports(p, folder, done),
+        inputs=_inputs(p),
+        spec=p.spec,
+    )
+    checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
+    telemetry.learned_before = learned
+    trainer = _trainer(p, comm)
+    federation = Federation(
+        task=p.task,
+        algorithm=algorithm,
+        trainer=trainer,
+        sampler=sampler_of(config, protection.sampler(losses_of(trainer, comm))),
+        schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
+        pipeline=protection.pipeline(),
+        store=store,
+        evaluator=Evaluator(
+            p.task,
+            p.test,
+            p.data.normalize,
+            comm,
+            where=config.evaluate.where,
+            every=config.evaluate.every,
+            target_accuracy=config.evaluate.target_accuracy,
+            seed=seed,
+            probes=config.attack.probes(p.test, p.task.num_classes),
+        ),
+        others=ClientsMean(mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
+        client_evaluator=ClientEvaluator(
+            p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
+        ),
+        telemetry=telemetry,
+        checkpoints=checkpoints,
+        budget=_budget(p, protection, comm, folder),
+        comm=comm,
+        rounds=done if finished else config.run.rounds,
+        seed=seed,
+    )
+    if folder and done:
+        spent = not federation.budget.allows(federation.sampler.cohort(done))
+        log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
+    return Experiment(federation, _restored(start, p.saved, comm, done), folder)
+
+
+def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:
+    """What is written for use elsewhere, on rank 0."""
+    if folder is None:
+        return None
+    by_name = named(p.spec, p.task.model(p.config.run.seed))
+    return Exports(folder.path.absolute(), by_name, _inputs(p), candidates(folder.path, done))
+
+
+def _inputs(p: Prepared) -> dict[str, Any]:
+    """What the model takes, as plain values: enough to build it again, and to normalise new inputs."""
+    x, normalize = p.test.x, p.data.normalize
+    kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
+    return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
+
+
+def _about_population(p: Prepared) -> list[str]:
+    """A run of one client is ordinary training, which somebody who started one rank may not be after."""
+    if p.data.num_clients > 1:
+        return []
+    return [
+        "one client owns all training examples, so nothing is federated; start torchrun --nproc_per_node=4 for a "
+        "client per rank, or set data.partition.num_clients"
+    ]
+
+
+def _guard(p: Prepared) -> Guard | None:
+    keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
+    if not keys.guard:
+        return None
+    sizes = {"classes": min(p.task.num_classes, MOST_LABELS), "clients": p.data.num_clients}
+    guard = Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
+    if p.config.cohort.sampler.asks_losses:
+        guard = guard.with_("cohort", Rule("all_reduce", ("float64",), 8 * p.data.num_clients))
+    if p.config.evaluate.clients_mean:
+        guard = guard.with_("clients' mean", Rule("all_reduce", ("float64",), 8 * (p.spec.dim + 1)))
+    return guard
+
+
+def _trainer(p: Prepared, comm: Comm) -> Trainer:
+    trainer, why = p.trainer
+    if comm.rank == 0:
+        log.info("clients train %s", why)
+    return trainer
+
+
+def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None) -> Budget:
+    """What may still be spent, the same on every rank: rank 0 knows what was."""
+    budget = protection.budget(SpendFile(folder.path / SPENT) if folder else None)
+    spent = budget.recovered(p.saved.budget() if p.saved else {})
+    budget.load({name: comm.broadcast(tensor, "privacy") for name, tensor in spent.items()})
+    if budget.guarantee and comm.rank == 0:
+        log.info("epsilon is %s", budget.guarantee.terms)
+    return budget
+
+
+def _schedule(p: Prepared, *, bound: bool) -> Schedule:
+    client = p.config.client
+    full = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=p.smallest_batch)
+
+    def work(sizes: torch.Tensor) -> torch.Tensor:
+        return full.most(sizes) * (full.batch_size or sizes)
+
+    return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound)
+
+
+def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
+    """Rank 0's knowledge on every rank: rounds done, whether the target was reached, whether anything was learned."""
+    target, saved = p.config.evaluate.target_accuracy, p.saved
+    finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
+    learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not told
+    header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), "resume").tolist()
+    return int(header[0]), bool(header[1]), bool(header[2])
+
+
+def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) -> ServerState:
+    """w_0 as it is, or the checkpoint that rank 0 found, sent to all."""
+    if not done:
+        return start
+    mine = saved.server() if saved else start
+    w = comm.broadcast(mine.w.to(start.w).clone(), "resume")  # a copy: who never took part still begins from w_0
+    extra = {name: comm.broadcast(mine.extra[name].to(like).clone(), "resume") for name, like in start.extra.items()}
+    return ServerState(w, start.num_trainable, extra, done)
+
+
+def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink]) -> Telemetry:
+    if folder is None:
+        return Telemetry()
+    done, rounds, keys = p.saved.round if p.saved else 0, p.config.run.rounds, p.config.telemetry
+    folder.write("config.toml", to_toml(p.config))
+    history = rewind(folder, done)
+    folder.status("running", round=done, rounds=rounds)
+    side = SideWork()
+    shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
+    files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side), *sinks]
+    return Telemetry(files, history, p.config.evaluate.target_accuracy)
+
+
+def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork) -> list[Sink]:
+    keys, path = p.config, folder.path / "tensorboard"
+    if not keys.telemetry.tensorboard or p.counts is None:
+        return []
+    with side("TensorBoard"):
+        from ..telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
+
+        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.counts, side)
+        return [InBackground(Beside("TensorBoard", pages, side))]
+    return []  # it could not be begun

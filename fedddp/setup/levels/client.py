@@ -1,0 +1,102 @@
+"""Client-level differential privacy: DP-FedAvg, its noise added by the ranks."""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ...aggregation import Pipeline, SilentTally
+from ...algorithms import Algorithm, ClientLevel
+from ...clients import Trainer
+from ...config import Config
+from ...data import ClientData, Examples
+from ...privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
+from ...sampling import Losses, Sampler, home_rank
+from ...secure import quorum
+from ...tasks import Task
+from ...types import ServerState
+from ..checks import client_ring, cohort_size, following
+from .example import Private
+from .plain import Plain
+
+log = logging.getLogger("fedddp")
+
+
+class ClientPrivacy(Private):
+    """DP-FedAvg: clipped updates of Poisson cohorts; the ranks add the noise together, each a share, in the ring."""
+
+    _said = False
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        follow = following(self._p.config, self._comm.world_size)
+        return ClientLevel(self._configured, self._keys.clip, self.sigma, follow)
+
+    @property
+    def _rate(self) -> float:
+        return cohort_size(self._p.config) / self._p.data.num_clients
+
+    @property
+    def _expected(self) -> float:
+        """q N, what the sum is divided by, whoever was drawn."""
+        return float(cohort_size(self._p.config))
+
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """See `Plain.trainer`; chance may draw all clients."""
+        return Plain.trainer(config, task, data, examples, {"at_most": data.num_clients, **how})
+
+    def sampler(self, losses: Losses) -> Sampler:
+        """Each rank draws its own clients and tells nobody; where any rank may train any client, all draw alike."""
+        population, comm = self._p.data.num_clients, self._comm
+        if self._p.data.placement == "home":
+            mine = [k for k in range(population) if home_rank(k, comm.world_size) == comm.rank]
+            return PoissonSampler(population, self._rate, self._randomness("cohorts", comm.rank), mine)
+        own = self._randomness("cohorts")
+        key = torch.frombuffer(bytearray(own.int64(4).numpy().tobytes()), dtype=torch.uint8)
+        shared = Randomness(bytes(comm.broadcast(key, "privacy").tolist()), predictable=own.predictable)
+        return PoissonSampler(population, self._rate, shared)
+
+    def budget(self, spend_file: SpendLog | None) -> Budget:
+        return ClientBudget(self._rate, self._limits(spend_file))
+
+    def pipeline(self) -> Pipeline:
+        noise = self._randomness("noise", self._comm.rank)
+        algorithm, dim, ranks = self.algorithm, self._p.spec.dim, self._comm.world_size
+        assert isinstance(algorithm, ClientLevel)
+        bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
+        shares = quorum(ranks) if self._masked else ranks
+        ring = self._ring(bound, weight, noise_bound=noise_bound, shares=shares)
+
+        def perturb(server: ServerState) -> None:
+            self._say_if_at_bound(algorithm, server)
+            stds, stream = algorithm.noise_std(server), noise.child("round", server.round)
+            layout = [(length, stds[name]) for name, length in algorithm.vectors(dim).items()]
+            ring.perturb(layout, lambda n, std: discrete_gaussian(n, std, stream))
+
+        return self._pipeline(ring, SilentTally, denominator=self._expected, perturb=perturb)
+
+    def _say_if_at_bound(self, algorithm: ClientLevel, server: ServerState) -> None:
+        """Warn, once, that an adaptive clip cannot follow the updates' norms any further."""
+        clip, adaptive = algorithm.current_clip(server), algorithm.adaptive
+        if self._said or self._comm.rank or not server.round or adaptive is None:
+            return
+        if adaptive.smallest < clip < adaptive.largest:
+            return
+        self._said = True
+        upper = clip >= adaptive.largest
+        log.warning(
+            "round %d: the adaptive clip is at %g, the %s that it may be: it does not follow the norms of updates any "
+            "further; %s privacy.secure_aggregation.bound=%g%s",
+            server.round + 1,
+            clip,
+            "largest" if upper else "smallest",
+            "raise" if upper else "lower",
+            adaptive.largest,
+            "" if upper else ", or use more noise, 64 bits, or fewer ranks",
+        )

@@ -1,0 +1,57 @@
+"""Example-level differential privacy: DP-SGD on the clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...aggregation import CountTally, Pipeline
+from ...clients import Trainer, choose_private
+from ...config import Config
+from ...data import ClientData, Examples
+from ...privacy import Budget, ExampleBudget, Limits, Randomness, SpendLog
+from ...tasks import Task
+from ..checks import example_level_work
+from .plain import Plain
+
+
+class Private(Plain):
+    """What both levels have in common."""
+
+    @property
+    def sigma(self) -> float:
+        assert self._keys.noise_multiplier is not None  # resolved
+        return self._keys.noise_multiplier
+
+    def _randomness(self, purpose: str, *path: int) -> Randomness:
+        """This rank's own, which nobody else can predict; where it is seeded, a function of the seed and ``path``."""
+        return _randomness(self._p.config, purpose, *path)
+
+    def _limits(self, spend_file: SpendLog | None) -> Limits:
+        keys = self._keys
+        return Limits(self.sigma, keys.delta, keys.target_epsilon, keys.accountant, spend_file)
+
+
+def _randomness(config: Config, purpose: str, *path: int) -> Randomness:
+    if config.privacy.randomness == "seeded":
+        return Randomness.seeded(config.run.seed, purpose, *path)
+    return Randomness.secret()
+
+
+class ExamplePrivacy(Private):
+    """DP-SGD on the clients: what leaves one is private already, whoever reads it."""
+
+    def budget(self, spend_file: SpendLog | None) -> Budget:
+        rate, steps = example_level_work(self._p.config, self._p.data.sizes)
+        return ExampleBudget(rate, steps, self._limits(spend_file))
+
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """See `Plain.trainer`."""
+        keys, randomness = config.privacy, _randomness(config, "example level")
+        private = {"clip": keys.clip, "noise_multiplier": keys.noise_multiplier}
+        return choose_private(task, data, config.client.optimizer, examples, randomness, **how, **private)
+
+    def pipeline(self) -> Pipeline:
+        return self._pipeline(self._reduce(), CountTally)

@@ -1,0 +1,146 @@
+"""No differential privacy, with or without secure aggregation; and what all levels have in common."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...aggregation import (
+    ClientTally,
+    CoordinateShards,
+    ExactSum,
+    FastSum,
+    Pipeline,
+    Reduce,
+    RingSum,
+    SumTally,
+    Tally,
+    in_the_clear,
+)
+from ...aggregation.compression import Setting
+from ...aggregation.ring import Exchange
+from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
+from ...clients import ClientStore, Trainer, choose
+from ...comm import Comm, CommError
+from ...config import Config
+from ...data import ClientData, Examples
+from ...flat import FlatSpec
+from ...privacy import Budget, NoBudget, SpendLog
+from ...sampling import Losses, Sampler
+from ...secure import HelloError, Roster, SecureExchange, identity_of
+from ...tasks import Task
+from ..checks import cohort_size, heaviest
+from ..prepared import Prepared
+from ..robustness import adversary, needs_single_updates
+
+
+class Plain:
+    """No differential privacy: updates as they are. Under secure aggregation only their sum can be read."""
+
+    def __init__(self, p: Prepared, comm: Comm) -> None:
+        self._p, self._comm, self._keys = p, comm, p.config.privacy
+        self._masked = self._keys.secure_aggregation.enabled
+
+    @cached_property
+    def algorithm(self) -> Algorithm:
+        return self._configured
+
+    @property
+    def _configured(self) -> Algorithm:
+        algorithm, rule = self._p.config.algorithm.for_model(self._p.spec), self._p.config.aggregation.rule
+        if rule.client_momentum:
+            algorithm = ClientMomentum(algorithm, rule.client_momentum)
+        return LastMean(algorithm) if rule.remembers else algorithm
+
+    @cached_property
+    def memory(self) -> ClientStore:
+        """What clients remember of what compression has left out; nothing without."""
+        compression = self._p.config.aggregation.compression
+        spec = self._p.spec
+        columns = compression.columns(self.algorithm.vectors(spec.dim), self.algorithm.uploaded(spec))
+        return ClientStore(lambda: compression.init_client(columns))
+
+    def sampler(self, losses: Losses) -> Sampler:
+        config = self._p.config
+        return config.cohort.sampler.sampler(self._p.data.sizes, cohort_size(config), config.run.seed, losses)
+
+    def budget(self, spend_file: SpendLog | None) -> Budget:
+        return NoBudget()
+
+    @staticmethod
+    def trainer(
+        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+    ) -> tuple[Trainer, str]:
+        """How a rank trains its clients, and why so; tried on some ``examples``. Raises ValueError, in one line."""
+        return choose(task, data, config.client.optimizer, examples, **{"at_most": cohort_size(config), **how})
+
+    def pipeline(self) -> Pipeline:
+        return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
+
+    def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
+        layout, sizes = self.algorithm.vectors(self._p.spec.dim), self._p.data.sizes
+        if self._p.config.aggregation.rule.remembers:
+            assert isinstance(reduce, CoordinateShards)
+            more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
+        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
+
+    def _reduce(self) -> Reduce:
+        if self._masked:
+            weight = heaviest(self._p.data.sizes, cohort_size(self._p.config))
+            return self._ring(self._keys.secure_aggregation.bound, weight)
+        if needs_single_updates(self._p.config):
+            return self._shards()
+        p, layout = self._p, self.algorithm.vectors(self._p.spec.dim)
+        exact = p.config.aggregation.sum == "exact"
+
+        def new_sum(dtype: torch.dtype) -> Reduce:
+            return ExactSum(p.device) if exact else FastSum(dtype, p.device)
+
+        spec = self.algorithm.uploaded(p.spec)
+        setting = Setting(layout, spec, p.config.run.seed, self._comm.world_size, self.memory, new_sum)
+        return p.config.aggregation.compression.sum(setting)
+
+    def _shards(self) -> CoordinateShards:
+        p, config = self._p, self._p.config
+        how = {"seed": config.run.seed, "tamper": adversary(config).tamper}
+        return CoordinateShards(config.aggregation.rule, p.spec.dtype, p.device, self._comm.world_size, **how)
+
+    def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
+        exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
+        bits = self._keys.secure_aggregation.bits
+        return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
+
+
+def trained_how(config: Config, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
+    """The keywords of a trainer; ``smallest``: see `smallest_batch`."""
+    client = config.client
+    return {
+        "name": client.execution.name,
+        "width": client.execution.width,
+        "device": device,
+        "dtype": spec.dtype,
+        "autocast": client.precision == "bfloat16",
+        "local_epochs": client.local_epochs,
+        "local_steps": client.local_steps,
+        "stragglers": client.stragglers,
+        "batch_size": client.batch_size,
+        "smallest_batch": smallest,
+        "clip_norm": client.clip_norm,
+        "schedule": client.schedule,
+        "seed": config.run.seed,
+    }
+
+
+def masked(p: Prepared, comm: Comm) -> Exchange:
+    """The exchange under masks. Raises CommError, in one line, if the parties do not fit together."""
+    keys = p.config.privacy.secure_aggregation
+    roster = Roster.load(Path(keys.roster)) if keys.roster else None
+    identity = identity_of(keys.key, comm.rank)
+    configuration = repr(sorted(p.signature.items())).encode()
+    try:
+        return SecureExchange(comm, identity, roster, configuration).sum_
+    except HelloError as error:
+        raise CommError(f"secure aggregation does not start: {error}") from None

@@ -1,0 +1,102 @@
+"""Which folder a run writes, and from which checkpoint it goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints.checkpoint import Saved, differences, newest
+from ..checkpoints.lock import Busy
+from ..checkpoints.run_folder import SPENT, RunFolder, locate
+from ..comm.world import Place
+from ..config import Config, UsageError, build, flatten, read_toml, to_dict
+from ..flat import FlatSpec
+
+log = logging.getLogger("fedddp")
+
+
+def found(config: Config, place: Place, spec: FlatSpec) -> tuple[RunFolder, Saved | None]:
+    """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself.
+
+    Nothing is made; a folder that is resumed is held from now on. ``spec``: of the model. Raises UsageError naming key
+    and remedy.
+    """
+    folder = _writable(config, place)
+    saved = newest(folder.path) if folder.resumed else None
+    before = saved.config if saved else _spent_under(folder)
+    changed = differences(flatten(before), flatten(to_dict(config))) if before else []
+    if changed:
+        folder.release()
+        raise UsageError(
+            f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
+            f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
+        )
+    unlike = saved.unlike(spec) if saved else None
+    if saved and unlike:
+        folder.release()
+        raise UsageError(
+            f"run.resume={config.run.resume!r}: {saved.folder} is of another model: {unlike}. Give the model as it "
+            "was, or start a new run with --run.resume=never"
+        )
+    if saved and saved.tensors is None:
+        log.warning(
+            "%s names no layers: that the model has the same ones in the same order cannot be checked", saved.folder
+        )
+    if folder.resumed and not saved:
+        log.warning("%s has no whole checkpoint: starting from round 1", folder.path)
+    return folder, saved
+
+
+def resuming(folder: Path, config: Config, done: int, *, reached: bool, spent: bool) -> str:
+    """What a run with ``done`` rounds behind it says at start: from where it goes on, or why it does not.
+
+    ``reached``: its target accuracy; ``spent``: its privacy budget.
+    """
+    if reached:
+        return f"{folder} is done: round {done} reached evaluate.target_accuracy; set a higher one, or off, to train on"
+    if done >= config.run.rounds:
+        return (
+            f"{folder} is done: {done} of {config.run.rounds} rounds are trained; set a larger run.rounds to train on"
+        )
+    if spent:
+        return f"{folder} is done: privacy.target_epsilon allows no round after {done}; set a larger one to train on"
+    return f"resuming {folder} at round {done + 1} of {config.run.rounds}"
+
+
+def _writable(config: Config, place: Place) -> RunFolder:
+    """The run's folder. Raises UsageError if it can neither be written nor made, or another process writes it."""
+    run = config.run
+    try:
+        folder = locate(Path(run.dir), run.name, run.resume, place.launch if place.may_be_a_restart else "")
+        existing = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+        for part in folder.path.parts:
+            (existing / part).exists()  # raises for a name that is too long
+        probe = tempfile.mkdtemp(prefix=".fedddp-", dir=existing)  # root may write, even where nothing can be written
+        os.rmdir(probe)
+        if folder.resumed:
+            folder = folder.held()
+    except OSError as error:
+        raise UsageError(
+            f"run.dir={run.dir!r}, run.name={run.name!r}: no run can be written there ({error.strerror}); "
+            "choose another folder"
+        ) from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    except Busy as error:
+        raise UsageError(
+            f"run.resume={run.resume!r}: {error}; wait for it or stop it, or start a run of another name with "
+            "--run.name=NAME"
+        ) from None
+    return folder
+
+
+def _spent_under(folder: RunFolder) -> dict[str, Any] | None:
+    """The configuration under which privacy was spent in a folder; None if none was.
+
+    Without a checkpoint too: counts of rounds mean nothing beside another sigma or another sampling rate.
+    """
+    spent = folder.resumed and (folder.path / SPENT).exists()
+    return to_dict(build(read_toml(folder.path / "config.toml"))) if spent else None

@@ -1,0 +1,101 @@
+"""Losses of single examples, chosen by ``loss.name``; a user's own is a frozen dataclass named by import path.
+
+A loss is called as ``loss(outputs [B, C], y [B]) -> [B]``. It is differentiable, and each example's depends on that
+example alone: only then do short batches, K clients side by side and DP-SGD's per-example gradients come out right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import reason
+
+
+class Loss(Protocol):
+    """What a loss section becomes."""
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """-log p_y,  p = softmax(outputs)."""
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Focal:
+    """-(1 - p_y)^gamma log p_y: well classified examples weigh less (Lin et al. 2017, equation 4).
+
+    gamma = 0 is cross-entropy.
+    """
+
+    gamma: Annotated[float, Field(ge=0, description="how much less what is classified well weighs")] = 2.0
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        nll = F.cross_entropy(outputs, y, reduction="none")
+        smallest = torch.finfo(nll.dtype).tiny  # 1 - p_y = 0 has no finite slope for gamma below 1
+        return (-torch.expm1(-nll)).clamp(min=smallest) ** self.gamma * nll
+
+
+@dataclass(frozen=True)
+class LabelSmoothing:
+    """(1 - s) (-log p_y) + (s / C) sum_c -log p_c: a share s of the label goes to all classes alike.
+
+    Szegedy et al. 2016, section 7. s = 0 is cross-entropy.
+    """
+
+    smoothing: Annotated[float, Field(ge=0, le=1, description="s, share of the label given to all classes")] = 0.1
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, y, reduction="none", label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True)
+class MulticlassHinge:
+    """max(0, margin + max_{c != y} o_c - o_y), the multi-class support vector machine's (Crammer & Singer 2001).
+
+    Zero once the right score leads every other by ``margin``. With ``client.optimizer.weight_decay`` as the
+    regularisation, a linear model is a linear SVM and ``model.name=svm`` one with a Gaussian kernel.
+    """
+
+    margin: Annotated[float, Field(gt=0, description="by how much the right score has to lead")] = 1.0
+
+    def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
+        right = torch.arange(outputs.shape[-1], device=y.device) == y.unsqueeze(-1)  # [B, C]
+        others = outputs.masked_fill(right, -torch.inf).amax(dim=-1)
+        return (self.margin + others - outputs.gather(-1, y.unsqueeze(-1)).squeeze(-1)).clamp(min=0)
+
+
+LOSSES: dict[str, type] = {
+    "cross_entropy": CrossEntropy,
+    "focal": Focal,
+    "label_smoothing": LabelSmoothing,
+    "multiclass_hinge": MulticlassHinge,
+}
+
+
+def check(loss: Loss, num_classes: int) -> None:
+    """Raise ValueError, in one line, for a loss that is not [B] of each example alone, finite and differentiable."""
+    outputs = torch.linspace(-1, 1, 3 * num_classes).view(3, num_classes).sin().requires_grad_()
+    y = torch.arange(3) % num_classes
+    try:
+        losses = loss(outputs, y)
+    except Exception as error:
+        raise ValueError(f"fails on outputs [3, {num_classes}] and labels [3] ({reason(error)})") from error
+    if not isinstance(losses, Tensor) or losses.shape != y.shape:
+        got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"should give [3] losses for 3 examples, gives {got}; do not average over the batch")
+    if not losses.isfinite().all() or not losses.requires_grad:
+        raise ValueError("should be finite and differentiable in the outputs")
+    alone = torch.cat([loss(outputs[i : i + 1], y[i : i + 1]) for i in range(3)])
+    if not torch.allclose(losses, alone, rtol=1e-4, atol=1e-6):
+        raise ValueError("an example's loss depends on the others in its batch; it may depend on that example alone")
