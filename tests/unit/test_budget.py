@@ -11,7 +11,8 @@ import torch
 from support import Recorder, assemble, few_digits
 
 from fedddp.federation import federate
-from fedddp.privacy import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendFile, epsilon
+from fedddp.checkpoints import SpendFile
+from fedddp.privacy import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, epsilon
 from fedddp.privacy.budget import ALIKE, undominated, worst
 from fedddp.types import Cohort
 

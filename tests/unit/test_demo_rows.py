@@ -5,8 +5,8 @@ import json
 import matplotlib.image
 import pytest
 import torch
-from examples.inversion.rows import Attacker
-from examples.inversion.scenarios import FEW, RANKS, SCENARIOS
+from examples.privacy.rows import Attacker
+from examples.privacy.scenarios import FEW, RANKS, SCENARIOS
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
