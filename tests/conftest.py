@@ -1,9 +1,8 @@
-"""What all tests share: the folder of modules that tests import by name, and ``run_ranks``."""
+"""What all tests share: ``run_ranks``, the embedded digits, and what programs that they start need to find modules."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,15 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-PLUGINS = Path(__file__).parent / "plugins"
-sys.path.insert(0, str(PLUGINS))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH", "")]))
+from fedddp.data import DATASETS
+from tests.helpers import ranks
+from tests.helpers.support import logged as logged
+
+HERE = Path(__file__).parent
+FOUND = [str(HERE.parent), str(HERE / "plugins")]  # as pythonpath in pyproject.toml has them for this process
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*FOUND, os.environ.get("PYTHONPATH", "")]))
 torch.set_num_threads(1)
 
 
 @pytest.fixture
 def run_ranks(tmp_path: Path) -> Callable[..., list[Any]]:
     """``run_ranks(body, world_size, *args)``: see `ranks.run`."""
-    import ranks
-
     return partial(ranks.run, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The embedded digits; they need no folder."""
+    return DATASETS["mnist-mini"](Path("not-needed"), False)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from quadratics import LR, SIZES, UNIFORM, descended, mean, quadratics, start
-from support import assemble, few_digits
 
 from fedddp.algorithms import ALGORITHMS
 from fedddp.attacks.adversary import Corrupted
 from fedddp.federation import federate
+from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, mean, quadratics, start
+from tests.helpers.support import assemble, few_digits
 
 KEYS = {"fedbn": {"private": ["*.bias"]}, "feddyn": {"alpha": 0.3}}
 ATTACKS = {

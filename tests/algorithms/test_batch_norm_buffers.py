@@ -6,12 +6,12 @@ BatchNorm does that by the batch, whatever the buffers are; deployed, it takes t
 
 import pytest
 import torch
-from support import assemble
 from torch import nn
 
 from fedddp.data import Dataset, Examples
 from fedddp.federation import federate
 from fedddp.models import ImportedModule
+from tests.helpers.support import assemble
 
 PLACES = ((0.0, 1.0), (40.0, 5.0), (-15.0, 0.2))
 """Where client k's features lie: x = shift + scale z; the first client's are as a fresh BatchNorm expects them."""

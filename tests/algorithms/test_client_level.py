@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from support import assemble, few_digits, logged  # noqa: F401
 
 from fedddp.aggregation import Pipeline, RingSum
 from fedddp.aggregation.ring import in_the_clear
@@ -17,6 +16,7 @@ from fedddp.federation import federate
 from fedddp.optim import SGD
 from fedddp.setup.checks import LEAST_SHARE
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
+from tests.helpers.support import assemble, few_digits, logged  # noqa: F401
 
 SIZES = (3, 9, 4, 6)
 MODEL = {"model": {"name": "mlp", "hidden": 8}, "client": {"optimizer": {"lr": 0.1}}, "run": {"rounds": 3}}

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from quadratics import POINTS, SIZES, UNIFORM, descended, mean, quadratics, start
 
 from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.sampling import SizeSampler
+from tests.helpers.quadratics import POINTS, SIZES, UNIFORM, descended, mean, quadratics, start
 
 ON = {"every": 1, "clients_mean": True}
 

@@ -5,13 +5,13 @@ SCAFFOLD's c and FedDyn's h, which are means over what clients hold, are in test
 
 import pytest
 import torch
-from support import assemble
-from zoo import BATCHED, SIZES, dataset, task_of
 
 from fedddp.aggregation.compression import COMPRESSIONS
 from fedddp.algorithms import ALGORITHMS
 from fedddp.config import UsageError, build
 from fedddp.federation import federate
+from tests.helpers.support import assemble
+from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
 COMPRESSED = {
     "none": {},

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from planes import BODY, EPOCHS, LR, WHOLE, descend, mean, personal, planes, points, slope
 
 from fedddp.federation import federate
 from fedddp.optim import SGD
+from tests.helpers.planes import BODY, EPOCHS, LR, WHOLE, descend, mean, personal, planes, points, slope
 
 ROUNDS = 4
 

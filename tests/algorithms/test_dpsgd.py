@@ -5,7 +5,6 @@ from math import sqrt
 import pytest
 import torch
 from torch import nn
-from zoo import BATCHED, CLASSES, CPU, SIZES, TOTAL, clients, images, start_of, task_of
 
 from fedddp.clients import SequentialTrainer
 from fedddp.clients.private import PrivateTrainer, choose_private, private_steps, sampling_rate
@@ -14,6 +13,7 @@ from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.data import Examples
 from fedddp.optim import SGD
 from fedddp.privacy.randomness import Randomness
+from tests.helpers.zoo import BATCHED, CLASSES, CPU, SIZES, TOTAL, clients, images, start_of, task_of
 
 FEW = {"mlp": GHOST, "a forward that views": f"{GHOST}, contiguous", "group norm": VMAP}
 

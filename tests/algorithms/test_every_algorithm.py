@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import assemble
-from zoo import BATCHED, SIZES, dataset, task_of
 
 from fedddp.algorithms import ALGORITHMS
 from fedddp.federation import federate
+from tests.helpers.support import assemble
+from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
 KEYS = {"fedprox": {"mu": 0.3}, "feddyn": {"alpha": 0.3}, "fedbn": {"private": ["*.bias"]}}
 """Of algorithms whose defaults change too little in three rounds, or that have a key without default."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support import Recorder, assemble, few_digits
 from torch import nn
 
 from fedddp.data import Dataset, Examples
@@ -13,6 +12,7 @@ from fedddp.flat import flatten
 from fedddp.models import ImportedModule
 from fedddp.optim import SGD
 from fedddp.tasks import Task
+from tests.helpers.support import Recorder, assemble, few_digits
 
 SIZES = (7, 20, 1, 13)
 WHOLE = {"local_epochs": 1, "batch_size": 0, "optimizer": {"lr": 0.1}}

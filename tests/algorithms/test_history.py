@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from quadratics import SIZES, UNIFORM, descended, mean, quadratics, start
-from support import assemble, few_digits
 
 from fedddp.algorithms import LAST
 from fedddp.federation import federate
+from tests.helpers.quadratics import SIZES, UNIFORM, descended, mean, quadratics, start
+from tests.helpers.support import assemble, few_digits
 
 RADIUS, STEPS = 0.4, 2
 

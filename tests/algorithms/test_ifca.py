@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from planes import BODY, HEAD, descend, mean, personal, planes
-from support import assemble, few_digits
 
 from fedddp.algorithms import IFCA
 from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.optim import SGD
+from tests.helpers.planes import BODY, HEAD, descend, mean, personal, planes
+from tests.helpers.support import assemble, few_digits
 
 SIZES = (4, 7, 5, 9)
 SLOPES = torch.tensor([[2.0, -1, 0, 1, 3], [-2, 1, 1, -1, 0]], dtype=torch.float64)

@@ -3,15 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import assemble
 from torch import nn
 from torch.func import functional_call
-from zoo import BATCHED, SIZES, dataset, images, normed, start_of, task_of, trainers
 
 from fedddp.algorithms import Moon
 from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.types import Contrast, ServerState
+from tests.helpers.support import assemble
+from tests.helpers.zoo import BATCHED, SIZES, dataset, images, normed, start_of, task_of, trainers
 
 MLP = BATCHED["mlp"]
 

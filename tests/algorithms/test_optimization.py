@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
 
 from fedddp.algorithms import ALGORITHMS, QFFL
 from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.types import Cohort, Mean, RoundBurnt, ServerState
+from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
 
 
 def trained(folder, rounds, algorithm, **sections):

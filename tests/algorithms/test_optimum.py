@@ -8,7 +8,6 @@ from functools import cache
 
 import pytest
 import torch
-from support import assemble
 from torch import nn
 
 from fedddp.data import Dataset, Examples
@@ -17,6 +16,7 @@ from fedddp.models import ImportedModule
 from fedddp.optim import Optimizer
 from fedddp.tasks import Task
 from fedddp.types import LocalResult
+from tests.helpers.support import assemble
 
 SIZES = tuple(1 + (7 * k) % 20 + (80 if k == 3 else 0) for k in range(20))  # 1 to 20, and one of 102
 SHAPE, DIM, STEPS, LR = (6, 5), 30, 10, 0.2

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from quadratics import SIZES, UNIFORM, descended, loss, mean, quadratics, start
 
 from fedddp.config import UsageError
 from fedddp.data import Work
 from fedddp.federation import federate
 from fedddp.sampling import PowerOfChoiceSampler, SizeSampler
+from tests.helpers.quadratics import SIZES, UNIFORM, descended, loss, mean, quadratics, start
 
 POWER = {"cohort": {"size": 1, "sampler": {"name": "power_of_choice", "candidates": 2}}}
 BY_SIZE = {"cohort": {"size": 1, "sampler": {"name": "size"}}}

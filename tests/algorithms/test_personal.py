@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from planes import BODY, EPOCHS, HEAD, LR, WHOLE, descend, mean, personal, planes, points
-from support import assemble, few_digits
 
 from fedddp.algorithms import ALGORITHMS, FedAvg, FedBN, FedPer, FedRep, Personal
 from fedddp.algorithms.masked import PRIVATE
@@ -14,6 +12,8 @@ from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.models import MLP
 from fedddp.optim import SGD
+from tests.helpers.planes import BODY, EPOCHS, HEAD, LR, WHOLE, descend, mean, personal, planes, points
+from tests.helpers.support import assemble, few_digits
 
 DIGITS = (7, 20, 1, 13)
 HEAVY = {"lr": LR, "momentum": 0.8, "weight_decay": 0.3}

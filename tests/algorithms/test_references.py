@@ -7,7 +7,8 @@ each of them, clients trained one by one and two at once. Algorithms with person
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import CLIENTS, DATA, HEAVY, LR, WEIGHTS, Run, assert_same, mean, normalised
+
+from tests.helpers.reference import CLIENTS, DATA, HEAVY, LR, WEIGHTS, Run, assert_same, mean, normalised
 
 
 def compare(run, expected):

@@ -5,9 +5,21 @@ Compared after each of five rounds: the server's model, and what each of the six
 
 import pytest
 import torch
-from reference import CLIENTS, DATA, EPOCHS, HEAVY, LR, WEIGHTS, Run, assert_same, batches, mean, normalised
 
 from fedddp.algorithms import ALGORITHMS
+from tests.helpers.reference import (
+    CLIENTS,
+    DATA,
+    EPOCHS,
+    HEAVY,
+    LR,
+    WEIGHTS,
+    Run,
+    assert_same,
+    batches,
+    mean,
+    normalised,
+)
 
 
 def compare(run, expected):

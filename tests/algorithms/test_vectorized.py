@@ -4,8 +4,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support import Recorder, assemble
-from zoo import BATCHED, HOW, SIZES, TOTAL, clients, dataset, images, start_of, task_of, trainers
 
 from fedddp.algorithms import ALGORITHMS, FedAvg
 from fedddp.checkpoints.checkpoint import vector_sha256
@@ -15,6 +13,8 @@ from fedddp.data import Examples
 from fedddp.federation import federate
 from fedddp.optim import SGD
 from fedddp.types import Update
+from tests.helpers.support import Recorder, assemble
+from tests.helpers.zoo import BATCHED, HOW, SIZES, TOTAL, clients, dataset, images, start_of, task_of, trainers
 
 OPTIMIZERS = {
     "sgd": SGD(lr=0.1),

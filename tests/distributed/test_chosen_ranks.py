@@ -1,7 +1,8 @@
 """Power of choice and the mean of the clients' models over several ranks, each by one collective of its own."""
 
 import pytest
-from distributed_support import configured, train
+
+from tests.helpers.distributed import configured, train
 
 COHORT = {"size": 3, "sampler": {"name": "power_of_choice", "candidates": 6}}
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from distributed_support import configured, train
 from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
@@ -15,6 +14,7 @@ from fedddp.flat import FlatSpec
 from fedddp.rng import generator
 from fedddp.sampling import home_rank
 from fedddp.types import Cohort, LocalResult, ServerState, Update
+from tests.helpers.distributed import configured, train
 
 METHODS = [NoCompression(), Int8(bucket=256), RandomK(share=0.1), TopK(share=0.01), PowerSGD(rank=4)]
 CLIENTS, ROUNDS = 10, 2

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import ranks
 import torch
 
 from fedddp.cli.split import main
@@ -13,6 +12,7 @@ from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
 from fedddp.setup.preparation import prepare, resolve
+from tests.helpers import ranks
 
 
 def train_under_audit(comm, folder, data):

@@ -1,7 +1,8 @@
 """Token ids and lazy layers on two ranks, with two clients each: one model, and sequences that were trained on."""
 
 import pytest
-from distributed_support import configured, train
+
+from tests.helpers.distributed import configured, train
 
 CASES = {
     "tokens": ("Tokens", "Bag", {}),

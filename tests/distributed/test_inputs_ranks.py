@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from inputs import KINDS, MLP, Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedddp.comm import Place
@@ -13,6 +12,7 @@ from fedddp.data import Partition
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
 from fedddp.setup.preparation import resolve, share
+from tests.helpers.inputs import KINDS, MLP, Kind
 
 
 def trained(comm, folder, data, sections):

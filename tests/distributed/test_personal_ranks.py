@@ -1,9 +1,9 @@
 """Personal models over several ranks: as on one, with another number of ranks after a resume, and on the wire."""
 
 import pytest
-from distributed_support import configured, experiment_of, train
 
 from fedddp.federation import federate
+from tests.helpers.distributed import configured, experiment_of, train
 
 PARTITION = {"num_clients": 7, "name": "shards", "shards_per_client": 2}
 EVALUATE = {"holdout": 0.25, "personal_every": 1}

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from distributed_support import configured, experiment_of, train
 
 from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.privacy import epsilon
+from tests.helpers.distributed import configured, experiment_of, train
 
 MASKED = {"secure_aggregation": {"enabled": True}, "guard": True}
 EXAMPLE = {"level": "example", "noise_multiplier": 1.0, "randomness": "seeded", "guard": True}

@@ -1,10 +1,10 @@
 """A run that was cut short and resumed is the uninterrupted run, bit for bit."""
 
 import pytest
-from distributed_support import configured, experiment_of, train
 
 from fedddp.config import UsageError
 from fedddp.federation import federate
+from tests.helpers.distributed import configured, experiment_of, train
 
 MOMENTUM = {"server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5}}
 COUNTING = {"name": "faulty:Counting"}

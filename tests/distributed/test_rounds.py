@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from distributed_support import configured, experiment_of, train
 
 from fedddp.federation import federate
+from tests.helpers.distributed import configured, experiment_of, train
 
 TWELVE = {"num_clients": 12, "name": "quantity", "alpha": 2.0, "min_size": 5}
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_support import configured, experiment_of
 
 from fedddp.comm import LostRank
 from fedddp.evaluation.server import Evaluator
 from fedddp.federation import federate
 from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
 from fedddp.secure.recovery import Step
+from tests.helpers.distributed import configured, experiment_of
 
 STEPS = ("secure keys", "secure shares", "aggregate", "secure commit", "secure reveal")
 GRACE = 1.25

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from distributed_support import configured, experiment_of, train
 from robust_support import DEALT, LENGTH, RULES, a_round, every_rule
 
 from fedddp.federation import federate
+from tests.helpers.distributed import configured, experiment_of, train
 
 COORDINATEWISE = ("mean", "median", "trimmed_mean")
 FIVE = {"num_clients": 5, "name": "quantity", "alpha": 2.0, "min_size": 5}

@@ -4,15 +4,15 @@ import os
 import socket
 
 import pytest
-import tap
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from distributed_support import configured, train
 
 from examples.privacy.attacks.wire import neighbour, received_by_neighbour
 from fedddp.comm import Comm, Place
 from fedddp.rng import generator
 from fedddp.secure import SecureExchange
+from tests.helpers import tap
+from tests.helpers.distributed import configured, train
 
 RANKS = 3
 HANDSHAKE = 8  # gloo: a number that says which pair a connection is for, once for each

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from distributed_support import configured, experiment_of
 
 from fedddp.federation import federate
 from fedddp.sampling import assign, at_home
+from tests.helpers.distributed import configured, experiment_of
 
 
 class Noting:

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from distributed_support import configured as small
-from distributed_support import train
 
 from fedddp.checkpoints.checkpoint import vector_sha256
 from fedddp.comm import Comm, Place
@@ -11,6 +9,8 @@ from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
 from fedddp.setup.preparation import prepare, resolve
+from tests.helpers.distributed import configured as small
+from tests.helpers.distributed import train
 
 pytestmark = [
     pytest.mark.gpu,

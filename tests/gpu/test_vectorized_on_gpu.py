@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from zoo import FOLDED, VMAPPED, images, start_of, task_of
 
 from fedddp.clients import SequentialTrainer, VectorizedTrainer, choose
 from fedddp.clients.folded import FoldedModel
 from fedddp.clients.graphed import GraphedModel, Recording
 from fedddp.data import ClientData, Normalizer, Partition
 from fedddp.optim import SGD
+from tests.helpers.zoo import FOLDED, VMAPPED, images, start_of, task_of
 
 pytestmark = [
     pytest.mark.gpu,

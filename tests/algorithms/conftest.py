@@ -1,3 +1,0 @@
-"""The shared fixtures that these tests use."""
-
-from support import logged as logged

@@ -1,0 +1,288 @@
+"""fedddp.secure: the masked sum is the ring's sum, bit for bit, and nothing else passes between the parties."""
+
+import hashlib
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
+from fedddp.secure.attempt import Attempt
+from tests.helpers.threaded import Death, World
+
+N, LENGTH = 4, 20_000
+
+
+def stream(*path):
+    """Bytes that a test can repeat."""
+    count = itertools.count()
+    return lambda n: hashlib.shake_256(repr((path, next(count))).encode()).digest(n)
+
+
+def exchange_of(comm, seed=0):
+    identity = Identity.new(stream("identity", comm.rank))
+    return SecureExchange(comm, identity, None, b"config", random_bytes=stream(seed, comm.rank))
+
+
+def recorded(monkeypatch):
+    """All masked vectors, as (rank, bytes)."""
+    vectors = []
+    mask = Attempt.mask
+
+    def recording(attempt, y):
+        masked = mask(attempt, y)
+        vectors.append((attempt.rank, masked.numpy().tobytes()))
+        return masked
+
+    monkeypatch.setattr(Attempt, "mask", recording)
+    return vectors
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+def test_the_masked_sum_is_the_sum_in_the_ring(n, dtype):
+    """Over several rounds, where some ranks have nothing to give; compared with torch's sum and Python's integers."""
+    bits = torch.iinfo(dtype).bits
+
+    def vector(rank, round):
+        if (rank + round) % 3 == 0:
+            return [0] * 50
+        return [
+            random.Random(f"{rank} {round} {at}").randrange(-(2 ** (bits - 1)), 2 ** (bits - 1)) for at in range(50)
+        ]
+
+    def body(comm):
+        exchange, results = exchange_of(comm), []
+        for round in (0, 1, 5):
+            buffer = torch.tensor(vector(comm.rank, round), dtype=dtype)
+            plain = comm.all_reduce(buffer.clone(), "plain")
+            total = exchange.sum_(buffer, round)
+            assert total.data_ptr() == buffer.data_ptr()
+            results.append((torch.equal(total, plain), total.tolist()))
+        return results
+
+    for told in World(n).run(body).values():
+        for round, (equal, total) in zip((0, 1, 5), told, strict=True):
+            columns = zip(*(vector(rank, round) for rank in range(n)), strict=True)
+            assert equal
+            assert [v % 2**bits for v in total] == [sum(column) % 2**bits for column in columns]
+
+
+def updates(rank):
+    """Small numbers in fixed point, as a trained model's updates are."""
+    return (torch.from_numpy(np.random.default_rng(rank).normal(0, 1e-2, LENGTH)) * 2**40).to(torch.int64)
+
+
+INPUTS = {
+    "zeros": lambda rank: torch.zeros(LENGTH, dtype=torch.int64),
+    "ones": lambda rank: torch.ones(LENGTH, dtype=torch.int64),
+    "updates": updates,
+}
+
+
+def chi_square(data):
+    """The p-value of uniform byte values (255 degrees of freedom)."""
+    counts = torch.bincount(torch.frombuffer(bytearray(data), dtype=torch.uint8).long(), minlength=256).double()
+    mean = counts.mean()
+    statistic = ((counts - mean) ** 2 / mean).sum()
+    return float(torch.special.gammaincc(torch.tensor(127.5, dtype=torch.float64), statistic / 2))
+
+
+@pytest.mark.parametrize("what", INPUTS)
+def test_masked_vectors_look_uniform_by_byte(monkeypatch, what):
+    vectors = recorded(monkeypatch)
+    World(N).run(lambda comm: exchange_of(comm, what).sum_(INPUTS[what](comm.rank), 0))
+    assert sorted(rank for rank, _ in vectors) == list(range(N))
+    for rank, masked in vectors:
+        assert 1e-4 < chi_square(masked) < 1 - 1e-4
+        assert chi_square(INPUTS[what](rank).numpy().tobytes()) < 1e-4  # the test can see what is not uniform
+        plain = torch.frombuffer(bytearray(masked), dtype=torch.int64) - INPUTS[what](rank)
+        assert 1e-4 < chi_square(plain.numpy().tobytes()) < 1 - 1e-4
+
+
+def views(shift):
+    """All that each rank receives in a session of two rounds, in which rank 1 has ``shift`` more and rank 2 less."""
+    received = {rank: [] for rank in range(N)}
+
+    def listen(purpose, rank, total):
+        received[rank].append((purpose, total.numpy().tobytes()))
+
+    def body(comm):
+        exchange = exchange_of(comm)
+        for round in range(2):
+            exchange.sum_(updates(comm.rank) + shift * {1: 1, 2: -1}.get(comm.rank, 0), round)
+
+    World(N, tamper=listen).run(body)
+    return received
+
+
+def test_what_two_parties_shift_between_them_no_third_party_sees(monkeypatch):
+    """The same keys, and data that differ by d and by -d: every message that anybody receives is the same."""
+    vectors = recorded(monkeypatch)
+    before, after = views(0), views(12345)
+    assert before == after
+    assert [purpose for purpose, _ in before[3][2:7]] == [
+        "secure keys", "secure shares", "aggregate", "secure commit", "secure reveal",
+    ]  # fmt: skip
+    by_rank = [
+        {rank: {masked for r, masked in half if r == rank} for rank in range(N)} for half in (vectors[:8], vectors[8:])
+    ]
+    assert [by_rank[0][rank] == by_rank[1][rank] for rank in range(N)] == [True, False, False, True]
+
+
+def test_masks_never_repeat(monkeypatch):
+    """Of zeros, a masked vector is its masks: no 16 bytes of them occur twice in any round of any party."""
+    vectors = recorded(monkeypatch)
+
+    def body(comm):
+        exchange = exchange_of(comm)
+        for round in range(5):
+            exchange.sum_(torch.zeros(200, dtype=torch.int64), round)
+
+    World(N).run(body)
+    blocks = [masked[at : at + 16] for _, masked in vectors for at in range(0, len(masked), 16)]
+    assert len(vectors) == 5 * N
+    assert len(set(blocks)) == len(blocks)
+
+
+def test_global_random_states_are_left_alone():
+    """And a session does not depend on them: they are seeded alike, the masks differ."""
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    hashes = []
+
+    def listen(purpose, rank, total):
+        if purpose == "secure keys" and rank == 0:
+            hashes.append(total.numpy().tobytes())
+
+    for _ in range(2):
+        World(3, tamper=listen).run(
+            lambda comm: SecureExchange(comm, Identity.new(), None, b"").sum_(torch.ones(9, dtype=torch.int64), 0)
+        )
+        torch.manual_seed(3)
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert hashes[0] != hashes[1]
+
+
+# -- one party that does not keep to the protocol ------------------------------------------------------------
+
+
+class Cheat(Party):
+    """Rank 1 sends something else in one step: ``alter(attempt, body)`` stands for the body, rightly signed."""
+
+    def __init__(self, session, step, alter):
+        super().__init__(session)
+        self.bad, self.alter = step, alter
+
+    def _compose(self):
+        if self.step.name == self.bad and self.rank == 1:
+            name = self.step.name.lower()
+            if name == "commit":
+                self._commitment = self.alter(self._commitment)
+            else:
+                original = getattr(self._now(), name)
+                setattr(self._now(), name, lambda *args: self.alter(original(*args)))
+        return super()._compose()
+
+
+def flipped(at):
+    return lambda body: body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("step", "alter", "reason"),
+    [
+        ("KEYS", lambda body: bytes(32) + body[32:], "rank 1's key is a point of low order"),
+        ("KEYS", lambda body: body[:32] + bytes(32), "rank 1's key is a point of low order"),
+        ("KEYS", lambda body: body[:32] * 2, "rank 1 sends a key twice"),
+        ("KEYS", lambda body: body[:-1], "rank 1's keys have 63 bytes"),
+        ("SHARES", lambda body: body[:-1], "rank 1's shares have"),
+        ("SHARES", flipped(40), "rank 1's shares for rank 0 do not decrypt"),
+        ("SHARES", flipped(200), "rank 1's shares for rank 3 do not decrypt"),
+        ("SHARES", flipped(0), "the seed restored for rank 1 is not the one it sealed"),
+        ("COMMIT", flipped(0), "is about other parties"),
+        ("COMMIT", flipped(40), "has another sum"),
+        ("REVEAL", flipped(32), "the seed restored for rank 0 is not the one it sealed"),
+        ("REVEAL", lambda body: b"\xff" * 33 + body[33:], "not an element of the field"),
+        ("REVEAL", lambda body: body[33:], "rank 1 reveals 99 bytes for 4 shares"),
+    ],
+)
+def test_a_party_that_cheats_burns_the_round_on_all_and_not_the_next(step, alter, reason):
+    def body(comm):
+        cheats = [True]
+
+        def once(body):
+            return alter(body) if cheats and cheats.pop() else body
+
+        exchange = SecureExchange(comm, Identity.new(), None, b"", party=lambda s: Cheat(s, step, once))
+        buffer = torch.full((7,), 3 + comm.rank)
+        with pytest.raises(RoundBurnt, match=reason):
+            exchange.sum_(buffer, 0)
+        assert buffer.tolist() == [3 + comm.rank] * 7  # as it was
+        assert exchange.party._attempt is None  # its keys are gone
+        return exchange.sum_(buffer, 1).tolist()
+
+    results = World(4).run(body)
+    assert all(result == [18] * 7 for result in results.values())
+
+
+def test_no_party_reveals_both_kinds_of_shares(monkeypatch):
+    """Even if its state were led astray: asked for another set after it has revealed, it refuses."""
+    attempts = []
+    reveal = Attempt.reveal
+    monkeypatch.setattr(Attempt, "reveal", lambda a, summed: attempts.append(a) or reveal(a, summed))
+    World(4).run(lambda comm: exchange_of(comm).sum_(torch.ones(3, dtype=torch.int64), 0))
+    for attempt in attempts:
+        assert all(set(kinds) == {"seed"} for kinds in attempt._held.values())  # the other kind is deleted
+        other = (attempt.rank + 1) % 4
+        with pytest.raises(RuntimeError, match=f"both kinds of shares of rank {other}"):
+            reveal(attempt, [rank for rank in range(4) if rank != other])
+        for summed in ([rank for rank in range(4) if rank != attempt.rank], range(5)):  # without itself; one more
+            with pytest.raises(RuntimeError, match="for a sum over"):
+                reveal(attempt, summed)
+
+
+def test_misuse_of_a_party_is_refused():
+    def body(comm):
+        exchange, x = exchange_of(comm), torch.ones(3, dtype=torch.int64)
+        with pytest.raises(ValueError, match="contiguous int64 or int32"):
+            exchange.sum_(x.float(), 0)
+        exchange.sum_(x, 4)
+        for round in (4, 2):
+            with pytest.raises(ValueError, match=f"round {round} does not follow round 4"):
+                exchange.sum_(x, round)
+        return "done"
+
+    assert set(World(3).run(body).values()) == {"done"}
+
+
+def test_two_ranks_are_too_few():
+    def body(comm):
+        with pytest.raises(ValueError, match="at least 3 ranks, not 2"):
+            SecureExchange(comm, Identity.new(), None, b"")
+        return "refused"
+
+    assert set(World(2).run(body).values()) == {"refused"}
+
+
+def test_no_attempt_has_the_number_of_another(monkeypatch):
+    """Also of attempts that were given up; and a round that was repeated goes on counting."""
+    made = {rank: [] for rank in range(N)}
+    keys = Attempt.keys
+    monkeypatch.setattr(Attempt, "keys", lambda a: made[a.rank].append((a.serial, a._seed, a._pairwise)) or keys(a))
+
+    def body(comm):
+        exchange = exchange_of(comm)
+        for round in range(2):
+            exchange.sum_(torch.ones(3, dtype=torch.int64), round)
+
+    World(N, [Death(3, "secure shares", "split", 0, [1])]).run(body)
+    assert [[serial for serial, *_ in of_rank] for of_rank in made.values()] == [[0, 1, 2]] * 3 + [[0]]
+    secrets = [secret for of_rank in made.values() for _, *pair in of_rank for secret in pair]
+    assert len(set(secrets)) == len(secrets)
