@@ -27,7 +27,7 @@ from fedddp.comm import Comm, Place
 from fedddp.data import Partition
 from fedddp.federation import federate
 from fedddp.setup.assemble import Experiment
-from fedddp.setup.preparation import load_data, share
+from fedddp.setup.load import load_data, prepare
 
 from . import machine
 from .contenders.fedddp import configuration, experiment
@@ -57,7 +57,7 @@ def rounds(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         config = configuration(settings, [*words, *more, f"--run.dir={folder}", f"--run.name={name}"], place)
         dataset, _ = load_data(config)
         nobodys = Partition.dealt(np.zeros(0, dtype=np.int64), np.zeros(args.ranks, dtype=np.int64))
-        prepared = share(config, place, dataset, nobodys)
+        prepared = prepare(config, place, dataset, nobodys)
         signature = signature or prepared.signature  # ranks compare one a process group: the first run's
         runs[name] = experiment(replace(prepared, signature=signature), comm)
         comm = runs[name].federation.comm

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from fedddp.comm import Comm, Place
 from fedddp.sampling import UniformSampler
-from fedddp.setup.preparation import prepare
+from fedddp.setup.load import prepare
 
 from . import machine
 from .contender import Contender, high_water

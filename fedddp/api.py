@@ -30,7 +30,9 @@ from .models import ImportedModule
 from .registry.choice import keys_of, path_of
 from .registry.spelling import key_suggestion
 from .setup.assemble import Experiment, connect
-from .setup.preparation import Prepared, load_data, resolve, share
+from .setup.load import load_data, prepare
+from .setup.prepared import Prepared
+from .setup.resolve import resolve
 from .tasks import Task
 from .telemetry import Metrics, Sink
 from .train import check_learned, summary_of
@@ -174,7 +176,7 @@ def _prepared(
         owners = owners or config.data.partition.owners(dataset.train, config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return share(config, place, dataset, owners, task)
+    return prepare(config, place, dataset, owners, task)
 
 
 def _num_clients(partition: Partition | Sequence[Sequence[int]]) -> int:

@@ -1,14 +1,32 @@
-"""Errors of other code in one line, for messages."""
+"""The error for mistakes of the caller, and errors of other code in one line, for messages."""
 
 from __future__ import annotations
 
+import re
+
+
+class UsageError(ValueError):
+    """A mistake in the configuration or in a call: one line that names the key, the value and what to do.
+
+    Args:
+        message: "key=value: reason; remedy".
+        key: the dotted key at fault; by default the one at the front of the message, if there is one.
+        code: a short name of the mistake that stays the same when the wording changes; see `fedddp.setup.checks`.
+    """
+
+    def __init__(self, message: str, *, key: str | None = None, code: str = "") -> None:
+        super().__init__(message)
+        front = re.match(r"(?:--)?([a-z_]+(?:\.\w+)*)(?=[=:,])", message)
+        self.key = key if key is not None else front[1] if front else ""
+        self.code = code
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """Return the first line of an error's message, or the name of its class if it has none."""
     return (str(error).splitlines() or [""])[0].rstrip(".:") or type(error).__name__
 
 
 def reason(error: BaseException) -> str:
-    """The kind of an error, and the first line of what it says."""
+    """Return the class of an error and the first line of its message."""
     kind, said = type(error).__name__, first_line(error)
     return kind if said == kind else f"{kind}: {said}"

@@ -27,7 +27,9 @@ from .config import Config, UsageError, build, help_text, one_line, parse, read_
 from .federation import Federation, federate
 from .setup.assemble import Experiment, connect
 from .setup.checks import caveat
-from .setup.preparation import Prepared, prepare, resolve
+from .setup.load import prepare
+from .setup.prepared import Prepared
+from .setup.resolve import resolve
 from .telemetry import Metrics, lasting_output, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE

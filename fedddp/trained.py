@@ -22,7 +22,7 @@ from .errors import first_line
 from .flat import FlatModule
 from .models.weights import Weights
 from .registry.choice import user_path
-from .setup import task_of
+from .setup.task import task_of
 
 Inputs = dict[str, Any]
 

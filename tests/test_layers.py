@@ -10,7 +10,7 @@ import fedddp
 ROOT = Path(fedddp.__file__).parent
 FLOORS = [
     ["types", "flat", "rng", "registry", "errors"],
-    ["comm", "data", "models", "tasks", "optim", "participation", "sampling"],
+    ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "privacy", "secure"],
     ["attacks", "checkpoints", "evaluation", "telemetry"],
     ["config", "federation", "setup"],

@@ -28,7 +28,9 @@ from fedddp.data import Dataset, Examples, Partition
 from fedddp.evaluation.server import Evaluator
 from fedddp.federation import Federation, federate
 from fedddp.setup.assemble import Experiment, connect
-from fedddp.setup.preparation import Prepared, load_data, prepare, resolve, share
+from fedddp.setup.load import load_data, prepare
+from fedddp.setup.prepared import Prepared
+from fedddp.setup.resolve import resolve
 from fedddp.types import ServerState
 
 
@@ -67,7 +69,7 @@ def load(config: Config, examples: int | None) -> tuple[Dataset, Partition]:
 
 
 def prepared(config: Config, place: Place, examples: int | None) -> Prepared:
-    return prepare(config, place) if examples is None else share(config, place, *load(config, examples))
+    return prepare(config, place) if examples is None else prepare(config, place, *load(config, examples))
 
 
 class NoEvaluation(Evaluator):

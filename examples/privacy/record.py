@@ -28,7 +28,8 @@ from fedddp.config import build, parse
 from fedddp.federation import federate
 from fedddp.registry.choice import user_path
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from fedddp.telemetry import lasting_output, log_to_stderr
 
 

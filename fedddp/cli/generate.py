@@ -25,8 +25,9 @@ from ..config import Config, UsageError, build, parse, read_toml
 from ..data import Dataset, Normalizer
 from ..flat import FlatModule
 from ..registry.choice import user_path
-from ..setup import task_of
-from ..setup.preparation import load_data, resolve
+from ..setup.load import load_data
+from ..setup.resolve import resolve
+from ..setup.task import task_of
 from ..tasks import Task
 from ..tasks.conditional_gan import drawn
 from ..telemetry import figures, lasting_output, log_to_stderr

@@ -23,7 +23,8 @@ from ..config import Config, UsageError, build, help_text, parse
 from ..data import ClientData, Dataset, Partition, write_partition
 from ..data.partition import Ints
 from ..registry.choice import user_path
-from ..setup.preparation import load_data, resolve
+from ..setup.load import load_data
+from ..setup.resolve import resolve
 from ..telemetry import console, figures, lasting_output, log_to_stderr
 
 ROWS_PRINTED, COLUMNS_PRINTED = 40, 30  # clients, and labels where there are no more

@@ -17,7 +17,7 @@ from pathlib import Path
 from ..config import Config, UsageError, build, help_text, parse, to_dict
 from ..data.parts import PUBLIC, train_file, write
 from ..registry.choice import user_path
-from ..setup.preparation import load_data
+from ..setup.load import load_data
 from ..telemetry import lasting_output
 
 

@@ -38,7 +38,9 @@ from ..evaluation.server import Evaluator, Score
 from ..federation import federate
 from ..registry.choice import user_path
 from ..setup.assemble import connect
-from ..setup.preparation import Prepared, load_data, resolve, share
+from ..setup.load import load_data, prepare
+from ..setup.prepared import Prepared
+from ..setup.resolve import resolve
 from ..telemetry import Metrics, RoundRecord, lasting_output, log_to_stderr
 from ..telemetry.tuning import Candidate, told, written
 
@@ -139,7 +141,7 @@ def _number(options: dict[str, str], key: str, least: int) -> int:
 def _tune(search: Search, place: Place) -> None:
     dataset, partition = load_data(search.base, place)
     _check_folds(search, partition, place.world_size)
-    first = share(search.configs[0], place, dataset, partition)
+    first = prepare(search.configs[0], place, dataset, partition)
     if not first.task.classifies:
         raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
@@ -195,7 +197,7 @@ def _folded(
     own = np.concatenate([rows for client, rows in held.items() if client % place.world_size == place.rank])
     rows = torch.from_numpy(own).long()
     examples = Examples(dataset.train.x[rows], dataset.train.y[rows])
-    return share(config, place, replace(dataset, test=examples), kept)
+    return prepare(config, place, replace(dataset, test=examples), kept)
 
 
 def _scored(p: Prepared, comm: Comm) -> Score | None:

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..registry.choice import UsageError
+from ..errors import UsageError
 
 __all__ = ["SPANS_HOSTS", "Place", "alone_of_many", "check_meeting", "is_loopback", "spans_hosts"]
 

@@ -1,6 +1,6 @@
 """The configuration of a run: schema, where it comes from, help."""
 
-from ..registry.choice import UsageError
+from ..errors import UsageError
 from .help import text as help_text
 from .load import build, checked, chosen, flatten, merge, nested, parse, read_toml, to_dict, to_toml
 from .plain import one_line

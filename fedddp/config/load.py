@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from ..registry.choice import UsageError, dump, fields_of, keys_of, user_path
+from ..errors import UsageError
+from ..registry.choice import dump, fields_of, keys_of, user_path
 from ..registry.spelling import key_suggestion
 from .plain import DEEPEST, Decimals, Digits, check_kept, check_plain, shortened
 from .schema import Config

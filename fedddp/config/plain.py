@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from ..registry.choice import UsageError
+from ..errors import UsageError
 
 LARGEST_INT, LARGEST_FLOAT = 2**63 - 1, 1e30  # of int64; room for products in float32, which ends at 3.4e38
 LONGEST_NAME, LONGEST_PATH, DEEPEST = 255, 4096, 16  # bytes of a name in a path, as Linux has it; of a path; tables

@@ -16,8 +16,8 @@ from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
 from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
-from ..participation import SAMPLERS, Participation, Uniform
 from ..registry.choice import RULES, Choice, Off, UserPath
+from ..sampling import SAMPLERS, Participation, Uniform
 from ..tasks import TASKS, Classification, TaskFactory
 from ..tasks.losses import LOSSES, CrossEntropy, Loss
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..errors import first_line
-from ..registry.choice import UsageError, user_path
+from ..errors import UsageError, first_line
+from ..registry.choice import user_path
 
 
 @dataclass(frozen=True)

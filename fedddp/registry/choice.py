@@ -33,10 +33,6 @@ from .torchvision_operators import declare_if_missing
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-class UsageError(ValueError):
-    """A mistake of the caller's, in one line that names the key, the value and what to do."""
-
-
 def _off(value: Any) -> Any:
     return None if value == "off" else value
 

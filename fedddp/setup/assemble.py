@@ -32,7 +32,7 @@ from .checks import told
 from .cohorts import losses_of, mean_weights, sampler_of
 from .levels import LEVELS, Plain
 from .malloc import keep_freed
-from .preparation import Prepared
+from .prepared import Prepared
 from .resume import resuming
 from .robustness import adversary, told_of_attack
 

@@ -12,8 +12,7 @@ from ..clients import Trainer
 from ..comm import Comm
 from ..config import Config, UsageError, chosen
 from ..data import Work
-from ..participation import Uniform
-from ..sampling import Losses, Punctual, Sampler, home_rank
+from ..sampling import Losses, Punctual, Sampler, Uniform, home_rank
 from ..types import Cohort
 from .checks import cohort_size
 

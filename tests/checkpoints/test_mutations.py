@@ -19,7 +19,8 @@ from fedddp.data import Dataset
 from fedddp.data.labels import numbered
 from fedddp.data.reading import read
 from fedddp.registry.choice import keys_of
-from fedddp.setup.preparation import resolve, share
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 
 INF = float("inf")
 NUMBERS = [float("nan"), INF, -INF, -1, 0, 1, 3.0, 7, 0.5, 1e30, -1e30, 1e-45, 2**31, 2**63, 2**63 - 1, -0.0, 10**400]
@@ -275,4 +276,4 @@ def prepared(model, folder):
 
     config = configured(model=model, dir=str(folder), data={"partition": {"num_clients": 2}})
     config, dataset = resolve(config, Place()), Dataset.of((X.clone(), Y), (X.clone(), Y))
-    return share(config, Place(), dataset, config.data.partition.owners(dataset.train, 0))
+    return prepare(config, Place(), dataset, config.data.partition.owners(dataset.train, 0))

@@ -13,7 +13,8 @@ from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.data import DATASETS, Parts
 from fedddp.data.parts import MANIFEST, TEST, train_file
-from fedddp.setup.preparation import load_data, prepare, resolve
+from fedddp.setup.load import load_data, prepare
+from fedddp.setup.resolve import resolve
 
 WORDS = ["--data.name=synthetic", "--data.args={num_train=90, num_test=7}", "--run.seed=3"]
 SHARDS = [*WORDS, "--data.partition.name=quantity", "--data.partition.num_clients=5"]

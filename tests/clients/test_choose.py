@@ -13,7 +13,7 @@ from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.models import MODELS
 from fedddp.optim import SGD
-from fedddp.setup.preparation import resolve
+from fedddp.setup.resolve import resolve
 from tests.helpers.support import assemble
 from tests.helpers.zoo import BATCHED, CLASSES, FOLDED, HOW, SIZES, clients, dataset, images, normed, task_of, trainers
 

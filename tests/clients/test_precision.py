@@ -9,7 +9,8 @@ from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.optim import SGD
-from fedddp.setup.preparation import resolve, share
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from fedddp.tasks import Task
 from tests.helpers.support import Recorder, assemble
 from tests.helpers.zoo import CLASSES, CPU, FOLDED, SIZES, clients, dataset, images, normed, start_of, task_of
@@ -46,7 +47,7 @@ def prepared(tmp_path, precision):
     small = {"data": {"partition": {"num_clients": len(SIZES)}}, "model": {"name": "logistic"}}
     data = dataset()
     config = resolve(build(table, small), Place())
-    return share(config, Place(), data, config.data.partition.split(data.train.y.numpy(), 0))
+    return prepare(config, Place(), data, config.data.partition.split(data.train.y.numpy(), 0))
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", "float32"), ("float32",) * 2, ("float64",) * 2])

@@ -5,7 +5,8 @@ import pytest
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, parse
 from fedddp.setup.checks import cohort_size
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 
 SMALL = ("--data.name=synthetic", "--data.args={num_train = 20, num_test = 5}", "--model.name=mlp", "--run.threads=1")
 

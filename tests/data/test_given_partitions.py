@@ -14,7 +14,8 @@ from fedddp.config import UsageError, build
 from fedddp.data import Dataset, Examples, Partition, given, write_partition
 from fedddp.data.datasets import from_class
 from fedddp.data.partition import FromFile, Natural, Partitioner
-from fedddp.setup.preparation import load_data, resolve
+from fedddp.setup.load import load_data
+from fedddp.setup.resolve import resolve
 
 HANDS = [[4, 1], [0], [5, 2, 3]]
 ENDINGS = [".json", ".csv", ".npz"]

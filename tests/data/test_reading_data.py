@@ -16,7 +16,8 @@ from fedddp.data.constructing import damage
 from fedddp.data.reading import _is_columns
 from fedddp.data.skew import Noise
 from fedddp.data.torchvision_datasets import torchvision_class
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 
 N = 12
 X = np.arange(N * 4, dtype=np.float32).reshape(N, 4)

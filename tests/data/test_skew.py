@@ -12,7 +12,8 @@ from fedddp.data import SKEWS, ClientData, Examples, Normalizer, NoSkew, Partiti
 from fedddp.data.parts import Parts, write
 from fedddp.data.skew import Noise, Rotation
 from fedddp.optim import SGD
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from tests.helpers.support import few_digits
 from tests.helpers.zoo import FOLDED, start_of, task_of, trainers
 

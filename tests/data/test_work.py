@@ -11,7 +11,7 @@ from fedddp.config import UsageError, build, to_toml
 from fedddp.data import Work, num_steps, plan
 from fedddp.optim import CONSTANT, SCHEDULES, SGD
 from fedddp.setup.checks import secured
-from fedddp.setup.preparation import resolve
+from fedddp.setup.resolve import resolve
 from tests.helpers.support import assemble, few_digits
 
 SIZES = torch.tensor([7, 0, 20, 3])

@@ -11,7 +11,8 @@ from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from tests.helpers import ranks
 
 

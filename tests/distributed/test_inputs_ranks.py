@@ -11,7 +11,8 @@ from fedddp.config import build
 from fedddp.data import Partition
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import resolve, share
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from tests.helpers.inputs import KINDS, MLP, Kind
 
 
@@ -22,7 +23,7 @@ def trained(comm, folder, data, sections):
     named = {"data": {"name": "synthetic", "partition": {"num_clients": 4}}, "telemetry": {"progress": "off"}}
     config = resolve(build(quiet, named, {"model": MLP, **sections}), place)
     partition = Partition.dealt(np.arange(len(data.train)), np.array([len(data.train) // 4] * 4))
-    prepared = share(config, place, data, partition)
+    prepared = prepare(config, place, data, partition)
     if comm.rank == 0:
         comm.check_signature(prepared.signature)  # anew: the same ranks train several times
     comm.barrier("done")

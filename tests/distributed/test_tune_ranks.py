@@ -5,7 +5,7 @@ import pytest
 from fedddp.cli.split import main as split
 from fedddp.cli.tune import search_of, searched
 from fedddp.comm import Place
-from fedddp.setup.preparation import load_data
+from fedddp.setup.load import load_data
 
 DATA = ("--data.name=synthetic", "--data.args={num_train = 120, num_test = 6, num_classes = 3, shape = [1, 5, 5]}")
 WORDS = (

@@ -16,7 +16,7 @@ from fedddp.data.partition import IID, Overlapping, Shards
 from fedddp.data.parts import Divided
 from fedddp.evaluation.clients import Spread
 from fedddp.federation import federate
-from fedddp.setup.preparation import resolve
+from fedddp.setup.resolve import resolve
 from fedddp.telemetry import SideWork
 from tests.helpers.support import Recorder, assemble, few_digits
 

@@ -8,7 +8,8 @@ from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from tests.helpers.distributed import configured as small
 from tests.helpers.distributed import train
 

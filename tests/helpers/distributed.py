@@ -9,7 +9,8 @@ from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.federation import federate
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 
 BASE: dict[str, dict[str, Any]] = {
     "run": {"threads": 1, "rounds": 2, "device": "cpu"},

@@ -12,7 +12,8 @@ from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.data import DATASETS, Dataset, Examples, Partition
 from fedddp.setup.assemble import connect
-from fedddp.setup.preparation import resolve, share
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 D = 40
@@ -71,7 +72,7 @@ def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):
     population = {"data": {"partition": {"num_clients": len(sizes)}}}
     config = resolve(build(quiet, population, sections), Place())
     partition = Partition.dealt(np.arange(sum(sizes)), np.array(sizes))
-    experiment = connect(share(config, Place(), dataset, partition, task), sinks)
+    experiment = connect(prepare(config, Place(), dataset, partition, task), sinks)
     return experiment.federation, experiment.server
 
 

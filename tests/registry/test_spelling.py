@@ -6,7 +6,8 @@ import fedddp
 from fedddp.config import Config, UsageError, build, parse
 from fedddp.registry.choice import keys_of
 from fedddp.registry.spelling import KEYS, NAMES
-from fedddp.setup.preparation import load_data, resolve
+from fedddp.setup.load import load_data
+from fedddp.setup.resolve import resolve
 
 MEANT = [
     ("--lr=0.1", "'client.optimizer.lr'"),

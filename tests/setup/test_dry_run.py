@@ -16,7 +16,8 @@ from fedddp.comm.world import Place
 from fedddp.config import build
 from fedddp.data import extreme_batches, plan
 from fedddp.privacy import accounting
-from fedddp.setup.preparation import prepare, resolve
+from fedddp.setup.load import prepare
+from fedddp.setup.resolve import resolve
 
 QUIET = {
     "run": {"threads": 1, "device": "cpu", "rounds": 2},

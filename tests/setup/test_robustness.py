@@ -4,7 +4,7 @@ import pytest
 
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, to_dict
-from fedddp.setup.preparation import resolve
+from fedddp.setup.resolve import resolve
 from fedddp.setup.robustness import told_of_attack
 
 TEN = {"data": {"partition": {"num_clients": 10}}}

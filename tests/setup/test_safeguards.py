@@ -9,7 +9,7 @@ from fedddp.config import UsageError, build
 from fedddp.flat import FlatSpec
 from fedddp.secure import Identity, Roster
 from fedddp.setup.checks import caveat, check_compression, example_level_work, heaviest, secured, told
-from fedddp.setup.preparation import resolve
+from fedddp.setup.resolve import resolve
 
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)

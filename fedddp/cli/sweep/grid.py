@@ -28,7 +28,7 @@ from ...comm.world import Place
 from ...config import Config, UsageError, build, checked, flatten, merge, nested, parse, read_toml
 from ...config.schema import Section
 from ...registry.choice import Off, UserPath, user_path
-from ...setup.preparation import resolve
+from ...setup.resolve import resolve
 
 OWNED = {"run.name": "sweep.name", "run.dir": "sweep.dir", "run.resume": "the same command again: it goes on by itself"}
 """Keys that the sweep sets for its runs, and what to use instead."""

@@ -1,4 +1,4 @@
-"""fedddp.setup.preparation: where a population's examples lie, and what rank 0 knows of it."""
+"""fedddp.setup.load: which examples a rank holds, and what rank 0 keeps of the partition."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ from fedddp.checkpoints.checkpoint import differences
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, flatten, to_dict, to_toml
 from fedddp.data import Partition
-from fedddp.setup.preparation import load_data, prepare, resolve, share
+from fedddp.setup.load import load_data, prepare
+from fedddp.setup.resolve import resolve
 
 
 def resolved(tmp_path, place, placement="auto", **partition):
@@ -88,7 +89,7 @@ def test_the_signature_tells_who_owns_what(tmp_path, change):
     def signature(**arrays):
         partition = Partition(**{name: np.array(numbers) for name, numbers in arrays.items()})
         place, config = Place(1, 2), resolved(tmp_path, Place(1, 2), num_clients=2)
-        return share(config, place, load_data(config)[0], partition).signature["data and partition"]
+        return prepare(config, place, load_data(config)[0], partition).signature["data and partition"]
 
     arrays = {"order": [0, 1, 2, 3], "starts": [0, 2], "sizes": [2, 2]}
     assert signature(**arrays) == signature(**arrays) != signature(**{**arrays, **change})
