@@ -82,8 +82,9 @@ def rounds(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def bare(buffer: torch.Tensor, comm: Comm) -> float:
     """Seconds of the collective alone, which all ranks begin together."""
     comm.barrier("begin together")
+    assert comm._group is not None
     began = time.perf_counter()
-    comm._group.allreduce([buffer]).wait()  # without Comm's notes, ledger and polling
+    comm._group.all_reduce(buffer).wait()  # without Comm's heartbeat, ledger and polling
     return time.perf_counter() - began
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints.checkpoint import vector_sha256
-from .comm import Comm
+from .comm import Comm, Purpose
 from .comm.world import Place
 from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
 from .data import Dataset, Partition, given
@@ -95,7 +95,7 @@ def run(
         try:
             server = federate(experiment.federation, experiment.server)
             check_learned(experiment.federation)
-            experiment.federation.comm.barrier("done")
+            experiment.federation.comm.barrier(Purpose.DONE)
             summary = summary_of(prepared, experiment, vector_sha256(server.w))
             experiment.close(summary)
         except BaseException as error:

@@ -11,7 +11,7 @@ from .aggregation import Pipeline
 from .algorithms import Algorithm
 from .checkpoints.checkpoint import Checkpoints
 from .clients import ClientStore, Trainer
-from .comm import Comm
+from .comm import Comm, Purpose
 from .evaluation.clients import ClientEvaluator
 from .evaluation.server import Evaluator
 from .flat import FlatSpec
@@ -55,7 +55,7 @@ class Federation:
 def initialise(task: Task, algorithm: Algorithm, comm: Comm, spec: FlatSpec, seed: int) -> ServerState:
     """w_0 on the server, and the same w_0 on every client."""
     w = task.initial_params(seed).to(comm.device, spec.dtype)  # 1 initialise
-    w = comm.broadcast(w, "distribute the model")  # 2 distribute; later rounds compute the same w on every rank
+    w = comm.broadcast(w, Purpose.DISTRIBUTE)  # 2 distribute; later rounds compute the same w on every rank
     return algorithm.init_server(w, spec.num_trainable)
 
 

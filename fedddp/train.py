@@ -20,7 +20,7 @@ from typing import Any
 from . import __version__
 from .checkpoints.checkpoint import vector_sha256
 from .checkpoints.durable import WriteError
-from .comm import CommError, interrupt, record
+from .comm import CommError, Purpose, interrupt, record
 from .comm.interrupt import Interrupted, leave
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, UsageError, build, help_text, one_line, parse, read_toml, to_toml
@@ -112,7 +112,7 @@ def _train(prepared: Prepared) -> int:
     try:
         server = federate(federation, experiment.server)
         check_learned(federation)
-        federation.comm.barrier("done")
+        federation.comm.barrier(Purpose.DONE)
         summary = summary_of(prepared, experiment, vector_sha256(server.w))
         federation.telemetry.close(summary)
         federation.comm.close()
@@ -124,6 +124,8 @@ def _train(prepared: Prepared) -> int:
         if isinstance(error, WriteError):  # this rank's own, and its line is the last
             federation.telemetry.abandon()
         raise
+    finally:
+        federation.comm.release()
     if folder:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..comm import Comm
+from ..comm import Comm, Purpose
 
 
 class Reduce(Protocol):
@@ -59,7 +59,7 @@ class FastSum:
         self._buffer[: self._length].addmv_(rows.t(), weight.to(rows))
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        comm.all_reduce(self._buffer, "aggregate")
+        comm.all_reduce(self._buffer, Purpose.AGGREGATE)
         return self._buffer[: self._length], self.tail
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..comm import Comm
+from ..comm import Comm, Purpose
 
 FINEST = 40
 """No more fraction bits than this: 2^-40 is finer than float32 updates, and float64 holds 53 bits."""
@@ -29,7 +29,7 @@ Sampler = Callable[[int, float], Tensor]
 
 def in_the_clear(comm: Comm) -> Exchange:
     """The exchange without masks: one all_reduce of integers."""
-    return lambda buffer, round: comm.all_reduce(buffer, "aggregate")
+    return lambda buffer, round: comm.all_reduce(buffer, Purpose.AGGREGATE)
 
 
 def fraction_bits(bound: float, total_weight: float, bits: int, noise: float = 0.0) -> int:

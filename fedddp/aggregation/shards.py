@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..comm import Comm
+from ..comm import Comm, Purpose
 from ..rng import generator
 from ..types import RoundBurnt
 from .rules import Rule
@@ -75,7 +75,7 @@ class CoordinateShards:
 
     def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
         self._slots[comm.rank - self._world_size] = len(self._rows)
-        comm.all_reduce(self._slots, "aggregate")
+        comm.all_reduce(self._slots, Purpose.AGGREGATE)
         counts = [int(n) for n in self._slots[-self._world_size :].tolist()]
         if not any(counts):
             return torch.zeros(self._length, dtype=torch.float64, device=self._device), self.tail
@@ -88,9 +88,9 @@ class CoordinateShards:
             x = torch.cat([x, self._own_columns(comm)])
         known = self._rule.partial(x)
         if known is not None:
-            known = comm.all_reduce(known, "aggregate")
+            known = comm.all_reduce(known, Purpose.AGGREGATE)
         mine = self._rule.combine(x, weight, known)
-        result = comm.all_gather(mine, "aggregate").flatten()[: self._length]
+        result = comm.all_gather(mine, Purpose.AGGREGATE).flatten()[: self._length]
         result = self._rule.finish(result, generator(self._seed, "aggregation rule", round))
         return result.double() * float(weight.sum()), self.tail
 
@@ -110,7 +110,7 @@ class CoordinateShards:
                 block[to, i, : len(piece)] = piece
             block[:, i, c:] = label.to(block)
         self._rows, self._labels = [], []  # their memory is needed for what comes
-        received = comm.all_to_all(block, "aggregate").flatten(0, 1)  # [R * most, c + labels]
+        received = comm.all_to_all(block, Purpose.AGGREGATE).flatten(0, 1)  # [R * most, c + labels]
         del block
         there = torch.tensor([i * most + j for i, n in enumerate(counts) for j in range(n)], device=self._device)
         high, low, weight = received[there, c:].double().unbind(dim=1)

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from ..checkpoints.run_folder import RunFolder, locate
-from ..comm import Comm, CommError, interrupt, record
+from ..comm import Comm, CommError, Purpose, interrupt, record
 from ..comm.interrupt import Interrupted
 from ..comm.world import Place
 from ..config import Config, UsageError, build, chosen, flatten, parse
@@ -149,7 +149,7 @@ def _tune(search: Search, place: Place) -> None:
     config = first.config.run
     comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
     candidates = searched(search, dataset, partition, place, comm)
-    comm.barrier("done")
+    comm.barrier(Purpose.DONE)
     comm.close()
     if place.rank == 0:
         told(candidates, search.folds)
@@ -204,7 +204,7 @@ def _scored(p: Prepared, comm: Comm) -> Score | None:
     """Train, and score what was learned on each rank's own test set; rank 0 knows the sum of the counts."""
     if comm.rank == 0:
         comm.check_signature(p.signature)  # rank 0 writes it down anew; the others compare with it once it is there
-    comm.barrier("done")
+    comm.barrier(Purpose.DONE)
     last = _Last()
     with tempfile.TemporaryDirectory(prefix="fedddp-tune-") as folder:
         run = RunFolder(Path(folder) / "run", resumed=False) if comm.rank == 0 else None

@@ -3,6 +3,7 @@
 from .collectives import Comm, record
 from .guard import Refused
 from .heartbeat import CommError, LostRank
+from .ledger import Purpose
 from .world import Place
 
-__all__ = ["Comm", "CommError", "LostRank", "Place", "Refused", "record"]
+__all__ = ["Comm", "CommError", "LostRank", "Place", "Purpose", "Refused", "record"]

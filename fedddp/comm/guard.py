@@ -2,7 +2,7 @@
 
 A guard stops mistakes: a line that sends a raw update beside the masked sum is refused before anything is sent. It is
 no defence against a rank whose owner rewrites the program, and it reads types and sizes, not contents: that the int64
-vector of an "aggregate" is really masked is what the secure protocol and the tests on the wire are for.
+vector of an "aggregate" is really masked is what the secure protocol and the tests on the network are for.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NoReturn
 
+from .gloo import MODULES
 from .heartbeat import CommError
+from .ledger import Purpose
 
-__all__ = ["AROUND", "OBJECTS", "Guard", "Refused", "Rule", "refuse_around", "restore"]
+__all__ = ["AROUND", "OBJECTS", "AllowedMessage", "Guard", "Refused", "refuse_around"]
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 RING = ("int64", "int32")
 PACKED = ("uint8", "int8", "int16")
-SECURE = ("hello", "keys", "shares", "commit", "reveal", "status")
+SECURE = tuple(purpose for purpose in Purpose if purpose.startswith("secure "))
 
 
 class Refused(CommError):
@@ -27,33 +29,39 @@ class Refused(CommError):
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One kind of message that may be sent."""
+class AllowedMessage:
+    """One kind of message that may be sent.
+
+    Args:
+        op: the collective, or "store".
+        dtypes: element types.
+        max_bytes: of the tensor (not of what a ring makes of it); None for no limit.
+    """
 
     op: str
     dtypes: tuple[str, ...]
     max_bytes: int | None = None
-    """Of the tensor (not of what a ring makes of it); no limit by default."""
 
     def __str__(self) -> str:
         limit = "" if self.max_bytes is None else f" up to {self.max_bytes} bytes"
         return f"{self.op} of {' or '.join(self.dtypes)}{limit}"
 
     def allows(self, op: str, dtype: str, bytes: int) -> bool:
+        """Whether a message is of this kind."""
         return op == self.op and dtype in self.dtypes and (self.max_bytes is None or bytes <= self.max_bytes)
 
 
 _IN_THE_CLEAR = (
-    Rule("all_reduce", (*REAL[:2], *RING, "int8")),
-    *(Rule(op, REAL + RING + PACKED) for op in ("all_to_all", "all_gather")),
+    AllowedMessage("all_reduce", (*REAL[:2], *RING, "int8")),
+    *(AllowedMessage(op, REAL + RING + PACKED) for op in ("all_to_all", "all_gather")),
 )
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What may be sent, by purpose."""
+    """The messages that may be sent, by purpose."""
 
-    rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
+    allowed: Mapping[str, tuple[AllowedMessage, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -63,43 +71,63 @@ class Guard:
         ring: str = "int64",
         classes: int = 100,
         clients: int = 1,
+        losses: bool = False,
+        mean_of: int = 0,
         secret_bytes: int = 1 << 20,
     ) -> Guard:
         """The program's protocol.
 
-        ``secure``: updates are masked; an "aggregate" is then of the ring's type and of no other, and the messages of
-        the secure protocol are allowed, of ``secret_bytes`` each at most. ``classes``: the evaluation's confusion
-        matrix has their number squared of cells. ``clients``: a privacy budget has a count for each of them, and
-        the evaluation of personal models two figures for each of 1000 at most (none where updates are masked).
+        Args:
+            secure: updates are masked. An "aggregate" is then of type ``ring`` and of no other, and the messages of the
+                secure protocol are allowed, of ``secret_bytes`` each at most.
+            classes: an evaluation's confusion matrix has their number squared of cells.
+            clients: a privacy budget has a count for each of them, and the evaluation of personal models two figures
+                for each of 1000 at most (none where updates are masked).
+            losses: cohorts are chosen by the clients' losses, 8 bytes each.
+            mean_of: length of the model whose mean over all clients is evaluated; 0 where it is not.
         """
-        rules = {
-            "distribute the model": (Rule("broadcast", REAL),),
-            "resume": (Rule("broadcast", REAL), Rule("broadcast", ("int64",), 64)),
-            "privacy": (Rule("broadcast", ("int64", "float64"), 8 * clients), Rule("broadcast", ("uint8",), 32)),
-            "run folder": (Rule("broadcast", ("int64",), 8), Rule("broadcast", ("uint8",), 1 << 14)),
-            "evaluate": (Rule("all_reduce", ("float64",), 8 * (classes**2 + 2)),),
-            **({} if secure else {"evaluate clients": (Rule("all_reduce", ("float64",), 16 * min(clients, 1000)),)}),
-            "aggregate": (Rule("all_reduce", (ring,)),) if secure else _IN_THE_CLEAR,
-            **{purpose: (Rule("all_reduce", ("float32",), 4),) for purpose in ("target accuracy", "done", "close")},
-            **{purpose: (Rule("store", ("bytes",), 1 << 10),) for purpose in ("progress", "gpu", "regroup")},
-            "signature": (Rule("store", ("bytes",), 1 << 16),),
+
+        def reduced(*dtypes: str, limit: int | None = None) -> tuple[AllowedMessage, ...]:
+            return (AllowedMessage("all_reduce", dtypes, limit),)
+
+        allowed: dict[str, tuple[AllowedMessage, ...]] = {
+            Purpose.DISTRIBUTE: (AllowedMessage("broadcast", REAL),),
+            Purpose.RESUME: (AllowedMessage("broadcast", REAL), AllowedMessage("broadcast", ("int64",), 64)),
+            Purpose.PRIVACY: (
+                AllowedMessage("broadcast", ("int64", "float64"), 8 * clients),
+                AllowedMessage("broadcast", ("uint8",), 32),
+            ),
+            Purpose.RUN_FOLDER: (
+                AllowedMessage("broadcast", ("int64",), 8),
+                AllowedMessage("broadcast", ("uint8",), 1 << 14),
+            ),
+            Purpose.EVALUATE: reduced("float64", limit=8 * (classes**2 + 2)),
+            Purpose.AGGREGATE: reduced(ring) if secure else _IN_THE_CLEAR,
+            **dict.fromkeys((Purpose.TARGET_ACCURACY, Purpose.DONE, Purpose.CLOSE), reduced("float32", limit=4)),
+            **dict.fromkeys(
+                (Purpose.PROGRESS, Purpose.GPU, Purpose.REGROUP), (AllowedMessage("store", ("bytes",), 1 << 10),)
+            ),
+            Purpose.SIGNATURE: (AllowedMessage("store", ("bytes",), 1 << 16),),
         }
         if secure:
-            rules |= {f"secure {step}": (Rule("all_reduce", ("uint8",), secret_bytes),) for step in SECURE}
-        return cls(rules)
-
-    def with_(self, purpose: str, *rules: Rule) -> Guard:
-        """The same guard with these rules for ``purpose``."""
-        return Guard({**self.rules, purpose: rules})
+            allowed |= dict.fromkeys(SECURE, reduced("uint8", limit=secret_bytes))
+        else:
+            allowed[Purpose.EVALUATE_CLIENTS] = reduced("float64", limit=16 * min(clients, 1000))
+        if losses:
+            allowed[Purpose.COHORT] = reduced("float64", limit=8 * clients)
+        if mean_of:
+            allowed[Purpose.CLIENTS_MEAN] = reduced("float64", limit=8 * (mean_of + 1))
+        return cls(allowed)
 
     def check(self, op: str, dtype: str, shape: tuple[int, ...], bytes: int, purpose: str) -> None:
-        """Raise `Refused`, saying what would be allowed, if no rule covers the message."""
-        rules = self.rules.get(purpose, ())
-        if any(rule.allows(op, dtype, bytes) for rule in rules):
+        """Raise `Refused`, saying what would be allowed, if the message is of no allowed kind."""
+        kinds = self.allowed.get(purpose, ())
+        if any(kind.allows(op, dtype, bytes) for kind in kinds):
             return
-        allowed = " or ".join(map(str, rules)) or f"nothing: known purposes are {', '.join(sorted(self.rules))}"
+        allowed = " or ".join(map(str, kinds)) or f"nothing: known purposes are {', '.join(sorted(self.allowed))}"
         raise Refused(
-            f"privacy.guard refuses {op} of {dtype} {list(shape)} ({bytes} bytes) for {purpose!r}; allowed: {allowed}"
+            f"privacy.guard refuses {op} of {dtype} {list(shape)} ({bytes} bytes) for {str(purpose)!r}; "
+            f"allowed: {allowed}"
         )
 
 
@@ -115,24 +143,27 @@ AROUND = (
     *("all_gather", "all_gather_into_tensor", "gather", "scatter", "reduce_scatter", "reduce_scatter_tensor"),
     *("all_to_all", "all_to_all_single", "batch_isend_irecv", "barrier", "all_reduce_coalesced"),
 )
-"""Functions of torch.distributed that would send beside Comm."""
-_before: dict[tuple[ModuleType, str], Any] = {}
+"""Functions of torch.distributed that would send without Comm's knowledge."""
+_asked: dict[int, tuple[str, ...]] = {}
+_originals: dict[tuple[ModuleType, str], Any] = {}
 
 
-def refuse_around(modules: tuple[ModuleType, ...], names: tuple[str, ...]) -> None:
-    """Let these functions of the modules raise `Refused`, in the whole process, until `restore`."""
-    for module in modules:
-        for name in names:
-            if (module, name) not in _before and hasattr(module, name):
-                _before[module, name] = getattr(module, name)
+def refuse_around(owner: object, names: tuple[str, ...]) -> None:
+    """Let the functions ``names`` of torch.distributed raise `Refused`, in the whole process, on behalf of ``owner``.
+
+    This replaces what the owner asked for before; () ends it. A function that no owner refuses is as it was before.
+    """
+    _asked[id(owner)] = names
+    refused = {name for names in _asked.values() for name in names}
+    for module, name in [place for place in _originals if place[1] not in refused]:
+        setattr(module, name, _originals.pop((module, name)))
+    for module in MODULES:
+        for name in refused:
+            if (module, name) not in _originals and hasattr(module, name):
+                _originals[module, name] = getattr(module, name)
                 setattr(module, name, _refusing(name))
-
-
-def restore(names: tuple[str, ...] = OBJECTS + AROUND) -> None:
-    """Undo `refuse_around`."""
-    for module, name in list(_before):
-        if name in names:
-            setattr(module, name, _before.pop((module, name)))
+    if not names:
+        del _asked[id(owner)]
 
 
 def _refusing(name: str) -> Callable[..., NoReturn]:

@@ -1,8 +1,8 @@
-"""What this rank sends, by purpose: the account that privacy is checked against.
+"""The ledger of what this rank sends, by purpose: the account that privacy is checked against.
 
-Everything that leaves a rank leaves through `Comm`, which writes each collective and each store write down here; a tap
-on the wire must find the same bytes. What is not counted is the transport's own: message headers and acknowledgements,
-and the keys that a store is asked for.
+Everything that leaves a rank leaves through `Comm`, which enters each collective and each store write here; a tap on
+the network must find the same bytes. Not counted are the transport's own: message headers and acknowledgements, and the
+keys that a store is asked for.
 """
 
 from __future__ import annotations
@@ -10,42 +10,76 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
-__all__ = ["Entry", "Ledger", "by_purpose"]
+__all__ = ["Entry", "Ledger", "Purpose", "by_purpose"]
+
+
+class Purpose(StrEnum):
+    """What a message is for, in the words of ``ledger.jsonl`` and of `Guard`."""
+
+    DISTRIBUTE = "distribute the model"
+    RESUME = "resume"
+    PRIVACY = "privacy"
+    RUN_FOLDER = "run folder"
+    COHORT = "cohort"
+    AGGREGATE = "aggregate"
+    EVALUATE = "evaluate"
+    EVALUATE_CLIENTS = "evaluate clients"
+    CLIENTS_MEAN = "clients' mean"
+    TARGET_ACCURACY = "target accuracy"
+    DONE = "done"
+    CLOSE = "close"
+    # secure aggregation
+    SECURE_HELLO = "secure hello"
+    SECURE_KEYS = "secure keys"
+    SECURE_SHARES = "secure shares"
+    SECURE_COMMIT = "secure commit"
+    SECURE_REVEAL = "secure reveal"
+    SECURE_STATUS = "secure status"
+    # writes to the launcher's store
+    PROGRESS = "progress"
+    GPU = "gpu"
+    SIGNATURE = "signature"
+    REGROUP = "regroup"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One kind of message: how often it was sent, and its bytes on the wire from this rank, together."""
+    """One kind of message: how often it was sent, and its bytes on the network from this rank, together.
+
+    Args:
+        op: all_reduce, all_to_all, all_gather, broadcast, or store (a key and a value written to the launcher's store).
+        dtype: element type, "bytes" for a store write.
+        shape: of the tensor; () for a store write.
+        bytes: what this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's
+            tree, the rows of others in an all_to_all, R-1 copies in an all_gather's ring.
+    """
 
     op: str
-    """all_reduce, all_to_all, all_gather, broadcast, or store (a key and a value written to the launcher's store)."""
     dtype: str
     shape: tuple[int, ...]
-    """Of the tensor; () for a store write."""
     bytes: int
-    """What this rank sends for it: 2 (R-1)/R of the tensor in a ring, one copy for each child in a broadcast's tree,
-    the rows of others in an all_to_all, R-1 copies in an all_gather's ring."""
     purpose: str
     count: int = 1
 
 
 class Ledger:
-    """Messages since the last `take`. Safe to write to from several threads."""
+    """Messages since the last `take`. Several threads may write to it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sent: dict[tuple[str, str, tuple[int, ...], str], list[int]] = {}
 
     def add(self, op: str, dtype: str, shape: tuple[int, ...], bytes: int, purpose: str) -> None:
-        """One message was sent."""
+        """Enter one message."""
         with self._lock:
-            sums = self._sent.setdefault((op, dtype, shape, purpose), [0, 0])
+            sums = self._sent.setdefault((op, dtype, shape, str(purpose)), [0, 0])
             sums[0] += bytes
             sums[1] += 1
 
     def take(self) -> tuple[Entry, ...]:
-        """What was sent since the last take, equal messages merged, in the order of their first appearance."""
+        """The messages since the last take, equal ones merged, in the order of their first appearance."""
         with self._lock:
             sent, self._sent = self._sent, {}
         return tuple(Entry(op, t, shape, bytes, why, count) for (op, t, shape, why), (bytes, count) in sent.items())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..algorithms import Algorithm
 from ..clients import ClientStore
-from ..comm import Comm, interrupt
+from ..comm import Comm, Purpose, interrupt
 from ..data import ClientData
 from ..rng import numpy_generator
 from ..sampling import blocks, home_rank
@@ -89,7 +89,7 @@ class ClientEvaluator:
             slots[1, places] = self._accuracies(server.w, ids)
             own = self._algorithm.personal_params(server, store.latest(ids))
             slots[0, places] = slots[1, places] if own is server.w else self._accuracies(own, ids)
-        self._comm.all_reduce(slots, "evaluate clients")
+        self._comm.all_reduce(slots, Purpose.EVALUATE_CLIENTS)
         return ClientScores(tuple(self._ids), Spread(slots[0]), Spread(slots[1]))
 
     def _scored(self) -> list[int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..algorithms import LAST_MODEL
 from ..clients import ClientStore
-from ..comm import Comm
+from ..comm import Comm, Purpose
 from ..sampling import blocks
 
 PARAMETERS_AT_ONCE = 2**24  # of models side by side: 64 MB
@@ -33,7 +33,7 @@ class ClientsMean:
             mine = share[list(ids)].to(first.device)
             total[:-1] += mine @ store.latest(ids)[LAST_MODEL].double()
             total[-1] += mine.sum()
-        total = self.comm.all_reduce(total, "clients' mean")
+        total = self.comm.all_reduce(total, Purpose.CLIENTS_MEAN)
         return {"clients_mean": (total[:-1] + (1 - total[-1]) * first.double()).to(first)}
 
 

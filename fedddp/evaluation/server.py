@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clients.folded import FoldedModel
-from ..comm import Comm, interrupt
+from ..comm import Comm, Purpose, interrupt
 from ..data import Examples, Normalizer
 from ..flat import FlatModule
 from ..rng import global_seed
@@ -104,7 +104,7 @@ class Evaluator:
         if self._target is None:
             return False
         accuracy = (score.accuracy if score else None) or 0.0
-        return self._comm.any(accuracy >= self._target, "target accuracy")
+        return self._comm.any(accuracy >= self._target, Purpose.TARGET_ACCURACY)
 
     def score(self, w: Tensor, others: Mapping[str, Tensor] | None = None) -> Score | None:
         """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded).
@@ -129,7 +129,7 @@ class Evaluator:
         if self._takes_part:
             counts, mistakes = self._measure(w)
             if self._where != "rank0":
-                self._comm.all_reduce(counts, "evaluate")
+                self._comm.all_reduce(counts, Purpose.EVALUATE)
             score = self._scored(counts, mistakes)
         if self._where == "rank0":
             self.load = self._test_size // 3  # a training step is a forward pass and a backward one of twice the work

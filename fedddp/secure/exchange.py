@@ -12,17 +12,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..comm import Comm, CommError, LostRank
+from ..comm import Comm, CommError, LostRank, Purpose
 from .hello import HELLO_SIZE, SIGNATURE, Greeting, Session
 from .identity import Identity, Roster
 from .party import Party, TooFewParties
 from .recovery import Step
 
 PURPOSE = {
-    Step.KEYS: "secure keys",
-    Step.SHARES: "secure shares",
-    Step.COMMIT: "secure commit",
-    Step.REVEAL: "secure reveal",
+    Step.KEYS: Purpose.SECURE_KEYS,
+    Step.SHARES: Purpose.SECURE_SHARES,
+    Step.COMMIT: Purpose.SECURE_COMMIT,
+    Step.REVEAL: Purpose.SECURE_REVEAL,
 }
 
 
@@ -97,7 +97,7 @@ class SecureExchange:
         while party.step is not Step.IDLE:
             if party.sums:
                 total = party.masked()
-                party.summed(self._comm.all_reduce(total, "aggregate"))
+                party.summed(self._comm.all_reduce(total, Purpose.AGGREGATE))
             else:
                 party.receive(self._comm.gather_bytes(party.message(), party.size, PURPOSE[party.step]))
 
@@ -105,7 +105,7 @@ class SecureExchange:
         """Where everybody stands, and what follows from it."""
         party, comm = self.party, self._comm
         party.regrouped(comm.members)
-        plan = party.follow(comm.gather_bytes(party.status(), party.status_size, "secure status"))
+        plan = party.follow(comm.gather_bytes(party.status(), party.status_size, Purpose.SECURE_STATUS))
         help_for_others = party.assistance(plan)
         if help_for_others:
             comm.gather_bytes(*help_for_others, PURPOSE[Step.REVEAL])
@@ -121,6 +121,6 @@ def greet(
 ) -> Session:
     """Exchange hellos and confirmations. Raises HelloError."""
     greeting = Greeting(comm.rank, comm.world_size, identity, roster, configuration, random_bytes)
-    session = greeting.meet(comm.gather_bytes(greeting.message, HELLO_SIZE, "secure hello"))
-    session.check_confirmations(comm.gather_bytes(session.confirmation(), SIGNATURE, "secure hello"))
+    session = greeting.meet(comm.gather_bytes(greeting.message, HELLO_SIZE, Purpose.SECURE_HELLO))
+    session.check_confirmations(comm.gather_bytes(session.confirmation(), SIGNATURE, Purpose.SECURE_HELLO))
     return session

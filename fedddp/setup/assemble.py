@@ -16,8 +16,8 @@ from ..checkpoints.export import Exports, named
 from ..checkpoints.run_folder import SPENT, RunFolder
 from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
-from ..comm import Comm
-from ..comm.guard import Guard, Rule
+from ..comm import Comm, Purpose
+from ..comm.guard import Guard
 from ..config import flatten, to_dict, to_toml
 from ..data import Work
 from ..evaluation.clients import ClientEvaluator
@@ -53,11 +53,9 @@ class Experiment:
         """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
         telemetry = self.federation.telemetry
         telemetry.abandon() if failed else telemetry.close(summary)
-        self.federation.comm.guard = None
         if self.threads_before is not None:
             torch.set_num_threads(self.threads_before)
-        if not failed:
-            self.federation.comm.close()
+        self.federation.comm.release() if failed else self.federation.comm.close()
 
 
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
@@ -67,6 +65,7 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     """
     keep_freed()
     folder = p.folder if p.folder and p.folder.resumed else None
+    given = comm is not None
     try:
         comm = comm or Comm.connect(p.place, p.device, backend=p.config.run.backend, timeout=p.config.run.timeout)
         comm.check_signature(p.signature)
@@ -75,6 +74,10 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     except BaseException as error:
         if folder:
             folder.ended(error)
+        if comm is not None:
+            comm.guard = None
+            if not given:
+                comm.release()
         raise
 
 
@@ -96,7 +99,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     telemetry = _telemetry(p, folder, sinks)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
     checkpoints = Checkpoints(
-        Path(comm.broadcast_text(str(folder.path.absolute()) if folder else "", "run folder")),
+        Path(comm.broadcast_text(str(folder.path.absolute()) if folder else "", Purpose.RUN_FOLDER)),
         to_dict(config),
         comm,
         every=config.checkpoint.every,
@@ -175,13 +178,14 @@ def _guard(p: Prepared) -> Guard | None:
     keys, masks = p.config.privacy, p.config.privacy.secure_aggregation
     if not keys.guard:
         return None
-    sizes = {"classes": min(p.task.num_classes, MOST_LABELS), "clients": p.data.num_clients}
-    guard = Guard.of(secure=masks.enabled, ring=f"int{masks.bits}", **sizes)
-    if p.config.cohort.sampler.asks_losses:
-        guard = guard.with_("cohort", Rule("all_reduce", ("float64",), 8 * p.data.num_clients))
-    if p.config.evaluate.clients_mean:
-        guard = guard.with_("clients' mean", Rule("all_reduce", ("float64",), 8 * (p.spec.dim + 1)))
-    return guard
+    return Guard.of(
+        secure=masks.enabled,
+        ring=f"int{masks.bits}",
+        classes=min(p.task.num_classes, MOST_LABELS),
+        clients=p.data.num_clients,
+        losses=p.config.cohort.sampler.asks_losses,
+        mean_of=p.spec.dim if p.config.evaluate.clients_mean else 0,
+    )
 
 
 def _trainer(p: Prepared, comm: Comm) -> Trainer:
@@ -195,7 +199,7 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
     """What may still be spent, the same on every rank: rank 0 knows what was."""
     budget = protection.budget(SpendFile(folder.path / SPENT) if folder else None)
     spent = budget.recovered(p.saved.budget() if p.saved else {})
-    budget.load({name: comm.broadcast(tensor, "privacy") for name, tensor in spent.items()})
+    budget.load({name: comm.broadcast(tensor, Purpose.PRIVACY) for name, tensor in spent.items()})
     if budget.guarantee and comm.rank == 0:
         log.info("epsilon is %s", budget.guarantee.terms)
     return budget
@@ -216,7 +220,7 @@ def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int
     target, saved = p.config.evaluate.target_accuracy, p.saved
     finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
     learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not told
-    header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), "resume").tolist()
+    header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), Purpose.RESUME).tolist()
     return int(header[0]), bool(header[1]), bool(header[2])
 
 
@@ -225,8 +229,10 @@ def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) ->
     if not done:
         return start
     mine = saved.server() if saved else start
-    w = comm.broadcast(mine.w.to(start.w).clone(), "resume")  # a copy: who never took part still begins from w_0
-    extra = {name: comm.broadcast(mine.extra[name].to(like).clone(), "resume") for name, like in start.extra.items()}
+    w = comm.broadcast(mine.w.to(start.w).clone(), Purpose.RESUME)  # a copy: who never took part still begins from w_0
+    extra = {
+        name: comm.broadcast(mine.extra[name].to(like).clone(), Purpose.RESUME) for name, like in start.extra.items()
+    }
     return ServerState(w, start.num_trainable, extra, done)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..clients import Trainer
-from ..comm import Comm
+from ..comm import Comm, Purpose
 from ..config import Config, UsageError, chosen
 from ..data import Work
 from ..sampling import Losses, Punctual, Sampler, Uniform, home_rank
@@ -95,7 +95,7 @@ def losses_of(trainer: Trainer, comm: Comm) -> Losses:
         for slot, k in enumerate(cohort.ids):
             if home_rank(k, comm.world_size) == comm.rank:
                 slots[slot] = trainer.on((k,), cohort.round).loss(w)[0]
-        return comm.all_reduce(slots, "cohort")
+        return comm.all_reduce(slots, Purpose.COHORT)
 
     return losses
 

@@ -6,7 +6,7 @@ import torch.distributed
 
 from fedddp.comm import Comm, CommError, Refused
 from fedddp.comm import guard as guards
-from fedddp.comm.guard import Guard, Rule
+from fedddp.comm.guard import AllowedMessage, Guard
 
 D = 1_663_370  # McMahan's CNN
 
@@ -29,7 +29,7 @@ def test_the_plain_protocol():
     assert passes(guard, "all_reduce", "float64", (101,), "evaluate")
     assert all(passes(guard, "all_reduce", t, (D,), "aggregate") for t in ("float32", "float64", "int64", "int32"))
     assert all(passes(guard, "all_reduce", "float32", (1,), p) for p in ("target accuracy", "done", "close"))
-    assert not any(passes(guard, "all_reduce", "uint8", (9,), f"secure {step}") for step in guards.SECURE)
+    assert not any(passes(guard, "all_reduce", "uint8", (9,), purpose) for purpose in guards.SECURE)
 
 
 @pytest.mark.parametrize(("ring", "other"), [("int64", "int32"), ("int32", "int64")])
@@ -48,14 +48,16 @@ def test_the_masked_protocol_sums_in_the_ring_only(ring, other):
 def test_an_update_under_a_small_purpose_is_refused():
     """199,210 parameters of the MLP, in every type, under every purpose but the model's own."""
     for guard in (Guard.of(), Guard.of(secure=True)):
-        for purpose in guard.rules.keys() - {"aggregate", "distribute the model", "resume"}:
+        for purpose in guard.allowed.keys() - {"aggregate", "distribute the model", "resume"}:
             for dtype in ("float32", "float64", "bfloat16", "int64", "int32"):
                 for op in ("all_reduce", "broadcast"):
                     assert not passes(guard, op, dtype, (199_210,), purpose), (purpose, dtype, op)
 
 
 def test_the_refusal_names_what_was_tried_and_what_would_pass():
-    guard = Guard({"a": (Rule("all_reduce", ("int64", "int32"), 80), Rule("broadcast", ("uint8",)))})
+    guard = Guard(
+        {"a": (AllowedMessage("all_reduce", ("int64", "int32"), 80), AllowedMessage("broadcast", ("uint8",)))}
+    )
     guard.check("all_reduce", "int64", (10,), 80, "a")
     guard.check("broadcast", "uint8", (10_000,), 10_000, "a")
     with pytest.raises(CommError) as caught:
@@ -66,7 +68,6 @@ def test_the_refusal_names_what_was_tried_and_what_would_pass():
     )
     with pytest.raises(Refused, match=r"for 'b'; allowed: nothing: known purposes are a$"):
         guard.check("all_reduce", "int64", (1,), 8, "b")
-    guard.with_("b", Rule("all_reduce", ("int64",))).check("all_reduce", "int64", (1,), 8, "b")
 
 
 def test_alone_the_same_is_refused():
@@ -77,26 +78,46 @@ def test_alone_the_same_is_refused():
         with pytest.raises(Refused):
             comm.all_reduce(torch.ones(2), "aggregate")
     finally:
-        guards.restore()
+        comm.release()
+
+
+def test_what_is_only_sent_in_some_runs_is_refused_in_the_others():
+    losses, mean = ("float64", (20,), "cohort"), ("float64", (D + 1,), "clients' mean")
+    for message in (losses, mean):
+        assert not passes(Guard.of(clients=20), "all_reduce", *message)
+    assert passes(Guard.of(clients=20, losses=True), "all_reduce", *losses)
+    assert not passes(Guard.of(clients=19, losses=True), "all_reduce", *losses)
+    assert passes(Guard.of(mean_of=D), "all_reduce", *mean)
+    assert not passes(Guard.of(mean_of=D - 1), "all_reduce", *mean)
+
+
+def functions():
+    names = guards.OBJECTS + guards.AROUND
+    return {(module, name): getattr(module, name, None) for module in guards.MODULES for name in names}
 
 
 def test_functions_around_comm_are_refused_and_restored():
-    before = {name: getattr(torch.distributed, name) for name in guards.OBJECTS + guards.AROUND}
-    comm = Comm.alone()
-    try:
-        comm.guard = Guard.of()
-        for name in before:
-            with pytest.raises(Refused, match=name):
-                getattr(torch.distributed, name)(torch.ones(1))
-            with pytest.raises(Refused, match=name):
-                getattr(torch.distributed.distributed_c10d, name)(torch.ones(1))
-        comm.guard = None
-        assert all(getattr(torch.distributed, name) is before[name] for name in guards.AROUND)
-        with pytest.raises(Refused):
-            torch.distributed.all_gather_object([], None)
-    finally:
-        guards.restore()
-    assert {name: getattr(torch.distributed, name) for name in before} == before
+    before, comm = functions(), Comm.alone()
+    comm.guard = Guard.of()
+    for module, name in before:
+        with pytest.raises(Refused, match=name):
+            getattr(module, name)(torch.ones(1))
+    comm.guard = None
+    assert functions() == before
+    comm.guard = Guard.of()
+    comm.close()
+    assert comm.guard is None
+    assert functions() == before
+
+
+def test_functions_are_refused_until_the_last_guard_is_gone():
+    before, first, second = functions(), Comm.alone(), Comm.alone()
+    first.guard = second.guard = Guard.of()
+    first.close()
+    with pytest.raises(Refused):
+        torch.distributed.all_reduce(torch.ones(1))
+    second.close()
+    assert functions() == before
 
 
 def test_every_function_with_objects_is_known():

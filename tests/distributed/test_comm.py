@@ -2,16 +2,19 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 
 import pytest
 import torch
 
-from fedddp.comm import Comm, CommError, Refused, interrupt
+import fedddp
+from fedddp.comm import Comm, CommError, Place, Refused, interrupt
 from fedddp.comm.guard import Guard
 from fedddp.comm.interrupt import Interrupted
 from fedddp.comm.ledger import Entry
+from tests.helpers.distributed import configured, experiment_of
 
 
 def collectives(comm):
@@ -164,6 +167,84 @@ def test_what_is_not_in_the_protocol_is_refused_before_it_is_sent(run_ranks, pat
     )
 
 
+def beside_own_group(comm, meeting, when):
+    """The caller has a default group of its own, made before the run or during it, and uses it when the run is over."""
+
+    def own_group():
+        store = torch.distributed.FileStore(meeting, 2)
+        torch.distributed.init_process_group("gloo", store=store, rank=comm.rank, world_size=2)
+
+    def gathered(value):
+        objects = [None, None]
+        torch.distributed.all_gather_object(objects, value)
+        return objects
+
+    if when == "before":
+        comm.close()
+        own_group()
+        group = torch.distributed.group.WORLD
+        store = torch.distributed.FileStore(f"{meeting}-run", 2)
+        comm = Comm.connect(Place(comm.rank, 2, comm.rank, 2), torch.device("cpu"), timeout=20.0, store=store)
+    else:
+        own_group()
+        group = torch.distributed.group.WORLD
+    comm.guard = Guard.of()
+    with pytest.raises(Refused):
+        gathered("during")
+    total = comm.all_reduce(torch.ones(1), "aggregate").item()
+    comm.close()
+    assert torch.distributed.group.WORLD is group
+    return total, gathered(f"from {comm.rank}")
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_default_group_of_the_callers_is_left_alone(tmp_path, run_ranks, when):
+    expected = (2.0, ["from 0", "from 1"])
+    assert run_ranks(beside_own_group, 2, str(tmp_path / "own"), when) == [expected] * 2
+
+
+def run_that_fails(comm, table):
+    """What a run changed in the process is undone when it fails too."""
+    before = torch.distributed.all_gather_object, torch.distributed.all_reduce
+    experiment = experiment_of(comm, table)
+    refused = torch.distributed.all_gather_object, torch.distributed.all_reduce
+    experiment.close(failed=True)
+    after = torch.distributed.all_gather_object, torch.distributed.all_reduce
+    names = [[function.__name__ for function in functions] for functions in (before, refused, after)]
+    return *names, torch.distributed.is_initialized()
+
+
+def test_a_run_that_fails_leaves_nothing_behind(tmp_path, run_ranks):
+    functions = ["all_gather_object", "all_reduce"]
+    expected = (["refuse", "all_reduce"], ["refuse", "refuse"], functions, False)
+    assert run_ranks(run_that_fails, 2, configured(tmp_path, privacy={"guard": True})) == [expected] * 2
+
+
+def run_inside(comm, meeting, table):
+    """A program with a default group of its own calls fedddp in it, under torchrun's environment."""
+    comm.close()
+    place = {"RANK": comm.rank, "WORLD_SIZE": 2, "LOCAL_RANK": comm.rank, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update({key: str(value) for key, value in place.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": meeting})
+    torch.distributed.init_process_group("gloo")
+    group, threads = torch.distributed.group.WORLD, torch.get_num_threads()
+    result = fedddp.run(table)
+    assert torch.distributed.group.WORLD is group
+    assert torch.get_num_threads() == threads
+    objects = [None, None]
+    torch.distributed.all_gather_object(objects, result.summary["model_sha256"])
+    torch.distributed.destroy_process_group()
+    return objects
+
+
+def test_a_program_with_a_default_group_runs_fedddp_in_it(tmp_path, run_ranks):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    (first, second), others = run_ranks(run_inside, 2, port, configured(tmp_path))
+    assert first == second
+    assert others == [first, second]
+
+
 def no_default_group(comm):
     return torch.distributed.is_initialized()
 
@@ -205,8 +286,6 @@ def never_came(comm):
 
 
 def test_a_rank_that_never_starts_is_named(tmp_path):
-    from fedddp.comm import Place
-
     store = torch.distributed.FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(CommError, match="rank 1 never came"):
         Comm.connect(Place(0, 2, 0, 2), torch.device("cpu"), timeout=1.5, store=store)

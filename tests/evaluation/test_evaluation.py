@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedddp.clients.folded import FoldedModel
-from fedddp.comm import Comm
+from fedddp.comm import Comm, Place
 from fedddp.data import Examples, Normalizer
 from fedddp.evaluation import server as evaluation
 from fedddp.evaluation.server import Evaluator, Score, scoring_model
@@ -145,7 +145,7 @@ def test_sharded_ranks_see_every_example_once(test_set, normalize):
             return x
 
     for rank in range(3):
-        comm = Rank(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm = Rank(Place(), torch.device("cpu"), store=None, timeout=0.0)
         comm.rank, comm.world_size, comm.members = rank, 3, (0, 1, 2)
         Evaluator(Task(model, 10), test_set, normalize, comm, where="sharded").score(w)
     whole = Evaluator(Task(model, 10), test_set, normalize, Comm.alone(), where="sharded").score(w)
@@ -164,7 +164,7 @@ def test_counts_grow_linearly_with_the_classes_above_a_hundred(classes, normaliz
         def all_reduce(self, x, purpose):
             sent.append(len(x))
 
-    comm = Watched(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+    comm = Watched(Place(), torch.device("cpu"), store=None, timeout=0.0)
     x, y = torch.eye(4).view(4, 1, 1, 4), torch.tensor([0, 1, classes - 1, classes - 1])
     task = Task(lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, classes, bias=False)), classes)
     weights = torch.zeros(classes, 4)
@@ -190,7 +190,7 @@ def test_ranks_without_a_test_example_count_nothing(size, ranks, classes, test_s
 
     w = task.initial_params(0)
     for rank in range(ranks):
-        comm = Rank(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm = Rank(Place(), torch.device("cpu"), store=None, timeout=0.0)
         comm.rank, comm.world_size, comm.members = rank, ranks, tuple(range(ranks))
         score = Evaluator(task, few, normalize, comm).score(w)
         assert (score.accuracy is None) == (rank >= size)
@@ -281,7 +281,7 @@ def test_on_rank_0_nobody_waits_for_anybody(test_set, normalize):
 
     w = flatten(some_model())
     for rank, known in ((0, True), (1, False)):
-        comm = Alone(Comm.alone().place, torch.device("cpu"), store=None, timeout=0.0)
+        comm = Alone(Place(), torch.device("cpu"), store=None, timeout=0.0)
         comm.rank, comm.world_size = rank, 2
         scorer = Evaluator(Task(model, 10), test_set, normalize, comm, where="rank0")
         score = scorer.score(w)

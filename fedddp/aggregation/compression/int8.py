@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...comm import Comm
+from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...rng import generator
 from ...types import ClientState, Delivery
@@ -98,7 +98,7 @@ class Int8Sum:
         for client, n, row in self._kept:
             integers += self._rounded(row, (n * per_quantum)[:, None], client, round)
         self._kept.clear()
-        integers = comm.all_reduce(integers.flatten()[: self._columns.squeezed], "aggregate")
+        integers = comm.all_reduce(integers.flatten()[: self._columns.squeezed], Purpose.AGGREGATE)
         total = self._in_buckets(integers.to(self._dtype)) * quantum.to(self._dtype)[:, None]
         return self._columns.join(total.flatten()[: self._columns.squeezed], plain), self.tail
 

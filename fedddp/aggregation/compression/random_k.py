@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...comm import Comm
+from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...rng import numpy_generator
 from ...types import ClientState, Delivery
@@ -75,7 +75,7 @@ class RandomKSum:
         size, k = len(squeezed), self._kept
         stream = numpy_generator(self._seed, "random_k", round)
         drawn = torch.from_numpy(stream.choice(size, k, replace=False, shuffle=False)).to(squeezed.device)
-        buffer = comm.all_reduce(torch.cat([squeezed[drawn], plain, tail]), "aggregate")
+        buffer = comm.all_reduce(torch.cat([squeezed[drawn], plain, tail]), Purpose.AGGREGATE)
         values, plain, sums = buffer.split([k, len(plain), len(tail)])
         self.tail.copy_(sums)
         sparse = torch.zeros_like(squeezed).index_copy_(0, drawn, values * (size / k))

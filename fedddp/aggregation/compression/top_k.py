@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ...comm import Comm
+from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...types import ClientState, Delivery
 from .base import Columns, Setting, Sum
@@ -97,7 +97,7 @@ class TopKSum:
         for slot, packet in zip(mine, self._packets, strict=False):
             slot.copy_(packet)
         self._packets.clear()
-        gathered = comm.all_gather(mine, "aggregate").flatten(0, 1) if most else mine  # [R most, bytes]
+        gathered = comm.all_gather(mine, Purpose.AGGREGATE).flatten(0, 1) if most else mine  # [R most, bytes]
         total = torch.zeros(self._columns.squeezed, dtype=plain.dtype, device=plain.device)
         for _, n, content in sorted(((*_read(packet), packet[HEADER:]) for packet in gathered), key=lambda p: p[0]):
             if n:  # else a slot that a rank with fewer clients left empty

@@ -11,6 +11,7 @@ import torch
 from ...aggregation import Pipeline, SilentTally
 from ...algorithms import Algorithm, ClientLevel
 from ...clients import Trainer
+from ...comm import Purpose
 from ...config import Config
 from ...data import ClientData, Examples
 from ...privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
@@ -59,7 +60,7 @@ class ClientPrivacy(Private):
             return PoissonSampler(population, self._rate, self._randomness("cohorts", comm.rank), mine)
         own = self._randomness("cohorts")
         key = torch.frombuffer(bytearray(own.int64(4).numpy().tobytes()), dtype=torch.uint8)
-        shared = Randomness(bytes(comm.broadcast(key, "privacy").tolist()), predictable=own.predictable)
+        shared = Randomness(bytes(comm.broadcast(key, Purpose.PRIVACY).tolist()), predictable=own.predictable)
         return PoissonSampler(population, self._rate, shared)
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
