@@ -26,7 +26,7 @@ from rich.table import Table
 from fedddp.comm import Comm, Place
 from fedddp.data import Partition
 from fedddp.federation import federate
-from fedddp.setup.assemble import Experiment
+from fedddp.setup.experiment import Experiment
 from fedddp.setup.load import load_data, prepare
 
 from . import machine

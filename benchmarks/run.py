@@ -25,7 +25,6 @@ from rich.console import Console
 
 from fedddp.comm import Place
 from fedddp.config import UsageError
-from fedddp.setup.checks import cohort_size
 
 from . import machine, report
 from .contender import Contender
@@ -35,7 +34,7 @@ from .workloads import WORKLOADS, Workload, write_arrays, write_settings
 PEERS = ("pfl", "flower")
 MNIST = 60_000  # training images; that many are dealt out in every workload
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
-"""What fedddp asks of the C library for itself (`fedddp.setup.malloc`), as a user could ask it of any program."""
+"""What fedddp asks of the C library for itself (`fedddp.setup.process`), as a user could ask it of any program."""
 AGAINST = ("floor", "sequential", *PEERS)
 SCRIPT_OF_A_CHECKOUT = "benchmarks/contenders/fedddp"
 
@@ -177,7 +176,7 @@ def _dealt(
     )
     images = f"{len(dataset.train):,} images of {config.data.name}"
     title = (
-        f"{workload.name}: {workload.model}, {population} clients of {each} examples, {cohort_size(config)} a round, "
+        f"{workload.name}: {workload.model}, {population} clients of {each} examples, {config.cohort_size} a round, "
         f"E={config.client.local_epochs}, B={config.client.batch_size}, lr {workload.lr}; {images}"
         f"{' (clients are smaller than the workload says)' if partition.sizes.sum() < MNIST else ''}; "
         f"{args.ranks} rank(s) of {args.threads} thread(s), {args.device}"

@@ -10,32 +10,30 @@ Mistakes raise `UsageError`. Ctrl-C is a KeyboardInterrupt, with the last finish
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .checkpoints.checkpoint import vector_sha256
-from .comm import Comm, Purpose
+from .comm import Comm
 from .comm.world import Place
-from .config import Config, UsageError, build, merge, nested, read_toml, to_dict
+from .config import Config, build, merge, nested, read_toml, to_dict
 from .data import Dataset, Partition, given
-from .federation import federate
+from .errors import UsageError
 from .flat import FlatModule
 from .models import ImportedModule
 from .registry.choice import keys_of, path_of
 from .registry.spelling import key_suggestion
-from .setup.assemble import Experiment, connect
+from .setup.assemble import connect
+from .setup.experiment import Experiment
 from .setup.load import load_data, prepare
 from .setup.prepared import Prepared
+from .setup.process import ProcessState
 from .setup.resolve import resolve
 from .tasks import Task
 from .telemetry import Metrics, Sink
-from .train import check_learned, summary_of
 from .types import ServerState
 
 GIVEN = "given"
@@ -89,21 +87,10 @@ def run(
     ``dataset``: one's own, see `Dataset.of`. ``partition``: which examples each client owns, instead of data.partition.
     ``task``: one's own loss and metrics. ``sinks`` hear of every round (see `fedddp.telemetry.Sink`).
     """
-    with _threads_as_they_were():
-        prepared = _prepared(layers, sections, dataset, partition, task)
-        experiment = connect(prepared, sinks)
-        try:
-            server = federate(experiment.federation, experiment.server)
-            check_learned(experiment.federation)
-            experiment.federation.comm.barrier(Purpose.DONE)
-            summary = summary_of(prepared, experiment, vector_sha256(server.w))
-            experiment.close(summary)
-        except BaseException as error:
-            _ended(experiment, error)
-            experiment.close(failed=True)
-            raise
-    folder, config = experiment.folder.path if experiment.folder else None, prepared.config
-    return Result(server, experiment.federation.telemetry.history, summary, folder, prepared.task, config.run.seed)
+    experiment = assemble(*layers, dataset=dataset, partition=partition, task=task, sinks=sinks, **sections)
+    server, summary = experiment.train()
+    p, folder = experiment.prepared, experiment.folder.path if experiment.folder else None
+    return Result(server, experiment.federation.telemetry.history, summary, folder, p.task, p.config.run.seed)
 
 
 def assemble(
@@ -122,13 +109,13 @@ def assemble(
         server = federate(experiment.federation.until(rounds), server)
     experiment.close()
     """
-    before = torch.get_num_threads()
+    before = ProcessState.current()
     try:
         experiment = connect(_prepared(layers, sections, dataset, partition, task), sinks, comm)
     except BaseException:
-        torch.set_num_threads(before)
+        before.restore()
         raise
-    return replace(experiment, threads_before=before)
+    return replace(experiment, before=before)
 
 
 def configured(*layers: Layer, **sections: Any) -> Config:
@@ -219,19 +206,3 @@ def _model(value: Any) -> Any:
 
 def _copier(module: nn.Module) -> Any:
     return lambda: copy.deepcopy(module)
-
-
-def _ended(experiment: Experiment, error: BaseException) -> None:
-    """Write in the run folder why the run is not done; if it was stopped, with its last finished round."""
-    written = {} if isinstance(error, Exception) else {"round": experiment.federation.checkpoints.flush(patience=3.0)}
-    if experiment.folder:
-        experiment.folder.ended(error, **written)
-
-
-@contextmanager
-def _threads_as_they_were() -> Iterator[None]:
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

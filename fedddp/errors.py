@@ -1,4 +1,4 @@
-"""The error for mistakes of the caller, and errors of other code in one line, for messages."""
+"""Errors of a run, and the errors of other code in one line, for messages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class UsageError(ValueError):
         front = re.match(r"(?:--)?([a-z_]+(?:\.\w+)*)(?=[=:,])", message)
         self.key = key if key is not None else front[1] if front else ""
         self.code = code
+
+
+class NothingLearned(RuntimeError):
+    """A run that ended without the contribution of a single client."""
 
 
 def first_line(error: BaseException) -> str:

@@ -18,27 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .checkpoints.checkpoint import vector_sha256
 from .checkpoints.durable import WriteError
-from .comm import CommError, Purpose, interrupt, record
+from .comm import CommError, interrupt, record
 from .comm.interrupt import Interrupted, leave
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
-from .config import Config, UsageError, build, help_text, one_line, parse, read_toml, to_toml
-from .federation import Federation, federate
-from .setup.assemble import Experiment, connect
-from .setup.checks import caveat
+from .config import Config, build, help_text, one_line, parse, read_toml, to_toml
+from .errors import NothingLearned, UsageError
+from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared
 from .setup.resolve import resolve
-from .telemetry import Metrics, lasting_output, log_to_stderr, summary_table
+from .telemetry import lasting_output, log_to_stderr, summary_table
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 
 log = logging.getLogger("fedddp")
-
-
-class NothingLearned(RuntimeError):
-    """A run that ends without one client's contribution: a mistake, not bad luck."""
 
 
 @lasting_output()
@@ -108,45 +102,14 @@ def _train(prepared: Prepared) -> int:
     if place.rank == 0 and spans_hosts(place, os.environ) and not prepared.config.privacy.trust_network:
         log.warning(SPANS_HOSTS)
     experiment = connect(prepared)
-    federation, folder = experiment.federation, experiment.folder
     try:
-        server = federate(federation, experiment.server)
-        check_learned(federation)
-        federation.comm.barrier(Purpose.DONE)
-        summary = summary_of(prepared, experiment, vector_sha256(server.w))
-        federation.telemetry.close(summary)
-        federation.comm.close()
-    except Interrupted as request:
-        return _interrupted(experiment, request)
-    except Exception as error:
-        if folder:
-            folder.ended(error)
-        if isinstance(error, WriteError):  # this rank's own, and its line is the last
-            federation.telemetry.abandon()
-        raise
-    finally:
-        federation.comm.release()
-    if folder:
+        _, summary = experiment.train()
+    except Interrupted:
+        return INTERRUPTED
+    if folder := experiment.folder:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
     return DONE
-
-
-def check_learned(federation: Federation) -> None:
-    """Raises NothingLearned, with the most frequent reason, where no round had a client's contribution."""
-    if not federation.telemetry.nothing_learned:
-        return
-    if not federation.telemetry.history:
-        raise NothingLearned(
-            "privacy.target_epsilon: is less than the first round alone would cost; nothing was trained. Use a larger "
-            "privacy.noise_multiplier, or leave it out, and it is found for the target"
-        )
-    failures, rounds = federation.telemetry.failures, len(federation.telemetry.history)
-    reason, count = max(failures.items(), key=lambda item: item[1], default=("none was sampled", 0))
-    raise NothingLearned(
-        f"every client failed in every round, so training stopped after round {rounds}; the warnings above say why: "
-        f"{count} x {reason}"
-    )
 
 
 def _tensorboard_command(runs: Path) -> str:
@@ -154,32 +117,6 @@ def _tensorboard_command(runs: Path) -> str:
     activated = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
     program = "tensorboard" if activated else os.path.relpath(Path(sys.executable).with_name("tensorboard"))
     return f"{program} --logdir {runs}"
-
-
-def summary_of(prepared: Prepared, experiment: Experiment, sha256: str) -> Metrics:
-    """``summary.json`` of a run that went through."""
-    promise = experiment.federation.budget.guarantee
-    return experiment.federation.telemetry.summary(
-        **({"privacy": promise.text() + caveat(prepared.config)} if promise else {}),
-        model_sha256=sha256,
-        num_parameters=prepared.spec.num_trainable,
-        world_size=prepared.place.world_size,
-        num_clients=prepared.data.num_clients,
-    )
-
-
-def _interrupted(experiment: Experiment, request: Interrupted) -> int:
-    """Write the last finished round if it is not written, and say how to go on."""
-    try:
-        written = experiment.federation.checkpoints.flush(patience=3.0)
-    except WriteError as error:
-        log.warning("%s: %s", request, error)
-        written = experiment.federation.checkpoints.written
-    experiment.federation.telemetry.close(None)
-    if experiment.folder:
-        experiment.folder.ended(request, round=written)
-        log.warning("%s: stopped after round %d; go on with --run.resume=auto", request, written)
-    return INTERRUPTED
 
 
 def _say(text: str, place: Place) -> int:

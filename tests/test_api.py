@@ -20,10 +20,11 @@ from torch import nn
 import fedddp
 from fedddp import Dataset, Examples, Partition, Task, UsageError, federate
 from fedddp.algorithms import FedAvg
+from fedddp.errors import NothingLearned
 from fedddp.flat import flatten
 from fedddp.models import MLP
 from fedddp.optim import SGD
-from fedddp.train import NothingLearned, main
+from fedddp.train import main
 
 QUIET = {
     "data": {"name": "synthetic", "args": {"num_train": 120, "num_test": 40}, "partition.num_clients": 3},

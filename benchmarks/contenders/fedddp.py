@@ -23,18 +23,19 @@ import torch
 from benchmarks.contenders.protocol import Channel
 from fedddp import __version__
 from fedddp.comm import Comm, Place
-from fedddp.config import Config, build, parse
+from fedddp.config import ResolvedConfig, build, parse
 from fedddp.data import Dataset, Examples, Partition
 from fedddp.evaluation.server import Evaluator
 from fedddp.federation import Federation, federate
-from fedddp.setup.assemble import Experiment, connect
+from fedddp.setup.assemble import connect
+from fedddp.setup.experiment import Experiment
 from fedddp.setup.load import load_data, prepare
 from fedddp.setup.prepared import Prepared
 from fedddp.setup.resolve import resolve
 from fedddp.types import ServerState
 
 
-def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Place) -> Config:
+def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Place) -> ResolvedConfig:
     """The workload as a configuration, with overrides on top."""
     table = {
         "run": {
@@ -59,7 +60,7 @@ def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Plac
     return resolve(build(table, *parse(words).layers), place)
 
 
-def load(config: Config, examples: int | None) -> tuple[Dataset, Partition]:
+def load(config: ResolvedConfig, examples: int | None) -> tuple[Dataset, Partition]:
     """The data and who owns what, of the first ``examples`` of the training set if a number is given."""
     dataset, partition = load_data(config)
     if examples is None:
@@ -68,7 +69,7 @@ def load(config: Config, examples: int | None) -> tuple[Dataset, Partition]:
     return replace(dataset, train=train), config.data.partition.split(train.y.numpy(), config.run.seed)
 
 
-def prepared(config: Config, place: Place, examples: int | None) -> Prepared:
+def prepared(config: ResolvedConfig, place: Place, examples: int | None) -> Prepared:
     return prepare(config, place) if examples is None else prepare(config, place, *load(config, examples))
 
 

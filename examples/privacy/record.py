@@ -65,7 +65,7 @@ def _record(scenario: Scenario, place: Place, seed: int, out: Path, model: str) 
     experiment = connect(prepared, comm=comm)
     before = experiment.server.w.clone()
     after = federate(experiment.federation, experiment.server).w
-    experiment.federation.telemetry.close(None)
+    experiment.close()
     comm.close()
 
     piece, neighbour = received_by_neighbour(door.handed, place.rank, place.world_size)

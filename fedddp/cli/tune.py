@@ -31,7 +31,7 @@ from ..checkpoints.run_folder import RunFolder, locate
 from ..comm import Comm, CommError, Purpose, interrupt, record
 from ..comm.interrupt import Interrupted
 from ..comm.world import Place
-from ..config import Config, UsageError, build, chosen, flatten, parse
+from ..config import ResolvedConfig, UsageError, build, chosen, flatten, parse
 from ..data import Dataset, Examples, Partition
 from ..data.folds import fold_sizes, without_fold
 from ..evaluation.server import Evaluator, Score
@@ -53,9 +53,9 @@ DEFAULTS = {"folds": "5", "examples": "0", "out": ""}
 class Search:
     """What is tried: configurations (of ``choices``, one a combination of the grid), on how many folds of what."""
 
-    base: Config
+    base: ResolvedConfig
     choices: tuple[tuple[str, ...], ...]  # words of overrides
-    configs: tuple[Config, ...]
+    configs: tuple[ResolvedConfig, ...]
     folds: int
     examples: int
     out: str
@@ -190,7 +190,7 @@ def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
 
 
 def _folded(
-    config: Config, search: Search, fold: int, dataset: Dataset, partition: Partition, place: Place
+    config: ResolvedConfig, search: Search, fold: int, dataset: Dataset, partition: Partition, place: Place
 ) -> Prepared:
     """A run without ``fold``; its test set is that fold of the clients that live on this rank."""
     kept, held = without_fold(partition, fold, search.folds, seed=config.run.seed, most=search.examples)
@@ -210,8 +210,9 @@ def _scored(p: Prepared, comm: Comm) -> Score | None:
         run = RunFolder(Path(folder) / "run", resumed=False) if comm.rank == 0 else None
         experiment = connect(replace(p, folder=run), [last], comm)
         evaluator = Evaluator(p.task, p.test, p.data.normalize, comm, where="own", every=0, seed=p.config.run.seed)
-        federate(replace(experiment.federation, evaluator=evaluator), experiment.server)
-        experiment.federation.telemetry.close(None)
+        with experiment.ending():
+            federate(replace(experiment.federation, evaluator=evaluator), experiment.server)
+            experiment.close()
     return last.score
 
 

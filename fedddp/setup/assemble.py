@@ -1,14 +1,14 @@
-"""From a run that was found possible to a federation of connected ranks, at its beginning or where a checkpoint is."""
+"""Connect the ranks and assemble the federation of a prepared run, at its beginning or at a checkpoint."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..algorithms import LastModels
 from ..checkpoints.checkpoint import Checkpoints, Saved, candidates
@@ -18,44 +18,25 @@ from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
 from ..comm import Comm, Purpose
 from ..comm.guard import Guard
-from ..config import flatten, to_dict, to_toml
+from ..config import ResolvedConfig, flatten, to_dict, to_toml
 from ..data import Work
 from ..evaluation.clients import ClientEvaluator
 from ..evaluation.clients_mean import ClientsMean, none
 from ..evaluation.server import MOST_LABELS, Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
-from ..sampling import Schedule, home_rank
-from ..telemetry import Beside, Divergence, Files, InBackground, Metrics, SideWork, Sink, Telemetry, progress, rewind
-from ..types import ServerState
-from .checks import told
-from .cohorts import losses_of, mean_weights, sampler_of
+from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
+from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink, Telemetry, progress, rewind
+from ..types import Cohort, ServerState
+from .checks.configuration import innermost
+from .experiment import Experiment
 from .levels import LEVELS, Plain
-from .malloc import keep_freed
 from .prepared import Prepared
+from .process import keep_freed_memory
+from .remarks import start_messages
 from .resume import resuming
-from .robustness import adversary, told_of_attack
 
 log = logging.getLogger("fedddp")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A federation ready to train from ``server``; rank 0's run folder."""
-
-    federation: Federation
-    server: ServerState
-    folder: RunFolder | None
-    threads_before: int | None = None
-    """torch's number of threads, to be set again at the end where this run changed it."""
-
-    def close(self, summary: Metrics | None = None, *, failed: bool = False) -> None:
-        """End what it has begun: its files, the guard and (unless this rank ``failed``) the group, with the others."""
-        telemetry = self.federation.telemetry
-        telemetry.abandon() if failed else telemetry.close(summary)
-        if self.threads_before is not None:
-            torch.set_num_threads(self.threads_before)
-        self.federation.comm.release() if failed else self.federation.comm.close()
 
 
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
@@ -63,34 +44,35 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
 
     What fails on the way is written in the run folder's status, if there is a folder by then.
     """
-    keep_freed()
+    keep_freed_memory()
     folder = p.folder if p.folder and p.folder.resumed else None
-    given = comm is not None
+    run, owns_comm = p.config.run, comm is None
     try:
-        comm = comm or Comm.connect(p.place, p.device, backend=p.config.run.backend, timeout=p.config.run.timeout)
+        comm = comm or Comm.connect(p.place, p.device, backend=run.backend, timeout=run.timeout)
         comm.check_signature(p.signature)
         folder = p.folder.claimed(p.place.launch) if p.folder else None
-        return _assembled(p, sinks, comm, folder)
+        return _assembled(p, sinks, comm, folder, owns_comm=owns_comm)
     except BaseException as error:
         if folder:
             folder.ended(error)
         if comm is not None:
             comm.guard = None
-            if not given:
+            if owns_comm:
                 comm.release()
         raise
 
 
-def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder | None) -> Experiment:
+def _assembled(
+    p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder | None, *, owns_comm: bool
+) -> Experiment:
     config = p.config
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    for line in (*told(config), *told_of_attack(config), *_about_population(p)) if comm.rank == 0 else ():
+    for line in start_messages(config) if comm.rank == 0 else ():
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
-    byzantine = adversary(config)
-    seed, algorithm = config.run.seed, byzantine.around(protection.algorithm, p.spec)
+    seed, algorithm = config.run.seed, config.adversary.around(protection.algorithm, p.spec)
     if config.evaluate.clients_mean:
         algorithm = LastModels(algorithm)
     start = initialise(p.task, algorithm, comm, p.spec, seed)
@@ -117,7 +99,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
         task=p.task,
         algorithm=algorithm,
         trainer=trainer,
-        sampler=sampler_of(config, protection.sampler(losses_of(trainer, comm))),
+        sampler=_punctual(config, protection.sampler(_losses(trainer, comm))),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=protection.pipeline(),
         store=store,
@@ -132,7 +114,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
             seed=seed,
             probes=config.attack.probes(p.test, p.task.num_classes),
         ),
-        others=ClientsMean(mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
+        others=ClientsMean(_mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
         client_evaluator=ClientEvaluator(
             p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
         ),
@@ -146,7 +128,7 @@ def _assembled(p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder
     if folder and done:
         spent = not federation.budget.allows(federation.sampler.cohort(done))
         log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
-    return Experiment(federation, _restored(start, p.saved, comm, done), folder)
+    return Experiment(federation, _restored(start, p.saved, comm, done), folder, p, owns_comm)
 
 
 def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:
@@ -162,16 +144,6 @@ def _inputs(p: Prepared) -> dict[str, Any]:
     x, normalize = p.test.x, p.data.normalize
     kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
     return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
-
-
-def _about_population(p: Prepared) -> list[str]:
-    """A run of one client is ordinary training, which somebody who started one rank may not be after."""
-    if p.data.num_clients > 1:
-        return []
-    return [
-        "one client owns all training examples, so nothing is federated; start torchrun --nproc_per_node=4 for a "
-        "client per rank, or set data.partition.num_clients"
-    ]
 
 
 def _guard(p: Prepared) -> Guard | None:
@@ -203,6 +175,33 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
     if budget.guarantee and comm.rank == 0:
         log.info("epsilon is %s", budget.guarantee.terms)
     return budget
+
+
+def _punctual(config: ResolvedConfig, sampler: Sampler) -> Sampler:
+    """Return ``sampler`` without the stragglers, if these are dropped."""
+    client, seed = config.client, config.run.seed
+    work = Work(stragglers=client.stragglers)
+    return Punctual(sampler, lambda k, t: work.late(k, t, seed)) if client.drop_stragglers else sampler
+
+
+def _losses(trainer: Trainer, comm: Comm) -> Losses:
+    """Return a function to the clients' losses, each computed on its home rank; one all_reduce of 8 bytes a client."""
+
+    def losses(cohort: Cohort, w: Tensor) -> Tensor:
+        comm.enter(f"choose clients for round {cohort.round + 1}")
+        slots = torch.zeros(len(cohort.ids), dtype=torch.float64)
+        for slot, k in enumerate(cohort.ids):
+            if home_rank(k, comm.world_size) == comm.rank:
+                slots[slot] = trainer.on((k,), cohort.round).loss(w)[0]
+        return comm.all_reduce(slots, Purpose.COHORT)
+
+    return losses
+
+
+def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
+    """Return the weight of each client of ``sizes`` [N] in the mean of all their models, as in the loss, [N]."""
+    uniform = getattr(innermost(config.algorithm), "weighting", None) == "uniform"
+    return torch.ones_like(sizes) if uniform and not config.cohort.sampler.by_size else sizes
 
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:

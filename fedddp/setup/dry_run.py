@@ -1,4 +1,4 @@
-"""One step through the real path, on a few of the run's own examples: does the model fit the data?"""
+"""Try the model on a few of the run's own examples before the ranks connect: does it fit the data?"""
 
 from __future__ import annotations
 
@@ -9,28 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from ..clients import SequentialTrainer, compared_layer
-from ..config import Config, UsageError, chosen
+from ..config import ResolvedConfig, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
-from ..errors import reason
+from ..errors import UsageError, first_line, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
 from ..rng import global_seed
 from ..tasks import Task
 
 LARGEST = 16
-"""Examples of a dry step: one that runs on so many runs on more, and even a deep network takes part of a second."""
+"""Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""
 
 
 def laid_out(
-    config: Config, task: Task, dataset: Dataset, device: torch.device, ranks: int
+    config: ResolvedConfig, task: Task, dataset: Dataset, device: torch.device, ranks: int
 ) -> tuple[nn.Module, FlatSpec]:
-    """The model and its layout, after it has scored two training and two test examples in evaluation mode.
+    """Build the model and score two training and two test examples in evaluation mode.
 
-    It scores one alone, too, where an evaluation on ``ranks`` ranks ends with a batch of one.
+    A single example is scored, too, if an evaluation on ``ranks`` ranks ends with a batch of one.
 
-    Raises UsageError for a model that cannot be trained, does not run on the data or does not follow ``run.seed``.
+    Returns:
+        The initial model and the layout of its flat vector.
+
+    Raises:
+        UsageError: the model cannot be trained, does not run on the data, or does not follow ``run.seed``.
     """
-    name = chosen(config, "model")
     try:
         module = task.model(config.run.seed)
         spec, flat = FlatSpec.of(module), FlatModule(task.model(config.run.seed), device)
@@ -38,33 +41,41 @@ def laid_out(
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{name}: {reason(error)}") from error
+        raise _model_error(config, reason(error)) from error
     if not _alike(module, flat.module):
-        raise UsageError(
-            f"{name}: two models of one run.seed differ: it draws from a generator that has no seed, or leaves numbers "
-            "as memory had them; draw from torch, numpy.random or random, and set every parameter"
+        raise _model_error(
+            config,
+            "two models of one run.seed differ: it draws from a generator that has no seed, or leaves parameters "
+            "uninitialised; draw from torch, numpy.random or random, and set every parameter",
         )
     if getattr(config.algorithm, "contrasts", False):
         try:
             compared_layer(module)
         except ValueError as error:
-            raise UsageError(f"{chosen(config, 'algorithm')}, {name}: {error}") from error
-    shares = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
-    alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in shares) else []
+            raise UsageError(f"{chosen(config, 'algorithm')}, {chosen(config, 'model')}: {error}") from error
+    per_rank = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
+    alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in per_rank) else []
     for examples in (_few(dataset.train, 2), _few(dataset.test, 2), *alone):
         normalize = Normalizer(dataset.mean, dataset.std, spec.dtype, device)
         _score(config, task, flat.module, normalize, examples.to(device))
     if FlatSpec.of(flat.module) != spec:
-        raise UsageError(f"{name}: its forward adds parameters, which no optimizer has; make them in its constructor")
+        raise _model_error(config, "its forward adds parameters, which no optimizer has; make them in its constructor")
     return module, spec
 
 
 def rehearse(
-    config: Config, task: Task, module: nn.Module, dataset: Dataset, sizes: Tensor, how: dict[str, Any]
+    config: ResolvedConfig, task: Task, module: nn.Module, dataset: Dataset, sizes: Tensor, how: dict[str, Any]
 ) -> None:
-    """One training step each from where ``module`` is: on a batch of B, and on the smallest of clients of these sizes.
+    """Take a training step from ``module`` on a batch of the largest and one of the smallest size that will occur.
 
-    Both are made of two training examples. ``how``: the trainers' keywords. Raises UsageError.
+    Both are made of two training examples.
+
+    Args:
+        sizes: the number of training examples of each client, [N].
+        how: the trainers' keywords.
+
+    Raises:
+        UsageError: a step fails.
     """
     work, device, dtype = config.client, how["device"], how["dtype"]
     extremes = extreme_batches(sizes, work.batch_size, work.local_steps, how["smallest_batch"])
@@ -85,17 +96,43 @@ def rehearse(
             problem = f"a training step on {_described(examples.x[:n])} fails"
             trainer.on((client,), 0).train(flatten(module).to(device, dtype))
     except Exception as error:
-        raise UsageError(_refusal(config, problem, error, n)) from error
+        raise _failed(config, problem, error, n) from error
+
+
+def fails_alone(config: ResolvedConfig, task: Task, inputs: Tensor, y: Tensor) -> str:
+    """Return the error of a training step on the first of two examples, if one on both succeeds; else an empty text.
+
+    That is BatchNorm where a channel has one value for each example.
+
+    Args:
+        config: the configuration.
+        task: makes the model.
+        inputs: two examples, as the model takes them.
+        y: their targets.
+    """
+    module = task.model(config.run.seed).train()
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def failure(n: int) -> str:
+        try:
+            with global_seed(config.run.seed, "trial"):
+                loss = task.loss(task.outputs(module, inputs[:n], y[:n]), y[:n]).mean()
+                torch.autograd.grad(loss, parameters, allow_unused=True)
+        except Exception as error:
+            return first_line(error)
+        return ""
+
+    return "" if failure(2) else failure(1)
 
 
 def two_examples(dataset: Dataset, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two training examples as the model takes them, on the CPU, and their labels."""
+    """Return two training examples as the model takes them, on the CPU, and their labels."""
     few = _few(dataset.train, 2)
     return Normalizer(dataset.mean, dataset.std, dtype, torch.device("cpu"))(few.x), few.y
 
 
 def _few(examples: Examples, n: int) -> Examples:
-    """``n`` examples; of whole numbers those with the largest and the smallest, which a vocabulary must hold."""
+    """Return ``n`` examples; of integers those with the largest and the smallest, which a vocabulary must contain."""
     rows = torch.arange(n) % len(examples)
     x = examples.x
     if not (x.is_floating_point() or x.is_complex() or x.dtype == torch.uint8) and x[0].numel():
@@ -104,7 +141,7 @@ def _few(examples: Examples, n: int) -> Examples:
     return Examples(x[rows], examples.y[rows])
 
 
-def _score(config: Config, task: Task, module: nn.Module, normalize: Normalizer, examples: Examples) -> None:
+def _score(config: ResolvedConfig, task: Task, module: nn.Module, normalize: Normalizer, examples: Examples) -> None:
     def outputs(x: Tensor) -> Tensor:
         with torch.no_grad(), global_seed(config.run.seed, "evaluate"):
             found = task.outputs(module, x, examples.y)
@@ -112,28 +149,28 @@ def _score(config: Config, task: Task, module: nn.Module, normalize: Normalizer,
                 task.loss(found, examples.y)
             return found
 
-    n, name = len(examples), chosen(config, "model")
+    n = len(examples)
     try:
         found = outputs(normalize(examples.x))
     except Exception as error:
-        problem = f"does not run on {_described(examples.x)}"
-        raise UsageError(
-            _other_dtype(config, examples.x, normalize.dtype, outputs, error) or _refusal(config, problem, error, n)
-        ) from error
+        if wrong := _other_dtype(config, examples.x, normalize.dtype, outputs, error):
+            raise UsageError(wrong) from error
+        raise _failed(config, f"does not run on {_described(examples.x)}", error, n) from error
     if not task.classifies:
         return
     if not isinstance(found, Tensor) or found.shape != (n, task.num_classes):
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UsageError(f"{name}: should give [{n}, {task.num_classes}] scores for {n} examples, gives {got}")
+        raise _model_error(config, f"should give [{n}, {task.num_classes}] scores for {n} examples, gives {got}")
     if bad := int((found.isnan() | found.isposinf()).sum()):
-        raise UsageError(
-            f"{name}: {bad} of {found.numel()} scores of {n} examples are NaN or infinite before any training; "
-            "initialise the model with smaller numbers, or scale the inputs"
+        raise _model_error(
+            config,
+            f"{bad} of {found.numel()} scores of {n} examples are NaN or infinite before any training; initialise the "
+            "model with smaller numbers, or scale the inputs",
         )
 
 
-def _other_dtype(config: Config, x: Tensor, dtype: torch.dtype, outputs: Any, error: Exception) -> str | None:
-    """What to say if the model runs on these inputs as numbers of another kind; None if that is not it."""
+def _other_dtype(config: ResolvedConfig, x: Tensor, dtype: torch.dtype, outputs: Any, error: Exception) -> str | None:
+    """Return the message for a model that runs on these inputs as another dtype; None if it does not."""
     measured = x.is_floating_point() or x.dtype == torch.uint8
     other = x.long() if measured else x.to(dtype)
     try:
@@ -149,14 +186,19 @@ def _other_dtype(config: Config, x: Tensor, dtype: torch.dtype, outputs: Any, er
     )
 
 
-def _refusal(config: Config, problem: str, error: Exception, n: int) -> str:
+def _model_error(config: ResolvedConfig, text: str) -> UsageError:
+    return UsageError(f"{chosen(config, 'model')}: {text}")
+
+
+def _failed(config: ResolvedConfig, problem: str, error: Exception, n: int) -> UsageError:
+    """Return the error for a model that failed on ``n`` examples, with a remedy where the cause is known."""
     remedy = ""
     if n == 1 and "more than 1 value per channel" in str(error):
         remedy = (
             "; a client has a batch of one, of which BatchNorm takes no statistics: use GroupNorm, another "
             f"client.batch_size than {config.client.batch_size}, or clients with more examples"
         )
-    return f"{chosen(config, 'model')}: {problem} ({reason(error)}){remedy}"
+    return _model_error(config, f"{problem} ({reason(error)}){remedy}")
 
 
 def _described(x: Tensor) -> str:
@@ -166,7 +208,7 @@ def _described(x: Tensor) -> str:
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules hold the same numbers, constants included."""
+    """Return whether two modules have equal parameters and buffers, constants included."""
     if not torch.equal(flatten(one).cpu().nan_to_num(), flatten(other).cpu().nan_to_num()):
         return False
     pairs = zip(one.named_buffers(), other.named_buffers(), strict=True)

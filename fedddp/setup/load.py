@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,22 @@ import torch
 
 from ..clients import Trainer
 from ..comm import Place
-from ..config import Config, UsageError, chosen, flatten, to_dict
+from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
 from ..data import ClientData, Dataset, Partition, load
+from ..errors import UsageError
 from ..flat import FlatSpec
 from ..models.weights import start_signature
 from ..tasks import Task
-from .checks import check_compression, secured
-from .cohorts import check_cohort
-from .dry_run import laid_out, rehearse, two_examples
+from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, TASK, Facts, TaskFacts, refuse
+from .dry_run import fails_alone, laid_out, rehearse, two_examples
 from .levels import LEVELS, trained_how
+from .noise import with_noise
 from .prepared import Prepared
 from .resolve import parts_of
 from .resume import found
-from .robustness import adversary
-from .smallest_batch import check_sizes, smallest_batch
-from .task import check_dataset, check_task, task_of
+from .task import check_dataset, task_of
+
+log = logging.getLogger("fedddp")
 
 LOCAL = (  # may differ between machines
     "run.dir",
@@ -40,7 +42,7 @@ LOCAL = (  # may differ between machines
 
 
 def prepare(
-    config: Config,
+    config: ResolvedConfig,
     place: Place,
     dataset: Dataset | None = None,
     partition: Partition | None = None,
@@ -57,31 +59,38 @@ def prepare(
     """
     if dataset is None or partition is None:
         dataset, partition = load_data(config, place, dataset)
+    refuse(MACHINE, config, config)
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
     check_dataset(config, dataset)
     task = task_of(config, dataset, task)
-    check_task(config, task)
-    module, spec = laid_out(
-        config, task, dataset, device, place.world_size if config.evaluate.where == "sharded" else 1
-    )
+    refuse(TASK, TaskFacts(config, task), config)
+    ranks = place.world_size if config.evaluate.where == "sharded" else 1
+    module, spec = laid_out(config, task, dataset, device, ranks)
     try:
         config.algorithm.for_model(spec)
-        config.attack.probes(dataset.test, dataset.num_classes)  # whether it can be done at all
+        config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
         used, held = _held_out(config, partition)
-        dataset, used = adversary(config).poisoned(dataset, used)  # what is held out stays as it is
+        dataset, used = config.adversary.poisoned(dataset, used)  # what is held out stays as it is
     except ValueError as error:
         raise UsageError(str(error)) from error
-    smallest = smallest_batch(config, task, *two_examples(dataset, spec.dtype))
-    sizes = torch.from_numpy(used.sizes).long()
-    check_sizes(config, sizes, smallest, warn=place.rank == 0)
-    check_cohort(config, sizes)
-    config = secured(config, place, sizes, module, shared=partition.shares)
-    check_compression(config, spec)
-    shown = config.data.placement == "shared"  # every rank holds all of them
-    placed = dataclasses.replace(dataset, train=dataset.train.to(device)) if shown else dataset
+    facts = Facts(
+        config=config,
+        place=place,
+        module=module,
+        spec=spec,
+        sizes=torch.from_numpy(used.sizes).long(),
+        held=held,
+        overlap=partition.shares,
+        fails_alone=fails_alone(config, task, *two_examples(dataset, spec.dtype)),
+    )
+    config = checked(facts)
+    if config.placement == "shared":  # every rank holds all of them
+        placed = dataclasses.replace(dataset, train=dataset.train.to(device))
+    else:
+        placed = dataset
     data = _placed(config, place, placed, used, spec, device)
-    how = trained_how(config, spec, device, smallest)
+    how = trained_how(config, spec, device, facts.smallest_batch)
     rehearse(config, task, module, dataset, data.sizes, how)
     trainer = _trainer(config, task, dataset, data, how)
     first = place.rank == 0
@@ -95,7 +104,7 @@ def prepare(
         test=dataset.test,
         task=task,
         spec=spec,
-        smallest_batch=smallest,
+        smallest_batch=facts.smallest_batch,
         trainer=trainer,
         signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
         counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
@@ -104,19 +113,33 @@ def prepare(
     )
 
 
+def checked(facts: Facts) -> ResolvedConfig:
+    """Return the configuration with its noise multiplier filled in. Raises UsageError where data or model forbid it."""
+    refuse(BEFORE_NOISE, facts, facts.config)
+    config = with_noise(facts.config, facts.sizes)
+    refuse(AFTER_NOISE, dataclasses.replace(facts, config=config), config)
+    few = int(((facts.sizes > 0) & (facts.sizes < facts.smallest_batch)).sum())
+    if few and facts.place.rank == 0:
+        log.warning(
+            "%d of %d clients have a single example, on which %s does not train: their updates are ignored",
+            few,
+            len(facts.sizes),
+            chosen(config, "model"),
+        )
+    return config
+
+
 def _placed(
-    config: Config, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
+    config: ResolvedConfig, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
 ) -> ClientData:
     """What this rank holds of the training examples, as ``owners`` own them. Raises UsageError."""
-    placement = config.data.placement
-    assert placement != "auto"  # resolved
     try:
         return ClientData.of(
             dataset,
             owners,
             rank=place.rank,
             world_size=place.world_size,
-            placement=placement,
+            placement=config.placement,
             device=device,
             dtype=spec.dtype,
             skew=config.data.skew,
@@ -127,7 +150,7 @@ def _placed(
 
 
 def _trainer(
-    config: Config, task: Task, dataset: Dataset, data: ClientData, how: dict[str, Any]
+    config: ResolvedConfig, task: Task, dataset: Dataset, data: ClientData, how: dict[str, Any]
 ) -> tuple[Trainer, str]:
     """How this rank trains its clients, and why so. Raises UsageError."""
     try:
@@ -136,19 +159,12 @@ def _trainer(
         raise UsageError(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}: {error}") from error
 
 
-def _held_out(config: Config, partition: Partition) -> tuple[Partition, Partition | None]:
-    """What clients train on, and what each of them keeps out of it (None: nothing). Raises ValueError."""
-    share, every = config.evaluate.holdout, config.evaluate.personal_every
-    if not share:
+def _held_out(config: ResolvedConfig, partition: Partition) -> tuple[Partition, Partition | None]:
+    """Return what clients train on, and what each of them holds out (None: nothing). Raises ValueError."""
+    if not config.evaluate.holdout:
         return partition, None
-    used, held = partition.held_out(share, config.run.seed)
-    held = adversary(config).without(held)
-    if every and not held.sizes.any():
-        raise ValueError(
-            f"evaluate.personal_every={every}: nobody but Byzantine clients (attack.num_clients="
-            f"{config.attack.num_clients}) has examples to be scored on; use personal_every=0, or fewer of them"
-        )
-    return used, held
+    used, held = partition.held_out(config.evaluate.holdout, config.run.seed)
+    return used, config.adversary.without(held)
 
 
 def load_data(config: Config, place: Place | None = None, dataset: Dataset | None = None) -> tuple[Dataset, Partition]:
@@ -168,21 +184,16 @@ def load_data(config: Config, place: Place | None = None, dataset: Dataset | Non
         raise UsageError(str(error)) from error
 
 
-def _device(config: Config, place: Place) -> torch.device:
-    wanted, gpus = config.run.device, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not gpus and (wanted == "cuda" or config.run.backend == "nccl"):
-        key = "run.device='cuda'" if wanted == "cuda" else "run.backend='nccl'"
-        raise UsageError(f"{key}: this machine shows no GPU to torch {torch.__version__}; use auto, or cpu with gloo")
-    if wanted == "cpu" and config.run.backend == "nccl":
-        raise UsageError("run.backend='nccl': moves GPU memory only; use run.device=cuda, or run.backend=gloo")
-    if wanted == "cpu" or not gpus:
+def _device(config: ResolvedConfig, place: Place) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.run.device == "cpu" or not gpus:
         return torch.device("cpu")
     device = torch.device("cuda", place.local_rank % gpus)
     torch.cuda.set_device(device)
     return device
 
 
-def _signature(config: Config, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
+def _signature(config: ResolvedConfig, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
     """What must be equal on every rank: the model's layout, who owns what, every key that says what is learned."""
     layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
     keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}

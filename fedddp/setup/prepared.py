@@ -10,7 +10,7 @@ from ..checkpoints.checkpoint import Saved
 from ..checkpoints.run_folder import RunFolder
 from ..clients import Trainer
 from ..comm import Place
-from ..config import Config
+from ..config import ResolvedConfig
 from ..data import ClientData, Examples, Excerpt
 from ..flat import FlatSpec
 from ..tasks import Task
@@ -26,7 +26,7 @@ class Prepared:
     rank 0's.
     """
 
-    config: Config
+    config: ResolvedConfig
     place: Place
     device: torch.device
     data: ClientData

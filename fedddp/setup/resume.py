@@ -12,13 +12,14 @@ from ..checkpoints.checkpoint import Saved, differences, newest
 from ..checkpoints.lock import Busy
 from ..checkpoints.run_folder import SPENT, RunFolder, locate
 from ..comm.world import Place
-from ..config import Config, UsageError, build, flatten, read_toml, to_dict
+from ..config import ResolvedConfig, build, flatten, read_toml, to_dict
+from ..errors import UsageError
 from ..flat import FlatSpec
 
 log = logging.getLogger("fedddp")
 
 
-def found(config: Config, place: Place, spec: FlatSpec) -> tuple[RunFolder, Saved | None]:
+def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFolder, Saved | None]:
     """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself.
 
     Nothing is made; a folder that is resumed is held from now on. ``spec``: of the model. Raises UsageError naming key
@@ -50,7 +51,7 @@ def found(config: Config, place: Place, spec: FlatSpec) -> tuple[RunFolder, Save
     return folder, saved
 
 
-def resuming(folder: Path, config: Config, done: int, *, reached: bool, spent: bool) -> str:
+def resuming(folder: Path, config: ResolvedConfig, done: int, *, reached: bool, spent: bool) -> str:
     """What a run with ``done`` rounds behind it says at start: from where it goes on, or why it does not.
 
     ``reached``: its target accuracy; ``spent``: its privacy budget.
@@ -66,7 +67,7 @@ def resuming(folder: Path, config: Config, done: int, *, reached: bool, spent: b
     return f"resuming {folder} at round {done + 1} of {config.run.rounds}"
 
 
-def _writable(config: Config, place: Place) -> RunFolder:
+def _writable(config: ResolvedConfig, place: Place) -> RunFolder:
     """The run's folder. Raises UsageError if it can neither be written nor made, or another process writes it."""
     run = config.run
     try:

@@ -1,4 +1,4 @@
-"""The task of a run, from the sections task, loss and model, and what other sections ask of it."""
+"""Build the task of a run from the sections task, loss and model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..config import Config, UsageError, chosen
+from ..config import Config, chosen
 from ..data import Dataset, Normalizer, check_range
-from ..errors import reason
+from ..errors import UsageError, reason
 from ..flat import cast
 from ..models.weights import started_from
 from ..tasks import Task
@@ -18,7 +18,7 @@ from ..tasks.losses import check as check_loss
 
 
 def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:
-    """The task ``given``, or else the one that the configuration describes, on ``dataset``.
+    """Return the task ``given``, or else the one that the configuration describes for ``dataset``.
 
     Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
     """
@@ -29,35 +29,12 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
 
 
 def check_dataset(config: Config, dataset: Dataset) -> None:
-    """Whether the inputs stay finite in the run's precision. Raises UsageError."""
+    """Raise UsageError if the inputs do not stay finite in the run's precision."""
     try:
         for examples in (dataset.train, dataset.test):
             check_range(examples.x, _precision(config))
     except ValueError as error:
         raise UsageError(f"dataset: {error}") from None
-
-
-def check_task(config: Config, task: Task) -> None:
-    """Whether the task has what other sections rely on. Raises UsageError."""
-    if task.classifies:
-        return
-    name = chosen(config, "task")
-    if config.evaluate.target_accuracy is not None:
-        target = f"evaluate.target_accuracy={config.evaluate.target_accuracy:g}"
-        raise UsageError(f"{target}: {name} has no accuracy; write evaluate.target_accuracy=off")
-    if config.evaluate.personal_every:
-        raise UsageError(
-            f"evaluate.personal_every={config.evaluate.personal_every}: {name} has no accuracy; use personal_every=0"
-        )
-    if getattr(config.algorithm, "contrasts", False):
-        raise UsageError(
-            f"{chosen(config, 'algorithm')}: compares features of a classifier, which "
-            f"{name} has not; use fedavg or fedprox"
-        )
-    if config.privacy.level == "example":
-        raise UsageError(
-            f"privacy.level='example': an example of {name} has no gradient of its own to clip; use level client"
-        )
 
 
 def _precision(config: Config) -> torch.dtype:
@@ -74,8 +51,8 @@ def _described(config: Config, dataset: Dataset) -> Task:
 
 
 def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
-    """``task`` with a model whose lazy layers know their sizes, from one training example, wherever it is built."""
-    name, seed = chosen(config, "model"), config.run.seed
+    """Return ``task`` with the sizes of its model's lazy layers, inferred from one training example."""
+    seed = config.run.seed
     try:
         tensors = _tensors(task.model(seed))
         if not any(map(is_lazy, tensors)):
@@ -93,9 +70,12 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
         task = dataclasses.replace(task, make_model=complete)
         left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
     except Exception as error:
-        raise UsageError(f"{name}: {reason(error)}") from error
+        raise UsageError(f"{chosen(config, 'model')}: {reason(error)}") from error
     if left:
-        raise UsageError(f"{name}: {left[0]} gets no size from an example, since forward does not use it; set its size")
+        raise UsageError(
+            f"{chosen(config, 'model')}: {left[0]} gets no size from an example, since forward does not use it; set its"
+            " size"
+        )
     return task
 
 

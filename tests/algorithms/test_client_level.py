@@ -14,7 +14,7 @@ from fedddp.algorithms.client_level import BIT, CLIP, AdaptiveClip, ClientLevel,
 from fedddp.comm import Comm
 from fedddp.federation import federate
 from fedddp.optim import SGD
-from fedddp.setup.checks import LEAST_SHARE
+from fedddp.setup.noise import LEAST_NOISE
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
 from tests.helpers.support import assemble, few_digits, logged  # noqa: F401
 
@@ -233,7 +233,7 @@ def test_the_smallest_clip_leaves_noise_enough_for_the_ring(tmp_path, logged, bi
     clip = f.algorithm.current_clip(after)
     assert clip == adaptive.smallest
     assert (clip > 8 * 2**-20) == (bits == 32)
-    assert f.algorithm.noise_std(after)["delta"] * 2.0**ring.fraction_bits >= LEAST_SHARE
+    assert f.algorithm.noise_std(after)["delta"] * 2.0**ring.fraction_bits >= LEAST_NOISE
     assert len([line for line in logged if "the smallest that it may be" in line]) == 1
 
 

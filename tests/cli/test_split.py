@@ -145,10 +145,10 @@ def test_a_damaged_division_is_refused_in_one_line(parts, how, told):
 @pytest.mark.parametrize(
     ("data", "place", "told"),
     [
-        ({"placement": "shared"}, Place(0, 2), "data.placement='shared'.*and no others"),
+        ({"placement": "shared"}, Place(0, 2), "data.placement='shared'.*examples only"),
         ({"partition": {"name": "dirichlet"}}, Place(0, 2), "was divided as Quantity"),
         ({"partition": {"num_clients": 4}}, Place(0, 2), "was divided as Quantity"),
-        ({"args": {"a": 1}}, Place(0, 2), "data.args.*takes none"),
+        ({"args": {"a": 1}}, Place(0, 2), "data.args.*take no arguments"),
         ({"root": "nowhere"}, Place(0, 2), "public/manifest.json cannot be read"),
         ({}, Place(5, 6), "5 clients, there are 6 ranks"),
     ],

@@ -112,7 +112,7 @@ def test_only_says_what_there_is(written):
         (("", ""), ["--run.seed=1"], "--run.seed: axis run.seed varies it; choose some of its runs with --only=LABEL"),
         (("", ""), ["--data.partition.name=iid"], "--data.partition.name: axis partition varies it"),
         (("", ""), ["--run.dir=x"], "run.dir: the sweep sets it for each run; use sweep.dir"),
-        (("", ""), ["--cohort.size=6"], "run iid-seed=0: cohort.size=6: there are only 5 clients"),
+        (("", ""), ["--cohort.size=6"], "run iid-seed=0: cohort.size=6: exceeds the number of clients, which is 5"),
         (("", ""), ["--print-config"], "--print-config: not an option of fedddp sweep"),
         (("", ""), ["--sweep.target_accuracy=2"], "sweep.target_accuracy=2: should be less than or equal to 1"),
     ],

@@ -4,7 +4,6 @@ import pytest
 
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, parse
-from fedddp.setup.checks import cohort_size
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 
@@ -80,7 +79,7 @@ def test_a_file_that_is_no_toml_is_named(tmp_path, content):
 
 
 PREPARED = [
-    ("--cohort.size=5", "cohort.size=5: there are only 4 clients; ask for at most 4"),
+    ("--cohort.size=5", "cohort.size=5: exceeds the number of clients, which is 4; use at most 4"),
     ("--data.name=mnst", "data.name='mnst': should be one of mnist-mini, mnist, "),
     ("--data.name=nowhere:Data", "data.name='nowhere:Data': cannot be imported (no module 'nowhere')"),
     ("--data.args={num_trian = 5}", "data.args={", "num_trian"),
@@ -134,4 +133,5 @@ def test_what_depends_on_the_ranks_is_filled_in():
     ("cohort", "size"), [({}, 40), ({"fraction": 0.1}, 4), ({"fraction": 0.001}, 1), ({"size": 7}, 7)]
 )
 def test_the_cohort_is_a_share_a_number_or_everybody(cohort, size):
-    assert cohort_size(build({"cohort": cohort, "data": {"partition": {"num_clients": 40}}})) == size
+    config = resolve(build({"cohort": cohort, "data": {"partition": {"num_clients": 40}}}), Place())
+    assert config.cohort_size == size

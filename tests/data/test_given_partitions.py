@@ -98,7 +98,7 @@ def test_the_population_is_the_files(tmp_path):
     path = written(tmp_path / "p.json")
     section = {"name": "file", "path": path}
     assert resolve(build({"data": {"partition": section}}), Place()).data.partition.num_clients == 3
-    with pytest.raises(UsageError, match=r"^cohort\.size=4: there are only 3 clients"):
+    with pytest.raises(UsageError, match=r"^cohort\.size=4: .* which is 3;"):
         resolve(build({"data": {"partition": section}, "cohort": {"size": 4}}), Place())
     with pytest.raises(UsageError, match=r"^data\.partition\.path='': .*--save=FILE$"):
         resolve(build({"data": {"partition": {"name": "file"}}}), Place())

@@ -9,8 +9,10 @@ import torch
 from fedddp.comm.world import Place
 from fedddp.config import UsageError, build, to_toml
 from fedddp.data import Work, num_steps, plan
+from fedddp.flat import FlatSpec
 from fedddp.optim import CONSTANT, SCHEDULES, SGD
-from fedddp.setup.checks import secured
+from fedddp.setup.checks import Facts
+from fedddp.setup.load import checked
 from fedddp.setup.resolve import resolve
 from tests.helpers.support import assemble, few_digits
 
@@ -140,9 +142,15 @@ def test_what_makes_no_sense_is_refused(client, words):
 @pytest.mark.parametrize("client", [{"local_steps": 5}, {"local_epochs": 3, "stragglers": 0.5}])
 def test_work_that_is_not_accounted_for_is_refused_under_dp_sgd_only(client):
     config = resolved(privacy={"level": "example", "noise_multiplier": 1.0}, **client)
-    with pytest.raises(UsageError, match=r"client\.(local_steps|stragglers)=.*accountant"):
-        secured(config, Place(), SIZES, torch.nn.Linear(2, 2))
-    secured(resolved(**client), Place(), SIZES, torch.nn.Linear(2, 2))
+    with pytest.raises(UsageError) as refused:
+        checked(facts(config))
+    assert refused.value.code.startswith("example-level-")
+    checked(facts(resolved(**client)))
+
+
+def facts(config):
+    module = torch.nn.Linear(2, 2)
+    return Facts(config, Place(), module, FlatSpec.of(module), SIZES)
 
 
 @dataclass(frozen=True)

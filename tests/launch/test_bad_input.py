@@ -49,7 +49,7 @@ CASES = {
             *("--privacy.level=example", "--privacy.noise_multiplier=1"),
             *("--data.partition.name=overlapping", "--data.partition.num_clients=200"),
         ],
-        ["data.partition.num_clients", "share examples"],
+        ["data.partition.num_clients", "examples in common"],
     ),
     "unknown option": (["--verbose"], ["--verbose", "--section.key=value"]),
     "key without value": (["--run.rounds"], ["--run.rounds", "has no value"]),

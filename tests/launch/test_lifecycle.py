@@ -60,7 +60,7 @@ def test_a_run_that_fails_at_its_very_end_says_so_in_its_status(monkeypatch, cap
     def fail(*args, **more):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr("fedddp.train.summary_of", fail)
+    monkeypatch.setattr("fedddp.setup.experiment.Experiment.summary", fail)
     assert main([*SMALL, "--run.rounds=1"]) == 1
     assert (status()["state"], status()["error"]) == ("failed", "RuntimeError: no such luck")
 

@@ -124,7 +124,7 @@ def test_one_rank_exits_75_when_interrupted(start, tmp_path):
     process = start(0, *SLOW, "--run.name=alone")
     _until(lambda: _rounds(tmp_path / "runs" / "alone") >= 1, 60)
     process.send_signal(signal.SIGINT)
-    assert "go on with --run.resume=auto" in _finish(process, code=75)
+    assert "--run.resume=auto" in _finish(process, code=75)
 
 
 @pytest.mark.parametrize("store", ["the agent's", "rank 0's"])

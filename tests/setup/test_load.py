@@ -112,3 +112,26 @@ def test_rank_0_counts_the_clients_of_the_picture_and_nobody_else(tmp_path):
     assert first.counts.counts.shape == (60, 10)
     assert (first.counts.counts.sum(axis=1) == 7).all()
     assert np.array_equal(first.data.sizes.numpy(), np.full(10_000, 7))
+
+
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "trimmed_mean"])
+def test_a_rule_expects_as_many_byzantine_clients_as_there_are_unless_its_key_is_set(name):
+    def resolved(*layers):
+        return resolve(build({"data": {"partition": {"num_clients": 10}}}, *layers), Place())
+
+    def rule(**keys):
+        return {"aggregation": {"rule": {"name": name, **keys}}}
+
+    expected = [("none", 0, 1), ("sign_flip", 1, 1), ("sign_flip", 3, 3), ("alie", 0, 1)]
+    for attack, count, faced in expected:
+        layer = {"attack": {"name": attack, "num_clients": count}}
+        assert resolved(rule(), layer).aggregation.rule.num_byzantine == faced
+        assert to_dict(resolved(rule(), layer))["aggregation"]["rule"]["num_byzantine"] == faced
+        assert resolved(rule(num_byzantine=2), layer).aggregation.rule.num_byzantine == 2
+    again = to_dict(resolved(rule(), {"attack": {"name": "ipm", "num_clients": 2}}))
+    assert to_dict(resolved(again)) == again
+
+
+def test_the_default_is_the_mean_and_nobody_attacks():
+    table = to_dict(resolve(build(), Place()))
+    assert (table["aggregation"]["rule"], table["attack"]) == ({"name": "mean"}, {"name": "none", "num_clients": 0})

@@ -16,11 +16,11 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 import fedddp
 from fedddp.comm.interrupt import Interrupted
 from fedddp.data import Excerpt
+from fedddp.errors import NothingLearned
 from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import Beside, Divergence, InBackground, SideWork, figures, lasting_output
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.telemetry.terminal import Outlet
-from fedddp.train import NothingLearned
 from fedddp.types import RoundReport
 from tests.helpers.inputs import KINDS, MLP, Kind
 from tests.helpers.support import Recorder

@@ -12,14 +12,14 @@ from ...aggregation import Pipeline, SilentTally
 from ...algorithms import Algorithm, ClientLevel
 from ...clients import Trainer
 from ...comm import Purpose
-from ...config import Config
+from ...config import ResolvedConfig
 from ...data import ClientData, Examples
 from ...privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
 from ...sampling import Losses, Sampler, home_rank
 from ...secure import quorum
 from ...tasks import Task
 from ...types import ServerState
-from ..checks import client_ring, cohort_size, following
+from ..noise import adaptive_clip, client_ring
 from .example import Private
 from .plain import Plain
 
@@ -33,21 +33,21 @@ class ClientPrivacy(Private):
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        follow = following(self._p.config, self._comm.world_size)
-        return ClientLevel(self._configured, self._keys.clip, self.sigma, follow)
+        clip = adaptive_clip(self._p.config, self._comm.world_size)
+        return ClientLevel(self._configured, self._keys.clip, self._p.config.noise_multiplier, clip)
 
     @property
     def _rate(self) -> float:
-        return cohort_size(self._p.config) / self._p.data.num_clients
+        return self._p.config.cohort_size / self._p.data.num_clients
 
     @property
     def _expected(self) -> float:
         """q N, what the sum is divided by, whoever was drawn."""
-        return float(cohort_size(self._p.config))
+        return float(self._p.config.cohort_size)
 
     @staticmethod
     def trainer(
-        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
         """See `Plain.trainer`; chance may draw all clients."""
         return Plain.trainer(config, task, data, examples, {"at_most": data.num_clients, **how})

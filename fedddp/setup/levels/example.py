@@ -6,21 +6,16 @@ from typing import Any
 
 from ...aggregation import CountTally, Pipeline
 from ...clients import Trainer, choose_private
-from ...config import Config
+from ...config import ResolvedConfig
 from ...data import ClientData, Examples
 from ...privacy import Budget, ExampleBudget, Limits, Randomness, SpendLog
 from ...tasks import Task
-from ..checks import example_level_work
+from ..noise import example_level_work
 from .plain import Plain
 
 
 class Private(Plain):
     """What both levels have in common."""
-
-    @property
-    def sigma(self) -> float:
-        assert self._keys.noise_multiplier is not None  # resolved
-        return self._keys.noise_multiplier
 
     def _randomness(self, purpose: str, *path: int) -> Randomness:
         """This rank's own, which nobody else can predict; where it is seeded, a function of the seed and ``path``."""
@@ -28,10 +23,10 @@ class Private(Plain):
 
     def _limits(self, spend_file: SpendLog | None) -> Limits:
         keys = self._keys
-        return Limits(self.sigma, keys.delta, keys.target_epsilon, keys.accountant, spend_file)
+        return Limits(self._p.config.noise_multiplier, keys.delta, keys.target_epsilon, keys.accountant, spend_file)
 
 
-def _randomness(config: Config, purpose: str, *path: int) -> Randomness:
+def _randomness(config: ResolvedConfig, purpose: str, *path: int) -> Randomness:
     if config.privacy.randomness == "seeded":
         return Randomness.seeded(config.run.seed, purpose, *path)
     return Randomness.secret()
@@ -46,12 +41,12 @@ class ExamplePrivacy(Private):
 
     @staticmethod
     def trainer(
-        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
         """See `Plain.trainer`."""
         keys, randomness = config.privacy, _randomness(config, "example level")
-        private = {"clip": keys.clip, "noise_multiplier": keys.noise_multiplier}
-        return choose_private(task, data, config.client.optimizer, examples, randomness, **how, **private)
+        noise = {"clip": keys.clip, "noise_multiplier": config.noise_multiplier}
+        return choose_private(task, data, config.client.optimizer, examples, randomness, **{**how, **noise})
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), CountTally)

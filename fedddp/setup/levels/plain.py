@@ -25,16 +25,15 @@ from ...aggregation.ring import Exchange
 from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
 from ...clients import ClientStore, Trainer, choose
 from ...comm import Comm, CommError
-from ...config import Config
+from ...config import ResolvedConfig
 from ...data import ClientData, Examples
 from ...flat import FlatSpec
 from ...privacy import Budget, NoBudget, SpendLog
 from ...sampling import Losses, Sampler
 from ...secure import HelloError, Roster, SecureExchange, identity_of
 from ...tasks import Task
-from ..checks import cohort_size, heaviest
+from ..noise import heaviest
 from ..prepared import Prepared
-from ..robustness import adversary, needs_single_updates
 
 
 class Plain:
@@ -65,17 +64,17 @@ class Plain:
 
     def sampler(self, losses: Losses) -> Sampler:
         config = self._p.config
-        return config.cohort.sampler.sampler(self._p.data.sizes, cohort_size(config), config.run.seed, losses)
+        return config.cohort.sampler.sampler(self._p.data.sizes, config.cohort_size, config.run.seed, losses)
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         return NoBudget()
 
     @staticmethod
     def trainer(
-        config: Config, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
         """How a rank trains its clients, and why so; tried on some ``examples``. Raises ValueError, in one line."""
-        return choose(task, data, config.client.optimizer, examples, **{"at_most": cohort_size(config), **how})
+        return choose(task, data, config.client.optimizer, examples, **{"at_most": config.cohort_size, **how})
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
@@ -89,9 +88,9 @@ class Plain:
 
     def _reduce(self) -> Reduce:
         if self._masked:
-            weight = heaviest(self._p.data.sizes, cohort_size(self._p.config))
+            weight = heaviest(self._p.data.sizes, self._p.config.cohort_size)
             return self._ring(self._keys.secure_aggregation.bound, weight)
-        if needs_single_updates(self._p.config):
+        if self._p.config.needs_single_updates:
             return self._shards()
         p, layout = self._p, self.algorithm.vectors(self._p.spec.dim)
         exact = p.config.aggregation.sum == "exact"
@@ -105,7 +104,7 @@ class Plain:
 
     def _shards(self) -> CoordinateShards:
         p, config = self._p, self._p.config
-        how = {"seed": config.run.seed, "tamper": adversary(config).tamper}
+        how = {"seed": config.run.seed, "tamper": config.adversary.tamper}
         return CoordinateShards(config.aggregation.rule, p.spec.dtype, p.device, self._comm.world_size, **how)
 
     def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
@@ -114,7 +113,7 @@ class Plain:
         return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
 
 
-def trained_how(config: Config, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
+def trained_how(config: ResolvedConfig, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
     """The keywords of a trainer; ``smallest``: see `smallest_batch`."""
     client = config.client
     return {

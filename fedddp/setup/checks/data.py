@@ -1,0 +1,210 @@
+"""Checks that need the machine, the task, the data or the model besides the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...aggregation.compression import NoCompression
+from ...comm import Place
+from ...config import ResolvedConfig, chosen
+from ...data import MOST_PLANNED, Partition, Work
+from ...flat import FlatSpec
+from ...tasks import Task
+from .table import Check, Values, failure
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """A configuration and the task that it describes."""
+
+    config: ResolvedConfig
+    task: Task
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A configuration, and what its data and its model add to it.
+
+    Attributes:
+        config: the configuration.
+        place: this process's rank.
+        module: the initial model.
+        spec: the layout of the model's flat vector.
+        sizes: the number of training examples of each client, [N].
+        held: the examples that clients hold out; None without ``evaluate.holdout``.
+        overlap: whether an example may belong to several clients.
+        fails_alone: the error of a training step on a single example, on which the model normalises by the batch;
+            empty if there is none.
+    """
+
+    config: ResolvedConfig
+    place: Place
+    module: nn.Module
+    spec: FlatSpec
+    sizes: Tensor
+    held: Partition | None = None
+    overlap: bool = False
+    fails_alone: str = ""
+
+    @property
+    def smallest_batch(self) -> int:
+        """The fewest examples that the model trains on: 1, or 2 if it normalises by the batch."""
+        return 2 if self.fails_alone else 1
+
+
+def _without_gpu(key: str) -> Check[ResolvedConfig]:
+    wanted = {"device": "cuda", "backend": "nccl"}[key]
+    return Check(
+        f"{key}-without-gpu",
+        (f"run.{key}",),
+        lambda c: (
+            {"version": torch.__version__} if getattr(c.run, key) == wanted and not torch.cuda.is_available() else None
+        ),
+        "torch {version} finds no GPU on this machine",
+        "use run.device=auto, or cpu with run.backend=gloo",
+    )
+
+
+MACHINE: tuple[Check[ResolvedConfig], ...] = (
+    _without_gpu("device"),
+    _without_gpu("backend"),
+    Check(
+        "backend-on-cpu",
+        ("run.backend", "run.device"),
+        lambda c: c.run.device == "cpu" and c.run.backend == "nccl",
+        "moves GPU memory only",
+        "use run.device=cuda, or run.backend=gloo",
+    ),
+)
+
+
+def _named(f: TaskFacts, applies: bool) -> Values | None:
+    return {"task": chosen(f.config, "task")} if applies and not f.task.classifies else None
+
+
+TASK: tuple[Check[TaskFacts], ...] = (
+    Check(
+        "task-target-accuracy",
+        ("evaluate.target_accuracy", "task.name"),
+        lambda f: _named(f, f.config.evaluate.target_accuracy is not None),
+        "{task} has no accuracy",
+        "write evaluate.target_accuracy=off",
+    ),
+    Check(
+        "task-personal",
+        ("evaluate.personal_every", "task.name"),
+        lambda f: _named(f, bool(f.config.evaluate.personal_every)),
+        "{task} has no accuracy",
+        "use personal_every=0",
+    ),
+    Check(
+        "task-contrasts",
+        ("algorithm.name", "task.name"),
+        lambda f: _named(f, getattr(f.config.algorithm, "contrasts", False)),
+        "compares features of a classifier, which {task} does not have",
+        "use fedavg or fedprox",
+    ),
+    Check(
+        "task-example-level",
+        ("privacy.level", "task.name"),
+        lambda f: _named(f, f.config.privacy.level == "example"),
+        "an example of {task} has no gradient of its own to clip",
+        "use privacy.level=client",
+    ),
+)
+
+
+def _too_much_work(key: str) -> Check[Facts]:
+    def found(f: Facts) -> Values | None:
+        client = f.config.client
+        if key != ("local_steps" if client.local_steps else "local_epochs"):
+            return None
+        work = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=f.smallest_batch)
+        planned = int(work.planned(f.sizes).max())
+        if planned <= MOST_PLANNED:
+            return None
+        return {"largest": int(f.sizes.max()), "planned": planned, "most": MOST_PLANNED}
+
+    return Check(
+        f"work-{key.rpartition('_')[2]}",
+        (f"client.{key}", "client.batch_size"),
+        found,
+        "the largest client ({largest} examples) would train on {planned:,} examples per round; at most {most:,} are "
+        "possible",
+        "lower it",
+    )
+
+
+def _sampler(f: Facts) -> Values | None:
+    c = f.config
+    return failure(lambda: c.cohort.sampler.sampler(f.sizes, c.cohort_size, c.run.seed, lambda cohort, w: f.sizes))
+
+
+def _compressed(f: Facts) -> bool:
+    return not isinstance(f.config.aggregation.compression, NoCompression)
+
+
+def _incompressible(f: Facts) -> bool:
+    if not _compressed(f):
+        return False
+    algorithm = f.config.algorithm.for_model(f.spec)
+    columns = f.config.aggregation.compression.columns(algorithm.vectors(f.spec.dim), algorithm.uploaded(f.spec))
+    return not columns.squeezed
+
+
+POPULATION: tuple[Check[Facts], ...] = (
+    Check(
+        "batch-of-one",
+        ("client.batch_size", "model.name"),
+        lambda f: (
+            {"model": chosen(f.config, "model"), "why": f.fails_alone}
+            if f.fails_alone and f.config.client.batch_size == 1
+            else None
+        ),
+        "{model} does not train on a batch of one example ({why})",
+        "use 2 or more, or a model that does not normalise by the batch",
+    ),
+    *map(_too_much_work, ("local_epochs", "local_steps")),
+    Check(
+        "single-examples",
+        ("model.name", "data.partition.num_clients"),
+        lambda f: {"n": len(f.sizes)} if f.sizes.any() and not (f.sizes >= f.smallest_batch).any() else None,
+        "does not train on a single example, and none of the {n} clients has more",
+        "use a model that does not normalise by the batch, or fewer clients",
+    ),
+    Check(
+        "personal-byzantine",
+        ("evaluate.personal_every", "attack.num_clients"),
+        lambda f: bool(f.config.evaluate.personal_every) and f.held is not None and not f.held.sizes.any(),
+        "only Byzantine clients have examples to be scored on",
+        "use personal_every=0, or fewer Byzantine clients",
+    ),
+    Check("cohort-sampler", ("cohort.sampler.name", "cohort.size"), _sampler, "{why}"),
+)
+
+COMPRESSION: tuple[Check[Facts], ...] = (
+    Check(
+        "compression-masked",
+        ("aggregation.compression.name", "privacy.secure_aggregation.enabled"),
+        lambda f: _compressed(f) and f.config.privacy.secure_aggregation.enabled,
+        "secure aggregation sums integers of a ring, which compressed updates are not",
+        "use compression none, or privacy.secure_aggregation.enabled=false",
+    ),
+    Check(
+        "compression-client-level",
+        ("aggregation.compression.name", "privacy.level"),
+        lambda f: _compressed(f) and f.config.privacy.level == "client",
+        "the noise of privacy.level=client is added to integers of a ring, which compressed updates are not",
+        "use compression none, or another privacy.level",
+    ),
+    Check(
+        "compression-idle",
+        ("aggregation.compression.name", "model.name"),
+        _incompressible,
+        "compresses no tensor of this model",
+        "use a smaller rank, another compression, or none",
+    ),
+)
