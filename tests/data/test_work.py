@@ -129,7 +129,10 @@ def test_a_schedule_keeps_the_rounds_it_was_made_for():
         ({"local_steps": 0}, "client.local_steps=0: should be greater than or equal to 1"),
         ({"schedule": {"name": "cosine", "rounds": 3}}, "client.schedule: rounds=3: the rate is 0 after them"),
         ({"schedule": {"name": "cosin"}}, "client.schedule.name='cosin': should be 'constant'"),
-        ({"schedule": {"name": "step"}, "optimizer": {"name": "test_work:WithoutRate"}}, "WithoutRate has no lr"),
+        (
+            {"schedule": {"name": "step"}, "optimizer": {"name": "tests.data.test_work:WithoutRate"}},
+            "WithoutRate has no lr",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:30],
 )
