@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .comm import Comm
 from .comm.world import Place
 from .config import Config, build, merge, nested, read_toml, to_dict
-from .data import Dataset, Partition, given
+from .data import Dataset, Partition
 from .errors import UsageError
 from .flat import FlatModule
 from .models import ImportedModule
@@ -28,7 +28,7 @@ from .registry.choice import keys_of, path_of
 from .registry.spelling import key_suggestion
 from .setup.assemble import connect
 from .setup.experiment import Experiment
-from .setup.load import load_data, prepare
+from .setup.load import Owners, prepare
 from .setup.prepared import Prepared
 from .setup.process import ProcessState
 from .setup.resolve import resolve
@@ -73,7 +73,7 @@ class Result:
 def run(
     *layers: Layer,
     dataset: Dataset | None = None,
-    partition: Partition | Sequence[Sequence[int]] | None = None,
+    partition: Owners | None = None,
     task: Task | None = None,
     sinks: Sequence[Sink] = (),
     **sections: Any,
@@ -96,7 +96,7 @@ def run(
 def assemble(
     *layers: Layer,
     dataset: Dataset | None = None,
-    partition: Partition | Sequence[Sequence[int]] | None = None,
+    partition: Owners | None = None,
     task: Task | None = None,
     sinks: Sequence[Sink] = (),
     comm: Comm | None = None,
@@ -131,7 +131,7 @@ def _prepared(
     layers: Sequence[Layer],
     sections: Mapping[str, Any],
     dataset: Dataset | None,
-    partition: Partition | Sequence[Sequence[int]] | None,
+    partition: Owners | None,
     task: Task | None,
 ) -> Prepared:
     if task is not None and "model" in sections:
@@ -150,23 +150,10 @@ def _prepared(
             raise UsageError(f"data.partition.num_clients={asked.num_clients}: the partition given has {count} clients")
         resized = replace(asked, num_clients=count)
         config = config.model_copy(update={"data": config.data.model_copy(update={"partition": resized})})
-    config = resolve(config, place)
-    owners = None
-    if dataset is None:
-        dataset, owners = load_data(config, place)
-    try:
-        if partition is not None:
-            owners = given(partition, len(dataset.train))
-    except ValueError as error:
-        raise UsageError(f"partition: {error}") from None
-    try:
-        owners = owners or config.data.partition.owners(dataset.train, config.run.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return prepare(config, place, dataset, owners, task)
+    return prepare(resolve(config, place), place, dataset, partition, task)
 
 
-def _num_clients(partition: Partition | Sequence[Sequence[int]]) -> int:
+def _num_clients(partition: Owners) -> int:
     if isinstance(partition, Partition):
         return partition.num_clients
     if not hasattr(partition, "__len__") or isinstance(partition, Mapping | str):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..clients import SequentialTrainer, compared_layer
+from ..clients import SequentialTrainer
 from ..config import ResolvedConfig, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
 from ..errors import UsageError, first_line, reason
@@ -48,11 +48,6 @@ def laid_out(
             "two models of one run.seed differ: it draws from a generator that has no seed, or leaves parameters "
             "uninitialised; draw from torch, numpy.random or random, and set every parameter",
         )
-    if getattr(config.algorithm, "contrasts", False):
-        try:
-            compared_layer(module)
-        except ValueError as error:
-            raise UsageError(f"{chosen(config, 'algorithm')}, {chosen(config, 'model')}: {error}") from error
     per_rank = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
     alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in per_rank) else []
     for examples in (_few(dataset.train, 2), _few(dataset.test, 2), *alone):

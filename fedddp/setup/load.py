@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ import torch
 from ..clients import Trainer
 from ..comm import Place
 from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
-from ..data import ClientData, Dataset, Partition, load
+from ..data import DATASETS, ClientData, Dataset, Partition, Parts, given, load
 from ..errors import UsageError
 from ..flat import FlatSpec
 from ..models.weights import start_signature
 from ..tasks import Task
-from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, TASK, Facts, TaskFacts, refuse
+from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import fails_alone, laid_out, rehearse, two_examples
-from .levels import LEVELS, trained_how
+from .levels import LEVELS
 from .noise import with_noise
 from .prepared import Prepared
-from .resolve import parts_of
 from .resume import found
 from .task import check_dataset, task_of
+
+Owners = Partition | Sequence[Sequence[int]]
+"""The examples of each client: a partition, or the numbers of each client's examples."""
 
 log = logging.getLogger("fedddp")
 
@@ -45,7 +48,7 @@ def prepare(
     config: ResolvedConfig,
     place: Place,
     dataset: Dataset | None = None,
-    partition: Partition | None = None,
+    partition: Owners | None = None,
     task: Task | None = None,
 ) -> Prepared:
     """Load the data, place them, build and try the model, find the run folder. Raises UsageError naming key and remedy.
@@ -57,14 +60,12 @@ def prepare(
         partition: the examples of each client; replaces ``data.partition``.
         task: replaces the sections task, loss and model.
     """
-    if dataset is None or partition is None:
-        dataset, partition = load_data(config, place, dataset)
     refuse(MACHINE, config, config)
+    dataset, partition = load_data(config, place, dataset, partition)
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
     check_dataset(config, dataset)
     task = task_of(config, dataset, task)
-    refuse(TASK, TaskFacts(config, task), config)
     ranks = place.world_size if config.evaluate.where == "sharded" else 1
     module, spec = laid_out(config, task, dataset, device, ranks)
     try:
@@ -77,6 +78,7 @@ def prepare(
     facts = Facts(
         config=config,
         place=place,
+        task=task,
         module=module,
         spec=spec,
         sizes=torch.from_numpy(used.sizes).long(),
@@ -84,13 +86,13 @@ def prepare(
         overlap=partition.shares,
         fails_alone=fails_alone(config, task, *two_examples(dataset, spec.dtype)),
     )
-    config = checked(facts)
+    config, smallest = checked(facts), facts.smallest_batch
     if config.placement == "shared":  # every rank holds all of them
         placed = dataclasses.replace(dataset, train=dataset.train.to(device))
     else:
         placed = dataset
     data = _placed(config, place, placed, used, spec, device)
-    how = trained_how(config, spec, device, facts.smallest_batch)
+    how = _training(config, spec, device, smallest)
     rehearse(config, task, module, dataset, data.sizes, how)
     trainer = _trainer(config, task, dataset, data, how)
     first = place.rank == 0
@@ -104,7 +106,7 @@ def prepare(
         test=dataset.test,
         task=task,
         spec=spec,
-        smallest_batch=facts.smallest_batch,
+        smallest_batch=smallest,
         trainer=trainer,
         signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
         counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
@@ -127,6 +129,26 @@ def checked(facts: Facts) -> ResolvedConfig:
             chosen(config, "model"),
         )
     return config
+
+
+def _training(config: ResolvedConfig, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
+    """Return the keywords of a trainer; ``smallest`` is the fewest examples of a batch."""
+    client = config.client
+    return {
+        "name": client.execution.name,
+        "width": client.execution.width,
+        "device": device,
+        "dtype": spec.dtype,
+        "autocast": client.precision == "bfloat16",
+        "local_epochs": client.local_epochs,
+        "local_steps": client.local_steps,
+        "stragglers": client.stragglers,
+        "batch_size": client.batch_size,
+        "smallest_batch": smallest,
+        "clip_norm": client.clip_norm,
+        "schedule": client.schedule,
+        "seed": config.run.seed,
+    }
 
 
 def _placed(
@@ -167,21 +189,29 @@ def _held_out(config: ResolvedConfig, partition: Partition) -> tuple[Partition, 
     return used, config.adversary.without(held)
 
 
-def load_data(config: Config, place: Place | None = None, dataset: Dataset | None = None) -> tuple[Dataset, Partition]:
-    """Load the dataset, unless it is given, and draw its partition. Raises UsageError naming key and remedy.
+def load_data(
+    config: Config, place: Place | None = None, dataset: Dataset | None = None, partition: Owners | None = None
+) -> tuple[Dataset, Partition]:
+    """Load the dataset and draw the partition of its training examples, where they are not given.
 
     Of data that were divided (``data.name=parts``), load the examples of ``place``'s clients only; without a place, of
-    all clients.
+    all clients. Raises UsageError naming key and remedy.
     """
-    place = place or Place()
+    place, data = place or Place(), config.data
     try:
-        if dataset is None and (parts := parts_of(config)):
-            return parts.divided(Path(config.data.root), place.rank, place.world_size)
-        data = config.data
-        dataset = dataset or load(data.name, Path(data.root), data.download, data.args)
-        return dataset, data.partition.owners(dataset.train, config.run.seed)
+        loader = DATASETS.get(data.name)
+        if dataset is None and isinstance(loader, Parts):
+            dataset, drawn = loader.divided(Path(data.root), place.rank, place.world_size)
+        else:
+            dataset, drawn = dataset or load(data.name, Path(data.root), data.download, data.args), None
+        if partition is None:
+            return dataset, drawn or data.partition.owners(dataset.train, config.run.seed)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    try:
+        return dataset, given(partition, len(dataset.train))
+    except ValueError as error:
+        raise UsageError(f"partition: {error}") from None
 
 
 def _device(config: ResolvedConfig, place: Place) -> torch.device:

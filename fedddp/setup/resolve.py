@@ -31,7 +31,8 @@ def resolve(config: Config, place: Place) -> ResolvedConfig:
     try:
         partition = _as_divided(config, parts) if parts else data.partition
         partition = dataclasses.replace(partition, num_clients=partition.population(place.world_size))
-        name = config.run.name or "-".join(to_dict(config)[key]["name"] for key in ("algorithm", "data", "model"))
+        table = to_dict(config)
+        name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
         check_name(name)
     except ValueError as error:
         raise UsageError(str(error)) from None

@@ -14,6 +14,7 @@ from fedddp.optim import CONSTANT, SCHEDULES, SGD
 from fedddp.setup.checks import Facts
 from fedddp.setup.load import checked
 from fedddp.setup.resolve import resolve
+from fedddp.tasks import Task
 from tests.helpers.support import assemble, few_digits
 
 SIZES = torch.tensor([7, 0, 20, 3])
@@ -153,7 +154,7 @@ def test_work_that_is_not_accounted_for_is_refused_under_dp_sgd_only(client):
 
 def facts(config):
     module = torch.nn.Linear(2, 2)
-    return Facts(config, Place(), module, FlatSpec.of(module), SIZES)
+    return Facts(config, Place(), Task(torch.nn.Linear, 2), module, FlatSpec.of(module), SIZES)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fedddp.data import Partition
 from fedddp.flat import FlatSpec
 from fedddp.registry.choice import keys_of
 from fedddp.secure import Identity, Roster
-from fedddp.setup.checks import MACHINE, TABLE, TASK, Facts, TaskFacts, as_markdown, refuse
+from fedddp.setup.checks import MACHINE, TABLE, Facts, as_markdown, refuse
 from fedddp.setup.checks.privacy import mixing_layers
 from fedddp.setup.load import checked
 from fedddp.setup.resolve import resolve
@@ -21,6 +21,7 @@ from fedddp.tasks import Task
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)
 MODULE = nn.Linear(40, 40)
+TASK = Task(lambda: MODULE, 40)
 BATCH_NORM = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
 SEEN: set[str] = set()
 """Codes that the tests of this file have met."""
@@ -43,12 +44,12 @@ def attack(name, **keys):
     return {"attack": {"name": name, **keys}}
 
 
-def checked_run(*layers, place=PLACE, sizes=None, module=MODULE, **facts):
+def checked_run(*layers, place=PLACE, sizes=None, module=MODULE, task=TASK, **facts):
     """The configuration that passed all checks of configuration, data and model."""
     config = resolve(build({"client": {"batch_size": 5}, "run": {"rounds": 3}}, *layers), place)
     if sizes is None:
         sizes = SIZES if config.num_clients == len(SIZES) else torch.full((config.num_clients,), 20)
-    return checked(Facts(config, place, module, FlatSpec.of(module), sizes, **facts))
+    return checked(Facts(config, place, task, module, FlatSpec.of(module), sizes, **facts))
 
 
 def refused(*layers, **facts):
@@ -205,6 +206,7 @@ def test_a_configuration_that_cannot_run_is_refused(code, key, layers):
             [secure()],
             {"place": Place(world_size=2, local_world_size=2)},
         ),
+        ("contrast-features", "algorithm.name", [{"algorithm": {"name": "moon"}}], {"module": nn.Conv2d(1, 1, 1)}),
         (
             "batch-of-one",
             "client.batch_size",
@@ -239,15 +241,8 @@ def test_a_task_without_classes_has_no_accuracy_features_or_gradients_per_exampl
     class Other(Task):
         classifies = False
 
-    config = resolve(build(layer), PLACE)
-    for task, error in ((Task(lambda: MODULE, 10), None), (Other(lambda: MODULE, 10), code)):
-        try:
-            refuse(TASK, TaskFacts(config, task), config)
-            found = None
-        except UsageError as refusal:
-            found = refusal.code
-        assert found == error
-    SEEN.add(code)
+    checked_run(layer)
+    assert refused(layer, task=Other(lambda: MODULE, 40)).code == code
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

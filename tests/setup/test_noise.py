@@ -11,6 +11,7 @@ from fedddp.setup.load import checked
 from fedddp.setup.noise import example_level_work, heaviest, with_noise
 from fedddp.setup.remarks import caveat, start_messages
 from fedddp.setup.resolve import resolve
+from fedddp.tasks import Task
 
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)
@@ -23,7 +24,7 @@ def resolved(*layers, **privacy):
 def messages(*layers, **privacy):
     module = nn.Linear(2, 2)
     config = resolved(*layers, **privacy)
-    return list(start_messages(checked(Facts(config, PLACE, module, FlatSpec.of(module), SIZES))))
+    return list(start_messages(checked(Facts(config, PLACE, Task(nn.Linear, 2), module, FlatSpec.of(module), SIZES))))
 
 
 def test_what_is_given_stays_as_it_is():

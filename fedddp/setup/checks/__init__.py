@@ -9,19 +9,19 @@ import re
 from typing import Any
 
 from .configuration import CONFIGURATION
-from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts, TaskFacts
+from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
 from .privacy import LEVELS, RING, SECURE
 from .table import Check, refuse
 
-BEFORE_NOISE = (*POPULATION, *LEVELS, *SECURE)
+BEFORE_NOISE = (*TASK, *POPULATION, *LEVELS, *SECURE)
 """Checks of data and model, made before the noise multiplier is found for a target epsilon."""
 AFTER_NOISE = (*RING, *COMPRESSION)
 """Checks made once the noise multiplier is known."""
-TABLE: tuple[Check[Any], ...] = (*CONFIGURATION, *MACHINE, *TASK, *BEFORE_NOISE, *AFTER_NOISE)
+TABLE: tuple[Check[Any], ...] = (*CONFIGURATION, *MACHINE, *BEFORE_NOISE, *AFTER_NOISE)
 """All checks, in the order in which they are made."""
 _PLACEHOLDER = re.compile(r"{(\w+)[^}]*}")
 
-__all__ = ["AFTER_NOISE", "BEFORE_NOISE", "CONFIGURATION", "MACHINE", "TABLE", "TASK", "Facts", "TaskFacts"]
+__all__ = ["AFTER_NOISE", "BEFORE_NOISE", "CONFIGURATION", "MACHINE", "TABLE", "Facts"]
 __all__ += ["Check", "as_markdown", "refuse"]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...aggregation.compression import NoCompression
+from ...clients import compared_layer
 from ...comm import Place
 from ...config import ResolvedConfig, chosen
 from ...data import MOST_PLANNED, Partition, Work
@@ -17,20 +18,13 @@ from .table import Check, Values, failure
 
 
 @dataclass(frozen=True)
-class TaskFacts:
-    """A configuration and the task that it describes."""
-
-    config: ResolvedConfig
-    task: Task
-
-
-@dataclass(frozen=True)
 class Facts:
     """A configuration, and what its data and its model add to it.
 
     Attributes:
         config: the configuration.
         place: this process's rank.
+        task: what is learned.
         module: the initial model.
         spec: the layout of the model's flat vector.
         sizes: the number of training examples of each client, [N].
@@ -42,6 +36,7 @@ class Facts:
 
     config: ResolvedConfig
     place: Place
+    task: Task
     module: nn.Module
     spec: FlatSpec
     sizes: Tensor
@@ -81,11 +76,15 @@ MACHINE: tuple[Check[ResolvedConfig], ...] = (
 )
 
 
-def _named(f: TaskFacts, applies: bool) -> Values | None:
+def _named(f: Facts, applies: bool) -> Values | None:
     return {"task": chosen(f.config, "task")} if applies and not f.task.classifies else None
 
 
-TASK: tuple[Check[TaskFacts], ...] = (
+def _contrasts(f: Facts) -> bool:
+    return getattr(f.config.algorithm, "contrasts", False)
+
+
+TASK: tuple[Check[Facts], ...] = (
     Check(
         "task-target-accuracy",
         ("evaluate.target_accuracy", "task.name"),
@@ -103,9 +102,15 @@ TASK: tuple[Check[TaskFacts], ...] = (
     Check(
         "task-contrasts",
         ("algorithm.name", "task.name"),
-        lambda f: _named(f, getattr(f.config.algorithm, "contrasts", False)),
+        lambda f: _named(f, _contrasts(f)),
         "compares features of a classifier, which {task} does not have",
         "use fedavg or fedprox",
+    ),
+    Check(
+        "contrast-features",
+        ("algorithm.name", "model.name"),
+        lambda f: failure(lambda: compared_layer(f.module)) if _contrasts(f) else None,
+        "{why}",
     ),
     Check(
         "task-example-level",

@@ -6,8 +6,8 @@ together, so that no part of the loop asks for the level.
 
 from .client import ClientPrivacy
 from .example import ExamplePrivacy
-from .plain import Plain, trained_how
+from .plain import Plain
 
 LEVELS: dict[str, type[Plain]] = {"none": Plain, "example": ExamplePrivacy, "client": ClientPrivacy}
 
-__all__ = ["LEVELS", "Plain", "trained_how"]
+__all__ = ["LEVELS", "Plain"]

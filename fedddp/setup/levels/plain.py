@@ -27,7 +27,6 @@ from ...clients import ClientStore, Trainer, choose
 from ...comm import Comm, CommError
 from ...config import ResolvedConfig
 from ...data import ClientData, Examples
-from ...flat import FlatSpec
 from ...privacy import Budget, NoBudget, SpendLog
 from ...sampling import Losses, Sampler
 from ...secure import HelloError, Roster, SecureExchange, identity_of
@@ -111,26 +110,6 @@ class Plain:
         exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
         bits = self._keys.secure_aggregation.bits
         return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
-
-
-def trained_how(config: ResolvedConfig, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
-    """The keywords of a trainer; ``smallest``: see `smallest_batch`."""
-    client = config.client
-    return {
-        "name": client.execution.name,
-        "width": client.execution.width,
-        "device": device,
-        "dtype": spec.dtype,
-        "autocast": client.precision == "bfloat16",
-        "local_epochs": client.local_epochs,
-        "local_steps": client.local_steps,
-        "stragglers": client.stragglers,
-        "batch_size": client.batch_size,
-        "smallest_batch": smallest,
-        "clip_norm": client.clip_norm,
-        "schedule": client.schedule,
-        "seed": config.run.seed,
-    }
 
 
 def masked(p: Prepared, comm: Comm) -> Exchange:
