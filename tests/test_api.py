@@ -4,11 +4,13 @@ import functools
 import gc
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import nn
 import fedddp
 from fedddp import Dataset, Examples, Partition, Task, UsageError, federate
 from fedddp.algorithms import FedAvg
+from fedddp.comm.guard import OBJECTS
 from fedddp.errors import NothingLearned
 from fedddp.flat import flatten
 from fedddp.models import MLP
@@ -104,6 +107,7 @@ def surroundings():
             "group": dist.is_initialized(),
             "grad": torch.is_grad_enabled(),
             "dtype": torch.get_default_dtype(),
+            "object functions": [getattr(dist, name) for name in OBJECTS],
         }
 
     return look
@@ -122,6 +126,34 @@ def test_nothing_is_left_behind(run, surroundings):
     torch.set_num_threads(1)
     assert not after.pop("threads") - before.pop("threads")
     assert {k: v for k, v in after.items() if v != before[k]} == {}
+
+
+def test_twenty_runs_leave_no_open_file_and_no_thread(run):
+    """The first run opens what the process keeps: imported libraries, torch's own threads."""
+
+    def left():
+        gc.collect()
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        files = [os.readlink(link) for link in links if os.path.lexists(link)]
+        fonts = [file for file in files if file.endswith(".ttf")]  # matplotlib keeps a bounded number of them open
+        return sorted(set(files) - set(fonts)), len(files) - len(fonts), [t.name for t in threading.enumerate()]
+
+    def one(**sections):
+        run(rounds=1, model=Net, privacy={"guard": True}, telemetry={"tensorboard": True}, **sections)
+
+    one()
+    before = left()
+    for _ in range(17):
+        one()
+    for broken in ({"cohort": {"size": 100}}, {"algorithm": {"name": "faulty:Faulty", "client": -1}}):
+        with pytest.raises((UsageError, NothingLearned)):
+            one(**broken)
+    with pytest.raises(KeyboardInterrupt):
+        one(sinks=[Stop(after=1)])
+    deadline = time.monotonic() + 10  # a writing thread ends soon after its run
+    while left() != before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() == before
 
 
 def test_the_import_alone_costs_nothing():

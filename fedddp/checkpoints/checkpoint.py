@@ -180,6 +180,10 @@ class Checkpoints:
         """Until what was begun is on disk. Raises WriteError if it cannot be written."""
         self._background.wait()
 
+    def close(self) -> None:
+        """End the thread that writes, once what was begun is on disk; without waiting for that."""
+        self._background.close()
+
     def flush(self, patience: float = 60.0) -> int:
         """Write the last finished round unless it is written; its number, 0 if there is none.
 

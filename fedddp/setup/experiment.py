@@ -111,6 +111,7 @@ class Experiment:
             return self.federation.checkpoints.written
 
     def _restore(self) -> None:
+        self.federation.checkpoints.close()
         self.federation.comm.guard = None
         if self.before:
             self.before.restore()

@@ -29,3 +29,7 @@ class Background:
         """Until everything handed over is done."""
         while self._pending:
             self._pending.popleft().result()
+
+    def close(self) -> None:
+        """End the thread once what was handed over is done; without waiting for that."""
+        self._pool.shutdown(wait=False)

@@ -57,5 +57,8 @@ class InBackground:
         self._background.run(self._sink.round, record)
 
     def close(self, summary: Metrics | None) -> None:
-        self._background.wait()
-        self._sink.close(summary)
+        try:
+            self._background.wait()
+            self._sink.close(summary)
+        finally:
+            self._background.close()

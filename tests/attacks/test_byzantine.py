@@ -75,8 +75,9 @@ def test_clients_that_share_examples_share_them_beside_byzantine_ones_too(tmp_pa
     x = torch.randn(40, 3)
     data = Dataset.of((x, (x[:, 0] > 0).long()), (x, (x[:, 0] > 0).long()))
     for attack in ("none", "label_flip"):
-        with pytest.raises(UsageError, match="clients share examples"):
+        with pytest.raises(UsageError) as refused:
             run(dataset=data, partition=owners, model="logistic", attack=attack, privacy=private, dir=str(tmp_path))
+        assert refused.value.code == "example-level-overlap"
 
 
 def test_attacks_on_updates_leave_the_examples_alone():

@@ -108,13 +108,13 @@ def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
     from fedddp.cli import tune
 
     seen = []
-    share = tune.share
+    prepare = tune.prepare
 
     def noting(config, place, dataset, partition):
         seen.append((dataset, partition))
-        return share(config, place, dataset, partition)
+        return prepare(config, place, dataset, partition)
 
-    monkeypatch.setattr(tune, "share", noting)
+    monkeypatch.setattr(tune, "prepare", noting)
     assert main([*WORDS, "--grid=client.optimizer.lr=0.1", "--folds=2", f"--run.dir={tmp_path}"]) == 0
     scored = []
     for dataset, kept in seen[1:]:
