@@ -228,7 +228,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_so(t
             raise SafetensorError(f"Error while serializing: I/O error (os error {error})")
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(f"fedddp.{where}", fail)
+    monkeypatch.setattr(f"fedddp.checkpoints.{where}", fail)
     with pytest.raises(WriteError) as told:
         kept.after_round(server(2), remembered(2), score(0.2), last=True)
     line = str(told.value)

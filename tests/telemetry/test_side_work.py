@@ -130,7 +130,7 @@ def board(folder):
 
 
 def record(t=1, report=None, score=None):
-    from test_tensorboard import record as whole
+    from tests.telemetry.test_tensorboard import record as whole
 
     made = whole(t)
     return type(made)(made.metrics, report or made.report, score)
