@@ -40,9 +40,16 @@ log = logging.getLogger("fedddp")
 
 
 def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -> Experiment:
-    """Join the other ranks (or take a ``comm`` that has) and assemble the federation, where rank 0's run stands.
+    """Join the other ranks and assemble the federation, at the round that rank 0's checkpoint has reached.
 
-    What fails on the way is written in the run folder's status, if there is a folder by then.
+    Args:
+        p: the prepared run.
+        sinks: receive the record of every round, on rank 0; see `fedddp.telemetry.Sink`.
+        comm: a connection to the other ranks; by default one is made, and ended by `Experiment.close`.
+
+    Raises:
+        CommError: a rank did not come, or its configuration, data or model differ. The run folder's status says so, if
+            there is a folder by then.
     """
     keep_freed_memory()
     folder = p.folder if p.folder and p.folder.resumed else None
@@ -103,17 +110,7 @@ def _assembled(
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=protection.pipeline(),
         store=store,
-        evaluator=Evaluator(
-            p.task,
-            p.test,
-            p.data.normalize,
-            comm,
-            where=config.evaluate.where,
-            every=config.evaluate.every,
-            target_accuracy=config.evaluate.target_accuracy,
-            seed=seed,
-            probes=config.attack.probes(p.test, p.task.num_classes),
-        ),
+        evaluator=_evaluator(p, comm),
         others=ClientsMean(_mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
         client_evaluator=ClientEvaluator(
             p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
@@ -131,8 +128,23 @@ def _assembled(
     return Experiment(federation, _restored(start, p.saved, comm, done), folder, p, owns_comm)
 
 
+def _evaluator(p: Prepared, comm: Comm) -> Evaluator:
+    keys = p.config.evaluate
+    return Evaluator(
+        p.task,
+        p.test,
+        p.data.normalize,
+        comm,
+        where=keys.where,
+        every=keys.every,
+        target_accuracy=keys.target_accuracy,
+        seed=p.config.run.seed,
+        probes=p.config.attack.probes(p.test, p.task.num_classes),
+    )
+
+
 def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:
-    """What is written for use elsewhere, on rank 0."""
+    """Return the writer of exported models, on rank 0."""
     if folder is None:
         return None
     by_name = named(p.spec, p.task.model(p.config.run.seed))
@@ -140,7 +152,7 @@ def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None
 
 
 def _inputs(p: Prepared) -> dict[str, Any]:
-    """What the model takes, as plain values: enough to build it again, and to normalise new inputs."""
+    """Return the description of the model's inputs that building it again and normalising new inputs need."""
     x, normalize = p.test.x, p.data.normalize
     kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
     return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
@@ -168,7 +180,7 @@ def _trainer(p: Prepared, comm: Comm) -> Trainer:
 
 
 def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None) -> Budget:
-    """What may still be spent, the same on every rank: rank 0 knows what was."""
+    """Return the privacy budget that is left, the same on every rank; rank 0 knows what was spent."""
     budget = protection.budget(SpendFile(folder.path / SPENT) if folder else None)
     spent = budget.recovered(p.saved.budget() if p.saved else {})
     budget.load({name: comm.broadcast(tensor, Purpose.PRIVACY) for name, tensor in spent.items()})
@@ -215,16 +227,16 @@ def _schedule(p: Prepared, *, bound: bool) -> Schedule:
 
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
-    """Rank 0's knowledge on every rank: rounds done, whether the target was reached, whether anything was learned."""
+    """Return from rank 0: the rounds done, whether the target was reached, and whether anything was learned."""
     target, saved = p.config.evaluate.target_accuracy, p.saved
     finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
-    learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not told
+    learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not reported
     header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), Purpose.RESUME).tolist()
     return int(header[0]), bool(header[1]), bool(header[2])
 
 
 def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) -> ServerState:
-    """w_0 as it is, or the checkpoint that rank 0 found, sent to all."""
+    """Return w_0, or the state of the checkpoint that rank 0 found, sent to all ranks."""
     if not done:
         return start
     mine = saved.server() if saved else start

@@ -32,7 +32,7 @@ Owners = Partition | Sequence[Sequence[int]]
 
 log = logging.getLogger("fedddp")
 
-LOCAL = (  # may differ between machines
+LOCAL = (
     "run.dir",
     "run.resume",
     "run.threads",
@@ -42,6 +42,7 @@ LOCAL = (  # may differ between machines
     "privacy.secure_aggregation.roster",
     "privacy.secure_aggregation.key",
 )
+"""Keys that may differ between the ranks of a run."""
 
 
 def prepare(
@@ -68,13 +69,7 @@ def prepare(
     task = task_of(config, dataset, task)
     ranks = place.world_size if config.evaluate.where == "sharded" else 1
     module, spec = laid_out(config, task, dataset, device, ranks)
-    try:
-        config.algorithm.for_model(spec)
-        config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
-        used, held = _held_out(config, partition)
-        dataset, used = config.adversary.poisoned(dataset, used)  # what is held out stays as it is
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    dataset, used, held = _divided(config, dataset, partition, spec)
     facts = Facts(
         config=config,
         place=place,
@@ -87,10 +82,8 @@ def prepare(
         fails_alone=fails_alone(config, task, *two_examples(dataset, spec.dtype)),
     )
     config, smallest = checked(facts), facts.smallest_batch
-    if config.placement == "shared":  # every rank holds all of them
-        placed = dataclasses.replace(dataset, train=dataset.train.to(device))
-    else:
-        placed = dataset
+    shared = config.placement == "shared"  # every rank holds all of them
+    placed = dataclasses.replace(dataset, train=dataset.train.to(device)) if shared else dataset
     data = _placed(config, place, placed, used, spec, device)
     how = _training(config, spec, device, smallest)
     rehearse(config, task, module, dataset, data.sizes, how)
@@ -154,7 +147,7 @@ def _training(config: ResolvedConfig, spec: FlatSpec, device: torch.device, smal
 def _placed(
     config: ResolvedConfig, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
 ) -> ClientData:
-    """What this rank holds of the training examples, as ``owners`` own them. Raises UsageError."""
+    """Return the training examples that this rank holds, as ``owners`` own them. Raises UsageError."""
     try:
         return ClientData.of(
             dataset,
@@ -174,19 +167,31 @@ def _placed(
 def _trainer(
     config: ResolvedConfig, task: Task, dataset: Dataset, data: ClientData, how: dict[str, Any]
 ) -> tuple[Trainer, str]:
-    """How this rank trains its clients, and why so. Raises UsageError."""
+    """Return how this rank trains its clients, and the reason in words. Raises UsageError."""
     try:
         return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, how)
     except ValueError as error:
         raise UsageError(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}: {error}") from error
 
 
-def _held_out(config: ResolvedConfig, partition: Partition) -> tuple[Partition, Partition | None]:
-    """Return what clients train on, and what each of them holds out (None: nothing). Raises ValueError."""
-    if not config.evaluate.holdout:
-        return partition, None
-    used, held = partition.held_out(config.evaluate.holdout, config.run.seed)
-    return used, config.adversary.without(held)
+def _divided(
+    config: ResolvedConfig, dataset: Dataset, partition: Partition, spec: FlatSpec
+) -> tuple[Dataset, Partition, Partition | None]:
+    """Return the data with what an attack poisons, what clients train on, and what they hold out (None: nothing).
+
+    Raises UsageError where the algorithm does not fit the model or the attack does not fit the data.
+    """
+    try:
+        config.algorithm.for_model(spec)
+        config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
+        used, held = partition, None
+        if config.evaluate.holdout:
+            used, held = partition.held_out(config.evaluate.holdout, config.run.seed)
+            held = config.adversary.without(held)
+        dataset, used = config.adversary.poisoned(dataset, used)  # what is held out stays as it is
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return dataset, used, held
 
 
 def load_data(
@@ -224,7 +229,7 @@ def _device(config: ResolvedConfig, place: Place) -> torch.device:
 
 
 def _signature(config: ResolvedConfig, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
-    """What must be equal on every rank: the model's layout, who owns what, every key that says what is learned."""
+    """Return what must be equal on every rank: the layout of the model, the partition, and all keys but `LOCAL`."""
     layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
     keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}
     owners = partition.fingerprint(dataset.train.y.numpy())

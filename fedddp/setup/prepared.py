@@ -1,4 +1,4 @@
-"""A run that was found possible."""
+"""A run whose data and model are loaded and checked; the ranks are not connected yet."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ from ..tasks import Task
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that was found possible: nothing has been sent or written yet.
+    """A run that can start: its data and model are loaded and checked, and nothing has been sent or written.
 
-    Of the training examples those are kept that ``data.placement`` says; ``held``: what clients hold out of their own,
-    for those who ask (``evaluate.holdout``). ``trainer``: how this rank trains its clients, and why so. ``counts``
-    (who owns what, of the clients that a picture shows), ``folder`` and ``saved`` (the checkpoint to go on from) are
-    rank 0's.
+    Attributes:
+        config: the configuration, its noise multiplier filled in.
+        place: this process's rank.
+        device: where it trains.
+        data: the training examples that this rank holds, by ``data.placement``.
+        held: the examples that clients hold out (``evaluate.holdout``); None without.
+        test: the test set.
+        task: what is learned.
+        spec: the layout of the model's flat vector.
+        smallest_batch: the fewest examples that the model trains on, 1 or 2.
+        trainer: how this rank trains its clients, and the reason in words.
+        signature: what must be equal on every rank.
+        counts: the numbers of examples per client and class for the picture of the partition; rank 0's.
+        folder: the run folder; rank 0's.
+        saved: the checkpoint to continue from; rank 0's.
     """
 
     config: ResolvedConfig

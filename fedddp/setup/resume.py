@@ -1,4 +1,4 @@
-"""Which folder a run writes, and from which checkpoint it goes on."""
+"""Find the folder that a run writes, and the checkpoint from which it continues."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ log = logging.getLogger("fedddp")
 
 
 def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFolder, Saved | None]:
-    """Where rank 0 writes, and the checkpoint it goes on from. A restart by the launcher goes on by itself.
+    """Find the folder that rank 0 writes and the checkpoint that it continues from.
 
-    Nothing is made; a folder that is resumed is held from now on. ``spec``: of the model. Raises UsageError naming key
-    and remedy.
+    A restart by the launcher continues by itself. Nothing is created; a folder that is resumed is locked from now on.
+
+    Args:
+        config: the configuration, which must be that of the checkpoint but for keys that may change.
+        place: this process's rank.
+        spec: the layout of the model, which must be that of the checkpoint.
+
+    Raises:
+        UsageError: the folder cannot be written, or is of another configuration or model.
     """
     folder = _writable(config, place)
     saved = newest(folder.path) if folder.resumed else None
@@ -52,9 +59,14 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
 
 
 def resuming(folder: Path, config: ResolvedConfig, done: int, *, reached: bool, spent: bool) -> str:
-    """What a run with ``done`` rounds behind it says at start: from where it goes on, or why it does not.
+    """Return what a resumed run logs at start: where it continues, or why it does not.
 
-    ``reached``: its target accuracy; ``spent``: its privacy budget.
+    Args:
+        folder: the run folder.
+        config: the configuration.
+        done: the number of finished rounds.
+        reached: whether the target accuracy was reached.
+        spent: whether the privacy budget is used up.
     """
     if reached:
         return f"{folder} is done: round {done} reached evaluate.target_accuracy; set a higher one, or off, to train on"
@@ -68,7 +80,7 @@ def resuming(folder: Path, config: ResolvedConfig, done: int, *, reached: bool, 
 
 
 def _writable(config: ResolvedConfig, place: Place) -> RunFolder:
-    """The run's folder. Raises UsageError if it can neither be written nor made, or another process writes it."""
+    """Return the run folder. Raises UsageError if it can neither be written nor made, or another process writes it."""
     run = config.run
     try:
         folder = locate(Path(run.dir), run.name, run.resume, place.launch if place.may_be_a_restart else "")
@@ -95,9 +107,9 @@ def _writable(config: ResolvedConfig, place: Place) -> RunFolder:
 
 
 def _spent_under(folder: RunFolder) -> dict[str, Any] | None:
-    """The configuration under which privacy was spent in a folder; None if none was.
+    """Return the configuration under which privacy was spent in a folder; None if none was.
 
-    Without a checkpoint too: counts of rounds mean nothing beside another sigma or another sampling rate.
+    That counts without a checkpoint, too: a number of rounds means nothing with another sigma or sampling rate.
     """
     spent = folder.resumed and (folder.path / SPENT).exists()
     return to_dict(build(read_toml(folder.path / "config.toml"))) if spent else None
