@@ -1,10 +1,12 @@
-"""fedddp in a script or a notebook: the same runs, described in Python, with objects of one's own where one likes.
+"""Run federations from Python: in a script or a notebook, with own models, data and tasks as objects.
 
     result = fedddp.run(rounds=3, data="mnist-mini", model=Net, client={"local_epochs": 5})
     result.summary["final_test_accuracy"], result.module
 
-Nothing is left behind but the run folder: no process group, signal handler, random state or number of threads.
-Mistakes raise `UsageError`. Ctrl-C is a KeyboardInterrupt, with the last finished round written.
+A run leaves nothing behind but its folder: no process group, signal handler, random state, thread or open file, and the
+number of torch's threads and the current GPU are restored. (glibc keeps freed memory from then on, see
+`fedddp.setup.process.keep_freed_memory`.) Mistakes raise `UsageError`. Ctrl-C raises KeyboardInterrupt, after the last
+finished round is written.
 """
 
 from __future__ import annotations
@@ -37,14 +39,23 @@ from .telemetry import Metrics, Sink
 from .types import ServerState
 
 GIVEN = "given"
-"""data.name of a dataset that is an object."""
+"""``data.name`` of a dataset that was given as an object."""
 
 Layer = str | Path | Mapping[str, Any] | Config
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run: the server's last state, a line of metrics a round, the summary, where the files are."""
+    """The result of a run.
+
+    Attributes:
+        server: the last state of the server.
+        history: the metrics of each round, as in ``metrics.jsonl``.
+        summary: the content of ``summary.json``.
+        folder: the run folder; None on every rank but 0.
+        task: what was learned.
+        seed: the seed of the run.
+    """
 
     server: ServerState
     history: list[Metrics]
@@ -60,7 +71,7 @@ class Result:
 
     @property
     def module(self) -> nn.Module:
-        """A new module with the trained parameters, on the CPU, in evaluation mode."""
+        """A new module with the trained parameters, on the CPU and in evaluation mode."""
         flat = FlatModule(self.task.model(self.seed))  # of the run: a model may have constants that are drawn from it
         flat.load(self.w.cpu())
         return flat.module.eval()
@@ -80,12 +91,23 @@ def run(
 ) -> Result:
     """Train a federation to its end.
 
-    ``layers``: TOML files and tables ({"client.optimizer.lr": 0.05}), left to right. ``sections`` go on top: a
-    section's table, its name (model="mlp"), an object (algorithm=FedAvg(...), a module class, a function that makes a
-    module, or a module to start from), or a key of [run] by itself (rounds=3, seed=1).
+    Args:
+        layers: TOML files and tables ({"client.optimizer.lr": 0.05}), merged left to right.
+        dataset: replaces the dataset of ``data.name``; see `Dataset.of`.
+        partition: the numbers of each client's examples, or a `Partition`; replaces ``data.partition``.
+        task: own loss and metrics; replaces the sections task, loss and model.
+        sinks: receive the record of every round, on rank 0; see `fedddp.telemetry.Sink`.
+        sections: override the layers. The table of a section, its name (model="mlp"), an object
+            (algorithm=FedAvg(...), a module class, a function that makes a module, or a module to start from), or a key
+            of [run] by itself (rounds=3, seed=1).
 
-    ``dataset``: one's own, see `Dataset.of`. ``partition``: which examples each client owns, instead of data.partition.
-    ``task``: one's own loss and metrics. ``sinks`` hear of every round (see `fedddp.telemetry.Sink`).
+    Returns:
+        The trained model, the metrics and the run folder.
+
+    Raises:
+        UsageError: the configuration has a mistake; nothing was written.
+        NothingLearned: no client contributed to any round.
+        CommError: another rank was lost.
     """
     experiment = assemble(*layers, dataset=dataset, partition=partition, task=task, sinks=sinks, **sections)
     server, summary = experiment.train()
@@ -102,12 +124,14 @@ def assemble(
     comm: Comm | None = None,
     **sections: Any,
 ) -> Experiment:
-    """The same up to the first round, to go through by hand. torch has ``run.threads`` threads until `close`.
+    """Prepare a run up to its first round, to train by hand; arguments and errors are those of `run`.
 
-    server = experiment.server
-    for rounds in range(1, 6):
-        server = federate(experiment.federation.until(rounds), server)
-    experiment.close()
+        server = experiment.server
+        for rounds in range(1, 6):
+            server = federate(experiment.federation.until(rounds), server)
+        experiment.close()
+
+    torch uses ``run.threads`` threads until `Experiment.close`. A ``comm`` that is given is used and stays open.
     """
     before = ProcessState.current()
     try:
@@ -119,7 +143,7 @@ def assemble(
 
 
 def configured(*layers: Layer, **sections: Any) -> Config:
-    """What `run` would train, checked. Raises UsageError."""
+    """Return the configuration that `run` would train, validated. Raises UsageError."""
     tables = [_table(layer) for layer in layers]
     over: dict[str, Any] = {}
     for name, value in sections.items():
@@ -168,7 +192,7 @@ def _table(layer: Layer) -> dict[str, Any]:
 
 
 def _section(name: str, value: Any) -> dict[str, Any]:
-    """A keyword as a layer of configuration."""
+    """Return a keyword as a layer of configuration."""
     if name not in Config.model_fields:
         run_keys = type(Config().run).model_fields
         if name not in run_keys:
@@ -185,7 +209,7 @@ def _section(name: str, value: Any) -> dict[str, Any]:
 
 
 def _model(value: Any) -> Any:
-    """A module class, a function that makes a module, or a module: of that, a copy is where training starts."""
+    """Return the section of a module class, a function that makes a module, or a module to start from a copy of."""
     if isinstance(value, nn.Module):
         return ImportedModule(path_of(type(value)), _copier(value))
     return ImportedModule(path_of(getattr(value, "func", value)), value)  # of a functools.partial, its function's name

@@ -1,4 +1,4 @@
-"""Which clients take part in a round, and which rank trains each of them. Drawn alike everywhere, nothing is sent."""
+"""Draw the clients of a round and assign them to ranks; every rank draws the same, so nothing is sent."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .rng import numpy_generator
 from .types import Cohort
 
 Losses = Callable[[Cohort, Tensor], Tensor]
-"""Mean loss of each of a cohort's clients at ``w [D]``, [m]; the same on every rank. All ranks ask at once."""
+"""``(cohort, w [D])`` to the mean loss of each client of the cohort, [m]; a collective: all ranks call it."""
 
 
 class Sampler(Protocol):
-    """S_t, drawn before the round begins."""
+    """Draws the cohort S_t before the round begins."""
 
     def cohort(self, round: int) -> Cohort:
-        """Who is drawn for a round (0-based); the same whenever it is asked for."""
+        """Return the clients drawn for a round (0-based), a function of the round."""
         ...
 
     def chosen(self, cohort: Cohort, w: Tensor) -> Cohort:
-        """Those of the clients drawn that take part from the model ``w [D]``; the same on every rank."""
+        """Return the drawn clients that take part, given the model ``w [D]``; the same on every rank."""
         return cohort
 
 
@@ -40,7 +40,7 @@ class UniformSampler(Sampler):
     seed: int
 
     def cohort(self, round: int) -> Cohort:
-        """The cohort of a round (0-based), a function of (seed, round)."""
+        """Return the cohort of a round (0-based), a function of (seed, round)."""
         if self.size == self.population:
             return Cohort(round, tuple(range(self.population)), self.population)
         draw = numpy_generator(self.seed, "cohort", round).choice(self.population, self.size, replace=False)
@@ -69,7 +69,7 @@ class SizeSampler(Sampler):
             )
 
     def cohort(self, round: int) -> Cohort:
-        """The cohort of a round: the owners of every (n / m)-th example of the clients in random order."""
+        """Return the cohort of a round: the owners of every (n / m)-th example, the clients in random order."""
         rng, population = numpy_generator(self.seed, "cohort", round), len(self.sizes)
         order = rng.permutation(population)
         ends = np.cumsum(self.sizes.numpy()[order])
@@ -81,7 +81,7 @@ class SizeSampler(Sampler):
 
 @dataclass(frozen=True)
 class PowerOfChoiceSampler(Sampler):
-    """S_t: of ``candidates`` clients, drawn by their share of the examples, the ``size`` with the highest losses.
+    """S_t: of ``candidates`` clients, drawn in proportion to their examples, the ``size`` with the highest losses.
 
     Cho, Wang, Joshi 2022, "Towards understanding biased client selection in federated learning", section 4 (pi_pow-d):
     candidates are drawn without replacement, one after the other with probability n_k / n, and all of their examples
@@ -103,13 +103,13 @@ class PowerOfChoiceSampler(Sampler):
             )
 
     def cohort(self, round: int) -> Cohort:
-        """The candidates of a round, a function of (seed, round)."""
-        share = self.sizes.double().numpy() / float(self.sizes.sum())
-        draw = numpy_generator(self.seed, "cohort", round).choice(len(share), self.candidates, replace=False, p=share)
-        return Cohort(round, tuple(sorted(draw.tolist())), len(share))
+        """Return the candidates of a round, a function of (seed, round)."""
+        p = self.sizes.double().numpy() / float(self.sizes.sum())
+        draw = numpy_generator(self.seed, "cohort", round).choice(len(p), self.candidates, replace=False, p=p)
+        return Cohort(round, tuple(sorted(draw.tolist())), len(p))
 
     def chosen(self, cohort: Cohort, w: Tensor) -> Cohort:
-        """The candidates with the highest losses; of equal ones the lower client, NaN last."""
+        """Return the candidates with the highest losses; of equal ones the lower client first, NaN last."""
         losses = self.losses(cohort, w).nan_to_num(nan=-np.inf, posinf=np.inf).tolist()
         first = sorted(zip(losses, cohort.ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
         return Cohort(cohort.round, tuple(sorted(k for _, k in first[: self.size])), cohort.population)
@@ -117,8 +117,13 @@ class PowerOfChoiceSampler(Sampler):
 
 @dataclass(frozen=True)
 class Participation(ABC):
-    """How clients are drawn. ``plain_means``: an algorithm's weighting=auto means uniform, and examples is refused if
-    ``by_size``. ``asks_losses``: clients report their losses."""
+    """Base class of the choices of ``cohort.sampler``.
+
+    Attributes:
+        plain_means: whether an algorithm's weighting=auto means uniform.
+        by_size: whether clients are drawn in proportion to their examples, so that weighting=examples is refused.
+        asks_losses: whether clients report their losses.
+    """
 
     plain_means: ClassVar[bool] = False
     by_size: ClassVar[bool] = False
@@ -126,12 +131,12 @@ class Participation(ABC):
 
     @abstractmethod
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
-        """Of ``size`` clients a round, of a population of ``sizes [N]``. Raises ValueError."""
+        """Return the sampler of ``size`` of the clients with ``sizes [N]`` examples. Raises ValueError."""
 
 
 @dataclass(frozen=True)
 class Uniform(Participation):
-    """McMahan et al. 2017, Algorithm 1."""
+    """Uniform without replacement (McMahan et al. 2017, Algorithm 1); see `UniformSampler`."""
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
         return UniformSampler(len(sizes), size, seed)
@@ -139,7 +144,7 @@ class Uniform(Participation):
 
 @dataclass(frozen=True)
 class BySize(Participation):
-    """See `SizeSampler`."""
+    """In proportion to the number of examples; see `SizeSampler`."""
 
     plain_means: ClassVar[bool] = True
     by_size: ClassVar[bool] = True
@@ -150,13 +155,13 @@ class BySize(Participation):
 
 @dataclass(frozen=True)
 class PowerOfChoice(Participation):
-    """See `PowerOfChoiceSampler`."""
+    """The highest losses of a few candidates (Cho, Wang, Joshi 2022); see `PowerOfChoiceSampler`."""
 
     plain_means: ClassVar[bool] = True
     asks_losses: ClassVar[bool] = True
     candidates: Annotated[
         int,
-        Field(ge=0, description="d, clients whose losses are compared each round; 0 = 2 m, at most all"),
+        Field(ge=0, description="d, clients whose losses are compared per round; 0 = 2 m, at most all"),
     ] = 0
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
@@ -169,7 +174,7 @@ SAMPLERS: dict[str, type] = {"uniform": Uniform, "size": BySize, "power_of_choic
 
 @dataclass(frozen=True)
 class Punctual(Sampler):
-    """``inner`` without the clients of a round that are ``late`` (client, round)."""
+    """``inner`` without the clients for which ``late(client, round)`` holds."""
 
     inner: Sampler
     late: Callable[[int, int], bool]
@@ -185,9 +190,14 @@ class Punctual(Sampler):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which of a cohort's clients one rank trains. ``work`` tells the examples, padding included, that sizes [m] cost.
+    """Assigns a cohort's clients to a rank.
 
-    ``bound``: clients stay on their home rank, because their data or their state are there and nowhere else.
+    Attributes:
+        sizes: the number of examples of each client, [N].
+        work: the examples, padding included, that clients of sizes [m] train on, [m].
+        rank: this rank.
+        world_size: the number of ranks.
+        bound: whether clients stay on their home rank, since only that has their data or their state.
     """
 
     sizes: Tensor  # [N]
@@ -197,7 +207,7 @@ class Schedule:
     bound: bool
 
     def mine(self, cohort: Cohort, load: int = 0) -> tuple[int, ...]:
-        """This rank's clients, most work first, if rank 0 has ``load`` examples' worth of other work."""
+        """Return this rank's clients, most work first; rank 0 has other work worth ``load`` examples."""
         work = self.work(self.sizes[list(cohort.ids)])
         if self.bound:
             return at_home(cohort, work, self.world_size)[self.rank]
@@ -205,15 +215,23 @@ class Schedule:
 
 
 def home_rank(client: int, world_size: int) -> int:
-    """The rank that keeps a client's state, and its examples unless every rank has them all."""
+    """Return the rank that keeps a client's state, and its examples unless every rank has them all."""
     return client % world_size
 
 
 def assign(cohort: Cohort, work: Sequence[int] | Tensor, world_size: int, *, load: int = 0) -> list[tuple[int, ...]]:
-    """Every rank's clients, balanced: longest first, each to the rank with the least to do (Graham 1969, LPT).
+    """Balance a cohort over the ranks: longest first, each to the rank with the least work (Graham 1969, LPT).
 
-    ``work [m]`` of each client of the cohort. ``load``: what rank 0 has to do besides, such as its evaluation.
     Ties go to the lower client id and to the lower rank.
+
+    Args:
+        cohort: the clients.
+        work: the work of each client, [m].
+        world_size: the number of ranks.
+        load: other work of rank 0, such as its evaluation.
+
+    Returns:
+        The clients of each rank.
     """
     busy = [(load if rank == 0 else 0, rank) for rank in range(world_size)]
     heapq.heapify(busy)
@@ -226,7 +244,7 @@ def assign(cohort: Cohort, work: Sequence[int] | Tensor, world_size: int, *, loa
 
 
 def at_home(cohort: Cohort, work: Sequence[int] | Tensor, world_size: int) -> list[tuple[int, ...]]:
-    """Every rank's clients where data or state bind each to its home; longest first, as `assign` gives them."""
+    """Return the clients of each rank if each stays on its home rank; longest first, as `assign` does."""
     mine: list[list[int]] = [[] for _ in range(world_size)]
     for _, client in _longest_first(cohort, work):
         mine[home_rank(client, world_size)].append(client)
@@ -234,15 +252,15 @@ def at_home(cohort: Cohort, work: Sequence[int] | Tensor, world_size: int) -> li
 
 
 def _longest_first(cohort: Cohort, work: Sequence[int] | Tensor) -> list[tuple[int, int]]:
-    """(work, client), most work first, of those with equally much the lower id."""
+    """Return (work, client) pairs, most work first, of equal ones the lower id first."""
     listed = work.tolist() if isinstance(work, Tensor) else work
     return sorted(zip(listed, cohort.ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
 
 
 def blocks(ids: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
-    """``ids`` in as few runs of at most ``width`` as there can be, the clients trained at once.
+    """Divide ``ids`` into as few blocks of at most ``width`` clients as possible; a block is trained together.
 
-    Their lengths differ by one at most: a short last run would take the steps of a full one for a few clients.
+    Their lengths differ by at most one: a short last block would take the steps of a full one for a few clients.
     """
     runs = -(-len(ids) // width)
     for run in range(runs):

@@ -1,4 +1,4 @@
-"""The trained model of a run folder, for use elsewhere.
+"""Load the trained model of a run folder for use elsewhere.
 
 model, normalize = fedddp.load("runs/NAME"), fedddp.normalizer("runs/NAME")
 scores = model(normalize(images))                                           # images: uint8 [n, C, H, W]
@@ -28,17 +28,17 @@ Inputs = dict[str, Any]
 
 
 def load(run: str | Path, *, best: bool = False, round: int | None = None, model: Any = None) -> nn.Module:
-    """The server's model of a run as a module on the CPU, in evaluation mode.
+    """Load the server's model of a run as a module on the CPU, in evaluation mode.
 
-    It takes inputs as training saw them: see `normalizer`. Of algorithms with a model per client or cluster it is the
-    one that the server evaluates; of a conditional GAN, both networks (``generator``, ``discriminator``).
+    It takes normalised inputs, see `normalizer`. For algorithms with a model per client or cluster it is the one that
+    the server evaluates; for a conditional GAN, both networks (``generator``, ``discriminator``).
 
     Args:
         run: the run folder.
         best: take the round with the best test accuracy (without accuracies, the lowest test loss), not the last.
         round: take the checkpoint of this round.
-        model: what the module is made of, where config.toml cannot tell since the run was given an object: a module
-            class, a function that makes a module, or a module, of which a copy is used.
+        model: the model of a run that was given an object, which config.toml cannot describe: a module class, a
+            function that makes a module, or a module, of which a copy is used.
 
     Raises:
         UsageError: the folder has no such model, or the module that its configuration describes does not fit.
@@ -61,9 +61,10 @@ def load(run: str | Path, *, best: bool = False, round: int | None = None, model
 
 
 def normalizer(run: str | Path) -> Normalizer:
-    """What makes of inputs as the dataset holds them (pixels are uint8 [n, C, H, W]) those that the model takes.
+    """Return the function from inputs as the dataset has them (pixels: uint8 [n, C, H, W]) to those of the model.
 
-    Raises UsageError for a folder without a model.
+    Raises:
+        UsageError: the folder has no model.
     """
     folder = user_path(run)
     inputs = _found(folder, False, None)[2]
@@ -72,7 +73,7 @@ def normalizer(run: str | Path) -> Normalizer:
 
 
 def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | None, Inputs]:
-    """Where the model is: an exported file, or a checkpoint; and what inputs it takes."""
+    """Return where the model is, an exported file or a checkpoint, and the description of its inputs."""
     files = [file for name in (LAST, BEST) if (file := exported(folder, name))]
     saved = newest(folder) if round is None else of_round(folder, round)
     if best:
@@ -99,7 +100,7 @@ def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | N
 
 
 def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> nn.Module:
-    """The module that the run was configured with. Raises UsageError."""
+    """Build the module of the run's configuration. Raises UsageError."""
     table = _table(folder)
     kept = {section: table[section] for section in ("model", "task") if section in table}
     kept["client"] = {"precision": table.get("client", {}).get("precision", "float32")}
@@ -112,11 +113,11 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
         blank = Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
         return task_of(config, blank).model(seed)
     except Exception as error:
-        raise UsageError(f"{folder}: its model cannot be made again ({first_line(error)}){_hint(model)}") from error
+        raise UsageError(f"{folder}: its model cannot be rebuilt ({first_line(error)}){_hint(model)}") from error
 
 
 def _without_weights(config: Config) -> Config:
-    """The same without the weights that training started from: they are overwritten."""
+    """Return ``config`` without the weights that training started from, since they are overwritten."""
     if getattr(config.model, "weights", None) is None:
         return config
     return config.model_copy(update={"model": dataclasses.replace(config.model, weights=None)})

@@ -1,4 +1,4 @@
-"""The schema: every key of a run, its type, its default and its meaning."""
+"""The schema of the configuration: every key with its type, its default and its meaning."""
 
 from __future__ import annotations
 
@@ -23,26 +23,31 @@ from ..tasks.losses import LOSSES, CrossEntropy, Loss
 
 
 class Section(BaseModel):
+    """Base class of the sections: frozen, and unknown keys are refused."""
+
     model_config: ClassVar[ConfigDict] = {**RULES, "frozen": True, "arbitrary_types_allowed": True}
 
 
 class Run(Section):
-    name: str = Field(default="", description="label of the run's folder; empty = <algorithm>-<data>-<model>")
+    name: str = Field(default="", description="name of the run folder; empty = <algorithm>-<data>-<model>")
     dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of run folders")
-    seed: int = Field(default=0, ge=0, description="every random choice derives from it")
+    seed: int = Field(default=0, ge=0, description="seed of all random choices")
     rounds: int = Field(default=10, ge=1, le=1_000_000, description="T, number of rounds")
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda if available")
     backend: Literal["auto", "gloo", "nccl"] = Field(
-        default="auto", description="auto = nccl where each rank has its own GPU"
+        default="auto", description="auto = nccl if each rank has its own GPU"
     )
     threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads a rank; 0 = cores / local ranks (1 if aggregation is exact)"
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads per rank; 0 = cores / local ranks (1 with aggregation.sum=exact)",
     )
     resume: Annotated[str, UserPath] = Field(
         default="never", min_length=1, description="never, auto (the newest run of this name), or a run folder"
     )
     timeout: float = Field(
-        default=120.0, gt=0, le=1e7, description="seconds a rank that others wait for may stand still"
+        default=120.0, gt=0, le=1e7, description="seconds without progress before a rank counts as lost"
     )
 
 
@@ -51,12 +56,12 @@ class Data(Section):
     root: Annotated[str, UserPath] = Field(
         default=DEFAULT_ROOT, description="folder in torchvision's layout (mnist-mini and synthetic need none)"
     )
-    download: bool = Field(default=True, description="download what root does not hold, where the network allows")
+    download: bool = Field(default=True, description="download what root does not contain")
     args: dict[str, Any] = Field(default={}, description="further arguments of the dataset, by name")
     placement: Literal["auto", "home", "shared"] = Field(
         default="auto",
         description="home = a rank holds its own clients' examples only; shared = every rank holds all and trains any "
-        "client (simulation); auto = home where each client is a rank, else shared",
+        "client (simulation); auto = home if each client is a rank, else shared",
     )
     partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()
     skew: Annotated[Skew, Choice(SKEWS, {"name": "none"})] = NoSkew()
@@ -65,36 +70,36 @@ class Data(Section):
 class Execution(Section):
     name: Literal["auto", "sequential", "vectorized"] = Field(
         default="auto",
-        description="sequential = one client after the other; vectorized = several at once; auto = by model and device",
+        description="sequential = one client after the other; vectorized = batched; auto = by model and device",
     )
     width: int = Field(
-        default=0, ge=0, le=100_000, description="clients trained at once on a rank, vectorized; 0 = by model size"
+        default=0, ge=0, le=100_000, description="clients trained together on a rank, if vectorized; 0 = by model size"
     )
 
 
 class Client(Section):
-    local_epochs: int = Field(default=1, ge=1, le=10_000, description="E, passes over a client's examples a round")
+    local_epochs: int = Field(default=1, ge=1, le=10_000, description="E, passes over a client's examples per round")
     local_steps: Annotated[int | None, Off] = Field(
         default=None,
         ge=1,
         le=1_000_000,
-        description="H, steps a client takes in a round; instead of local_epochs (default: off)",
+        description="H, steps of a client per round; instead of local_epochs (default: off)",
     )
     stragglers: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of a cohort that does less: 1 to all of its epochs (steps), each number as likely",
+        description="fraction of stragglers; each trains a uniformly drawn number of epochs (steps)",
     )
     drop_stragglers: bool = Field(
-        default=False, description="leave stragglers out of the round (FedAvg as FedProx compares with it)"
+        default=False, description="ignore the updates of stragglers (FedAvg as FedProx compares with it)"
     )
     batch_size: int = Field(
         default=10,
         ge=0,
         le=2**31 - 1,
         description="B; 0 = all of a client's examples. For a model that does not train on one example (BatchNorm), a "
-        "last batch of one joins the batch before",
+        "last batch of one is merged into the batch before",
     )
     clip_norm: Annotated[float | None, Off] = Field(
         default=None,
@@ -119,7 +124,7 @@ class Client(Section):
                 "local_epochs=1, local_steps=off)"
             )
         if self.drop_stragglers and not self.stragglers:
-            raise ValueError("drop_stragglers=true: there are none to leave out; set stragglers above 0")
+            raise ValueError("drop_stragglers=true: there are none to ignore; set stragglers above 0")
         if self.stragglers and not self.drop_stragglers and (self.local_steps or self.local_epochs) == 1:
             raise ValueError(
                 "stragglers cannot do less than one epoch or step: set local_epochs or local_steps above 1"
@@ -129,10 +134,10 @@ class Client(Section):
 
 class Cohort(Section):
     fraction: Annotated[float | None, Off] = Field(
-        default=None, gt=0, le=1, description="C, share of the population in a round (default: all)"
+        default=None, gt=0, le=1, description="C, fraction of the population per round (default: all)"
     )
     size: Annotated[int | None, Off] = Field(
-        default=None, ge=1, description="m, number of clients in a round; instead of fraction"
+        default=None, ge=1, description="m, number of clients per round; instead of fraction"
     )
     sampler: Annotated[Participation, Choice(SAMPLERS, {"name": "uniform"})] = Uniform()
 
@@ -156,65 +161,69 @@ class Aggregation(Section):
 class Evaluate(Section):
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = only after the last")
     where: Literal["rank0", "sharded"] = Field(
-        default="sharded", description="who evaluates: all ranks, or rank 0 while the others go on"
+        default="sharded", description="sharded = all ranks evaluate; rank0 = rank 0 does, while the others continue"
     )
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="stop when reached (default: off)"
     )
     clients_mean: bool = Field(
         default=False,
-        description="also evaluate the mean of all clients' last models (as FedDyn's authors report); each client that "
-        "took part keeps a model",
+        description="also evaluate the mean of all clients' last models (as FedDyn's authors report); keeps a model "
+        "for each client that took part",
     )
     holdout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of each client's own examples that is kept out of training"
+        default=0.0, ge=0, lt=1, description="fraction of each client's own examples that is kept out of training"
     )
     personal_every: int = Field(
         default=0,
         ge=0,
-        description="rounds between evaluations of each client's own model on the examples it holds out; 0 = off",
+        description="rounds between per-client evaluations on held-out data; 0 = off",
     )
 
 
 class Checkpoint(Section):
     every: int = Field(default=1, ge=0, description="rounds between checkpoints; 0 = only when interrupted")
-    keep: int = Field(default=3, ge=1, description="newest checkpoints kept, besides the best")
+    keep: int = Field(default=3, ge=1, description="number of newest checkpoints kept, besides the best")
 
 
 class SecureAggregation(Section):
-    enabled: bool = Field(default=False, description="mask what each rank sends; only the sum of all can be read")
-    bits: Literal[64, 32] = Field(default=64, description="of the ring; 32 is half the bytes and coarser")
+    enabled: bool = Field(
+        default=False, description="secure aggregation: mask what each rank sends, so that only the sum can be read"
+    )
+    bits: Literal[64, 32] = Field(
+        default=64, description="bits of the ring of integers; 32 sends half the bytes and is coarser"
+    )
     bound: float = Field(
         default=8.0,
         gt=0,
-        description="largest magnitude of an update's entry that the ring takes; largest adaptive clip",
+        description="largest magnitude of an entry of an update; largest adaptive clip",
     )
     roster: Annotated[str, UserPath] = Field(
-        default="", description="file of every rank's public key; empty = keys made at start, not authenticated"
+        default="", description="file of all ranks' public keys; empty = keys are made at start and not authenticated"
     )
     key: Annotated[str, UserPath] = Field(
-        default="", description="this rank's private key file; {rank} in it stands for the rank"
+        default="", description="file of this rank's private key; {rank} in it stands for the rank"
     )
 
 
 class AdaptiveClip(Section):
     enabled: bool = Field(
         default=False,
-        description="clip at a quantile of the updates' norms, found privately; at most secure_aggregation.bound",
+        description="clip at a quantile of the updates' norms, estimated privately; at most secure_aggregation.bound",
     )
-    quantile: float = Field(default=0.5, gt=0, lt=1, description="share of the clients that is not clipped")
-    lr: float = Field(default=0.2, gt=0, description="how fast the clip follows; 0.2 as in the paper")
+    quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="fraction of the clients whose updates are not clipped"
+    )
+    lr: float = Field(default=0.2, gt=0, description="learning rate of the clip; 0.2 as in the paper")
 
 
 class Privacy(Section):
-    guard: bool = Field(
-        default=False, description="refuse, before it is sent, whatever the configured protocol does not need"
-    )
+    guard: bool = Field(default=False, description="refuse to send whatever the configured protocol does not need")
     trust_network: bool = Field(default=False, description="do not warn that a run spans hosts without encryption")
     level: Literal["none", "example", "client"] = Field(
         default="none",
-        description="what differential privacy hides the presence of: an example (DP-SGD on the client) or a client "
-        "(DP-FedAvg); none = off",
+        description="unit of differential privacy: an example (DP-SGD on the client) or a "
+        "client (DP-FedAvg); none = off",
     )
     clip: float = Field(default=1.0, gt=0, description="C, largest L2 norm of an example's gradient or client's update")
     noise_multiplier: Annotated[float | None, Off] = Field(
@@ -223,13 +232,14 @@ class Privacy(Section):
     target_epsilon: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
-        description="stop before the round that would exceed it; without noise_multiplier, sigma is found for it",
+        description="stop before the round that would exceed it; without noise_multiplier, sigma is computed from it",
     )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="of (epsilon, delta)-differential privacy")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of (epsilon, delta)-differential privacy")
     accountant: Literal["prv", "rdp"] = Field(default="prv", description="how epsilon is composed; prv is tighter")
     randomness: Literal["secret", "seeded"] = Field(
         default="secret",
-        description="of cohorts, batches and noise: seeded is reproducible, for tests, and guarantees nothing",
+        description="randomness of cohorts, batches and noise: seeded is reproducible, for "
+        "tests, and guarantees nothing",
     )
     adaptive_clip: AdaptiveClip = AdaptiveClip()
     secure_aggregation: SecureAggregation = SecureAggregation()

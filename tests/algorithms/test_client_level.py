@@ -218,7 +218,7 @@ def test_a_clip_that_cannot_follow_any_further_is_said_once(tmp_path, logged, bo
     f, server = private(tmp_path, bound=bound, clip=bound, quantile=0.9, lr=5.0)
     after = federate(f, server)
     assert f.algorithm.current_clip(after) == bound
-    told = [line for line in logged if f"the {which} that it may be" in line]
+    told = [line for line in logged if f"the {which} value allowed" in line]
     assert len(told) == 1
     assert f"privacy.secure_aggregation.bound={bound:g}" in told[0]
     assert "lr" not in told[0]
@@ -234,7 +234,7 @@ def test_the_smallest_clip_leaves_noise_enough_for_the_ring(tmp_path, logged, bi
     assert clip == adaptive.smallest
     assert (clip > 8 * 2**-20) == (bits == 32)
     assert f.algorithm.noise_std(after)["delta"] * 2.0**ring.fraction_bits >= LEAST_NOISE
-    assert len([line for line in logged if "the smallest that it may be" in line]) == 1
+    assert len([line for line in logged if "the smallest value allowed" in line]) == 1
 
 
 def test_what_is_too_long_to_be_scaled_becomes_nan_and_what_is_not_is_clipped():

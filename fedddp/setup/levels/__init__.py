@@ -1,7 +1,6 @@
-"""What the privacy section puts around a run: who may see a client's update, and how much a sum may tell.
+"""Assemble what a level of privacy needs: algorithm, sampler, trainer, budget, tally and sum.
 
-One class a level of differential privacy. Each says which algorithm, sampler, trainer, budget, tally and sum belong
-together, so that no part of the loop asks for the level.
+One class for each value of ``privacy.level``, so that no part of the main loop depends on it.
 """
 
 from .client import ClientPrivacy

@@ -1,4 +1,4 @@
-"""Client-level differential privacy: DP-FedAvg, its noise added by the ranks."""
+"""Assemble a run with client-level differential privacy: DP-FedAvg, whose noise the ranks add together."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ log = logging.getLogger("fedddp")
 
 
 class ClientPrivacy(Private):
-    """DP-FedAvg: clipped updates of Poisson cohorts; the ranks add the noise together, each a share, in the ring."""
+    """DP-FedAvg: clipped updates of Poisson cohorts; each rank adds its part of the noise, in the ring of integers."""
 
-    _said = False
+    _warned = False
 
     @cached_property
     def algorithm(self) -> Algorithm:
@@ -42,18 +42,18 @@ class ClientPrivacy(Private):
 
     @property
     def _expected(self) -> float:
-        """q N, what the sum is divided by, whoever was drawn."""
+        """q N, by which the sum is divided, whoever was drawn."""
         return float(self._p.config.cohort_size)
 
     @staticmethod
     def trainer(
         config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
-        """See `Plain.trainer`; chance may draw all clients."""
+        """See `Plain.trainer`; a cohort may consist of all clients."""
         return Plain.trainer(config, task, data, examples, {"at_most": data.num_clients, **how})
 
     def sampler(self, losses: Losses) -> Sampler:
-        """Each rank draws its own clients and tells nobody; where any rank may train any client, all draw alike."""
+        """Each rank draws its own clients in secret; where any rank may train any client, all ranks draw the same."""
         population, comm = self._p.data.num_clients, self._comm
         if self._p.data.placement == "home":
             mine = [k for k in range(population) if home_rank(k, comm.world_size) == comm.rank]
@@ -75,25 +75,25 @@ class ClientPrivacy(Private):
         ring = self._ring(bound, weight, noise_bound=noise_bound, shares=shares)
 
         def perturb(server: ServerState) -> None:
-            self._say_if_at_bound(algorithm, server)
+            self._warn_at_bound(algorithm, server)
             stds, stream = algorithm.noise_std(server), noise.child("round", server.round)
             layout = [(length, stds[name]) for name, length in algorithm.vectors(dim).items()]
             ring.perturb(layout, lambda n, std: discrete_gaussian(n, std, stream))
 
         return self._pipeline(ring, SilentTally, denominator=self._expected, perturb=perturb)
 
-    def _say_if_at_bound(self, algorithm: ClientLevel, server: ServerState) -> None:
-        """Warn, once, that an adaptive clip cannot follow the updates' norms any further."""
+    def _warn_at_bound(self, algorithm: ClientLevel, server: ServerState) -> None:
+        """Warn once that an adaptive clip has reached a bound and cannot follow the updates' norms further."""
         clip, adaptive = algorithm.current_clip(server), algorithm.adaptive
-        if self._said or self._comm.rank or not server.round or adaptive is None:
+        if self._warned or self._comm.rank or not server.round or adaptive is None:
             return
         if adaptive.smallest < clip < adaptive.largest:
             return
-        self._said = True
+        self._warned = True
         upper = clip >= adaptive.largest
         log.warning(
-            "round %d: the adaptive clip is at %g, the %s that it may be: it does not follow the norms of updates any "
-            "further; %s privacy.secure_aggregation.bound=%g%s",
+            "round %d: the adaptive clip is %g, the %s value allowed, and no longer follows the norms of updates; "
+            "%s privacy.secure_aggregation.bound=%g%s",
             server.round + 1,
             clip,
             "largest" if upper else "smallest",

@@ -1,4 +1,4 @@
-"""Example-level differential privacy: DP-SGD on the clients."""
+"""Assemble a run with example-level differential privacy: DP-SGD on the clients."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .plain import Plain
 
 
 class Private(Plain):
-    """What both levels have in common."""
+    """Base class of both levels of differential privacy: noise and its limits."""
 
     def _randomness(self, purpose: str, *path: int) -> Randomness:
-        """This rank's own, which nobody else can predict; where it is seeded, a function of the seed and ``path``."""
+        """Return randomness that no other rank can predict; if it is seeded, a function of the seed and ``path``."""
         return _randomness(self._p.config, purpose, *path)
 
     def _limits(self, spend_file: SpendLog | None) -> Limits:
@@ -33,7 +33,7 @@ def _randomness(config: ResolvedConfig, purpose: str, *path: int) -> Randomness:
 
 
 class ExamplePrivacy(Private):
-    """DP-SGD on the clients: what leaves one is private already, whoever reads it."""
+    """DP-SGD on the clients: an update is private before it leaves its client."""
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)

@@ -1,4 +1,4 @@
-"""No differential privacy, with or without secure aggregation; and what all levels have in common."""
+"""Assemble a run without differential privacy, with or without secure aggregation; the base of the other levels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..prepared import Prepared
 
 
 class Plain:
-    """No differential privacy: updates as they are. Under secure aggregation only their sum can be read."""
+    """No differential privacy: updates are sent as they are, or masked so that only their sum can be read."""
 
     def __init__(self, p: Prepared, comm: Comm) -> None:
         self._p, self._comm, self._keys = p, comm, p.config.privacy
@@ -44,6 +44,7 @@ class Plain:
 
     @cached_property
     def algorithm(self) -> Algorithm:
+        """The algorithm of the configuration with what rule and level put around it."""
         return self._configured
 
     @property
@@ -55,27 +56,30 @@ class Plain:
 
     @cached_property
     def memory(self) -> ClientStore:
-        """What clients remember of what compression has left out; nothing without."""
+        """The store of what compression has left out of each client's updates; empty without."""
         compression = self._p.config.aggregation.compression
         spec = self._p.spec
         columns = compression.columns(self.algorithm.vectors(spec.dim), self.algorithm.uploaded(spec))
         return ClientStore(lambda: compression.init_client(columns))
 
     def sampler(self, losses: Losses) -> Sampler:
+        """Return the sampler of cohorts; ``losses`` computes the clients' losses."""
         config = self._p.config
         return config.cohort.sampler.sampler(self._p.data.sizes, config.cohort_size, config.run.seed, losses)
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
+        """Return the privacy budget; ``spend_file`` records what is spent, on rank 0."""
         return NoBudget()
 
     @staticmethod
     def trainer(
         config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
     ) -> tuple[Trainer, str]:
-        """How a rank trains its clients, and why so; tried on some ``examples``. Raises ValueError, in one line."""
+        """Return how a rank trains its clients, and the reason in words; tried on ``examples``. Raises ValueError."""
         return choose(task, data, config.client.optimizer, examples, **{"at_most": config.cohort_size, **how})
 
     def pipeline(self) -> Pipeline:
+        """Return the aggregation of a round."""
         return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
@@ -113,7 +117,7 @@ class Plain:
 
 
 def masked(p: Prepared, comm: Comm) -> Exchange:
-    """The exchange under masks. Raises CommError, in one line, if the parties do not fit together."""
+    """Return the exchange of secure aggregation. Raises CommError if the parties do not fit together."""
     keys = p.config.privacy.secure_aggregation
     roster = Roster.load(Path(keys.roster)) if keys.roster else None
     identity = identity_of(keys.key, comm.rank)
