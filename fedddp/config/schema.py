@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..aggregation import AGGREGATION_RULES, Rule
 from ..aggregation.compression import COMPRESSIONS, Compression, NoCompression
@@ -116,21 +116,6 @@ class Client(Section):
     schedule: Schedule = CONSTANT
     execution: Execution = Execution()
 
-    @model_validator(mode="after")
-    def _some_work(self) -> Client:
-        if self.local_steps is not None and self.local_epochs != 1:
-            raise ValueError(
-                "local_epochs and local_steps both say how much a client does: give one of them (the other is "
-                "local_epochs=1, local_steps=off)"
-            )
-        if self.drop_stragglers and not self.stragglers:
-            raise ValueError("drop_stragglers=true: there are none to ignore; set stragglers above 0")
-        if self.stragglers and not self.drop_stragglers and (self.local_steps or self.local_epochs) == 1:
-            raise ValueError(
-                "stragglers cannot do less than one epoch or step: set local_epochs or local_steps above 1"
-            )
-        return self
-
 
 class Cohort(Section):
     fraction: Annotated[float | None, Off] = Field(
@@ -140,14 +125,6 @@ class Cohort(Section):
         default=None, ge=1, description="m, number of clients per round; instead of fraction"
     )
     sampler: Annotated[Participation, Choice(SAMPLERS, {"name": "uniform"})] = Uniform()
-
-    @model_validator(mode="after")
-    def _one_of(self) -> Cohort:
-        if self.fraction is not None and self.size is not None:
-            raise ValueError(
-                "fraction and size both say how many clients take part: give one of them (the other is =off)"
-            )
-        return self
 
 
 class Aggregation(Section):

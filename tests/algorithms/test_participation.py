@@ -120,7 +120,7 @@ def test_a_resumed_run_chooses_alike(tmp_path):
         ({"cohort": {"size": 2, "sampler": {"name": "power_of_choice", "candidates": 4}}}, "candidates=4"),
         ({"cohort": {"sampler": {"name": "power-of-choice"}}}, "did you mean 'power_of_choice'"),
         ({"cohort": {"sampler": {"name": "uniform", "candidates": 4}}}, "cohort.sampler.candidates: unknown key"),
-        ({"client": {"drop_stragglers": True}}, "drop_stragglers=true: there are none"),
+        ({"client": {"drop_stragglers": True}}, "drop_stragglers=true: there are no stragglers"),
         (
             {
                 "client": {"drop_stragglers": True, "stragglers": 0.5},

@@ -42,7 +42,6 @@ MISTAKES = [
     ("--model.name=torch.nn:Linea", "model.name='torch.nn:Linea': cannot be imported", "did you mean 'Linear'?"),
     ("--model={name = 'torch.nn:Linear', in_features = 3}", "model.name='torch.nn:Linear'", "'out_features'"),
     ("--algorithm.name=torch.nn:Linear", "algorithm.name='torch.nn:Linear': should name a dataclass"),
-    ("--cohort={size = 3, fraction = 0.5}", "cohort.fraction and size both say", "give one of them"),
     ("--cohort.fraction=0", "cohort.fraction=0: should be greater than 0"),
     ("--run.rounds", "--run.rounds: has no value; write --run.rounds=value"),
     ("--halp", "--halp: unknown option", "did you mean '--help'?"),

@@ -124,8 +124,8 @@ def test_a_schedule_keeps_the_rounds_it_was_made_for():
 @pytest.mark.parametrize(
     ("client", "words"),
     [
-        ({"local_steps": 5, "local_epochs": 2}, "client.local_epochs and local_steps both say"),
-        ({"stragglers": 0.5}, "client.stragglers cannot do less than one epoch or step"),
+        ({"local_steps": 5, "local_epochs": 2}, "client.local_steps=5: local_epochs and local_steps both set"),
+        ({"stragglers": 0.5}, "client.stragglers=0.5: a straggler cannot train less than one epoch or step"),
         ({"stragglers": 1.5, "local_epochs": 2}, "client.stragglers=1.5: should be less than or equal to 1"),
         ({"local_steps": 0}, "client.local_steps=0: should be greater than or equal to 1"),
         ({"schedule": {"name": "cosine", "rounds": 3}}, "client.schedule: rounds=3: the rate is 0 after them"),

@@ -79,6 +79,10 @@ NOBODY = Partition.dealt(torch.arange(0).numpy(), torch.zeros(4, dtype=torch.lon
 
 CONFIGURATIONS = [
     ("cohort-size", "cohort.size", [{"cohort": {"size": 5}}]),
+    ("cohort-twice", "cohort.size", [{"cohort": {"size": 3, "fraction": 0.5}}]),
+    ("work-twice", "client.local_steps", [{"client": {"local_steps": 5, "local_epochs": 2}}]),
+    ("stragglers-none", "client.drop_stragglers", [{"client": {"drop_stragglers": True}}]),
+    ("stragglers-full", "client.stragglers", [{"client": {"stragglers": 0.5}}]),
     (
         "stragglers-client-level",
         "client.drop_stragglers",

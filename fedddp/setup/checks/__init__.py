@@ -1,6 +1,7 @@
 """Every check across configuration keys, in one table: condition, keys, code, reason and remedy.
 
-A check that concerns a single key is part of its type in `fedddp.config.schema`.
+The bounds of a single key are part of its type in `fedddp.config.schema`; the keys of one choice (an algorithm, a
+partition) are checked by its class.
 """
 
 from __future__ import annotations

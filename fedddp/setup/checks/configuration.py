@@ -45,6 +45,38 @@ def _divided(c: ResolvedConfig) -> bool:
 
 PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
+        "work-twice",
+        ("client.local_steps", "client.local_epochs"),
+        lambda c: c.client.local_steps is not None and c.client.local_epochs != 1,
+        "local_epochs and local_steps both set how much a client trains",
+        "set one of them (the other is local_epochs=1, local_steps=off)",
+    ),
+    Check(
+        "stragglers-none",
+        ("client.drop_stragglers", "client.stragglers"),
+        lambda c: c.client.drop_stragglers and not c.client.stragglers,
+        "there are no stragglers to ignore",
+        "set client.stragglers above 0",
+    ),
+    Check(
+        "stragglers-full",
+        ("client.stragglers", "client.local_epochs", "client.local_steps"),
+        lambda c: (
+            bool(c.client.stragglers)
+            and not c.client.drop_stragglers
+            and (c.client.local_steps or c.client.local_epochs) == 1
+        ),
+        "a straggler cannot train less than one epoch or step",
+        "set local_epochs or local_steps above 1",
+    ),
+    Check(
+        "cohort-twice",
+        ("cohort.size", "cohort.fraction"),
+        lambda c: c.cohort.size is not None and c.cohort.fraction is not None,
+        "fraction and size both set how many clients take part",
+        "set one of them (the other is =off)",
+    ),
+    Check(
         "cohort-size",
         ("cohort.size", "data.partition.num_clients"),
         lambda c: {"population": c.num_clients} if (c.cohort.size or 0) > c.num_clients else None,
