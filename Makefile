@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 export VENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format tensorboard benchmark gpu clean
+.PHONY: help setup train test lint format docs tensorboard benchmark gpu clean
 
 help: ## this list
 	@echo "make TARGET [ARGS=...]"
@@ -28,6 +28,9 @@ lint: setup ## ruff and pyright, changing nothing
 format: setup ## ruff, changing files
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: setup ## the documentation as a site, in build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 tensorboard: setup ## TensorBoard over runs/
 	launch/tensorboard.sh $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import typing
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from fedddp.config import Config
 from fedddp.registry.choice import Choice, fields_of
 
 ROOT = Path(__file__).parents[1]
+log = logging.getLogger("mkdocs.hooks")
 PAGE = "configuration.md"
 INTRODUCTION = """\
 # Configuration keys
@@ -45,7 +47,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _as_name(link: re.Match[str]) -> str:
     text, target = link[1], link[2].removeprefix("../")
     if not (ROOT / target).exists():
-        raise FileNotFoundError(f"a page links to {link[2]}, which does not exist")
+        log.warning("a page links to %s, which does not exist", link[2])
     name = f"`{target}`"
     plain = text.strip("`")
     return name if plain and target.rstrip("/").endswith(plain.rstrip("/")) else f"{text} ({name})"

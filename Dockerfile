@@ -1,0 +1,21 @@
+# CPU:   docker build -t fedddp .
+# CUDA:  docker build -t fedddp --build-arg TORCH_INDEX=cu128 .
+# Then:  docker run --rm -v "$PWD/runs:/work/runs" fedddp train --run.rounds=3        (CUDA: --gpus all --shm-size=8g)
+FROM python:3.12-slim
+
+# Which build of torch: cpu, or a CUDA version as in the addresses of PyTorch's wheel indexes.
+ARG TORCH_INDEX=cpu
+RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${TORCH_INDEX}"
+
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY fedddp fedddp
+RUN pip install --no-cache-dir ".[privacy]" && rm -rf /src
+
+# Ranks of one container find each other on loopback; each rank uses one thread unless run.threads says otherwise.
+ENV OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+RUN useradd --create-home fedddp && mkdir -p /work/runs && chown -R fedddp /work
+USER fedddp
+WORKDIR /work
+ENTRYPOINT ["fedddp"]
+CMD ["--help"]
