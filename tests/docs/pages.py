@@ -1,0 +1,48 @@
+"""Reading Markdown pages: blocks of code, tables, links, anchors."""
+
+import re
+import shlex
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")])
+
+
+def blocks(text, language):
+    """The fenced blocks of a language; the empty one is the shell."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for said, block in fenced if said == language]
+
+
+def without_code(text):
+    """A page without what is code in it."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def tables(text):
+    """The tables of a page, each a list of rows of cells, headers included."""
+    found, rows = [], []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))])
+        elif rows:
+            found.append([row for row in rows if not set("".join(row)) <= set("-: ")])
+            rows = []
+    return found
+
+
+def links(text):
+    """The targets of a page's links and images."""
+    return re.findall(r"\]\(([^)\s]+)\)", without_code(text))
+
+
+def anchors(text):
+    """What a link to a heading of the page may name: the headings as mkdocs and GitHub write them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[ -]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
+
+
+def words(command):
+    """A shell command as a list of words, continued lines joined, without its comment."""
+    return shlex.split(command.replace("\\\n", " "), comments=True)

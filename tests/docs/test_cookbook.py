@@ -1,0 +1,98 @@
+"""docs/cookbook.md: every option is possible, and the short ones train a round; commands on the other pages parse."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from fedddp.train import main
+
+from .pages import DOCS, PAGES, ROOT, blocks, tables, words
+
+ROWS = {row[0]: row[1].strip("`") for table in tables((DOCS / "cookbook.md").read_text()) for row in table}
+OPTIONS = {task: shlex.split(option) for task, option in ROWS.items() if option.startswith("--")}
+COMMANDS = {task: shlex.split(option)[1:] for task, option in ROWS.items() if option.startswith("fedddp ")}
+UNHANDY = (
+    "secure_aggregation",
+    "data.name=",
+    "weights=",
+    "1000000",
+    "gan",
+    "resnet",
+    "svm",
+    "bfloat16",
+    "resume",
+    "epsilon",
+)
+"""In options of which a tiny round needs three ranks, a download, another run, or more than a moment."""
+SMALL = {
+    "--data.name": "synthetic",
+    "--data.args": "{num_train=240, num_test=20}",
+    "--data.partition.num_clients": "4",
+    "--model.name": "logistic",
+}
+QUIET = ["--run.rounds=1", "--run.threads=1", "--telemetry.tensorboard=false", "--telemetry.progress=off"]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder of one's own with the models and datasets of docs/extending.md, forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for block in blocks((DOCS / "extending.md").read_text(), "python"):
+        path = tmp_path / block.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        del sys.modules[name]
+
+
+def programs():
+    """Commands of fedddp.train in the shell blocks of all pages, each with its options."""
+    for path in PAGES:
+        for block in blocks(path.read_text(), ""):
+            for line in block.replace("\\\n", " ").splitlines():
+                if "-m fedddp.train" in line and "..." not in line:
+                    yield pytest.param(words(line.partition("-m fedddp.train")[2]), id=f"{path.name}: {line[:60]}")
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_every_option_is_possible(task, mine, capsys):
+    assert main([*OPTIONS[task], "--print-config"]) == 0
+    assert "[run]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", [task for task in OPTIONS if not any(word in ROWS[task] for word in UNHANDY)])
+def test_a_short_one_trains_a_round(task, mine):
+    given = {word.partition("=")[0] for word in OPTIONS[task]}
+    small = [f"{key}={value}" for key, value in SMALL.items() if key not in given]
+    named = [] if "--run.name" in given else ["--run.name=once"]
+    assert main([*small, *QUIET, *OPTIONS[task], *named]) == 0
+    (summary,) = (mine / "runs").glob("*/summary.json")
+    assert json.loads(summary.read_text())["rounds"] == 1
+
+
+@pytest.mark.parametrize("given", programs())
+def test_the_commands_of_the_pages_are_possible(given, mine, capsys, monkeypatch):
+    if "FILE.toml" in given or any("NAME" in word or "RULE" in word or word.startswith("[") for word in given):
+        pytest.skip("says where a reader's file comes")
+    monkeypatch.chdir(ROOT)
+    given = [word for word in given if (ROOT / word).exists() or not word.endswith(".toml") or word.startswith("--")]
+    assert main([*given, "--print-config"]) == 0
+
+
+def test_the_cookbook_has_its_commands():
+    assert len(OPTIONS) > 40
+    assert {command[0] for command in COMMANDS.values()} == {"show", "plot", "sweep", "tune", "doctor"}
+
+
+def test_the_short_commands_of_the_cookbook_run(mine):
+    from fedddp.cli.main import main as command
+
+    done = {"show": 0, "sweep": 0}
+    for name, code in done.items():
+        (given,) = [words for words in COMMANDS.values() if words[0] == name]
+        assert command(given) == code, name
