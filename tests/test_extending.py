@@ -1,18 +1,17 @@
-"""docs/extending.md and README.md: every example there is short, and runs as it stands."""
+"""Pages with code: every example in them is short, and runs as it stands."""
 
 import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
 from fedddp.cli.sweep.grid import read
 from fedddp.train import main
+from tests.docs.pages import DOCS, ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
-EXTENDING, README = (ROOT / "docs" / "extending.md").read_text(), (ROOT / "README.md").read_text()
+EXTENDING = (DOCS / "extending.md").read_text()
 SECTIONS = {part.splitlines()[0]: part for part in EXTENDING.split("\n## ")[1:]}
 SMALL = {
     "--data.name": "synthetic",
@@ -21,11 +20,6 @@ SMALL = {
     "--model.name": "logistic",
 }
 """For what a section does not show: little to do."""
-
-
-def blocks(text, language):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for said, block in fenced if said == language]
 
 
 @pytest.fixture
@@ -67,38 +61,53 @@ def test_an_extension_is_short_and_its_command_trains(title, mine):
         assert value in config, f"{key} has come to nothing"
 
 
-def test_the_script_of_the_readme_runs(mine):
-    (code,) = [block for block in blocks(README, "python") if "fedddp.run(" in block]
+def test_the_scripts_of_the_first_model_run(mine):
+    run, assemble = blocks((DOCS / "first-model.md").read_text(), "python")
     (mine / "configs").symlink_to(ROOT / "configs")
-    for shown, small in {
-        "rounds=10": "rounds=1",
-        "(1, 6)": "(1, 3)",
-        "fedddp.run(keys": "fedddp.run(keys, SMALL",
-        'data="mnist-mini"': 'model={"hidden": 4}, **SMALL',
-    }.items():
-        assert shown in code
-        code = code.replace(shown, small)
-    data = {"name": "synthetic", "args": {"num_train": 120, "num_test": 20}, "partition": {"num_clients": 10}}
-    names = {"SMALL": {"data": data, "telemetry": {"tensorboard": False}}}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["result"].summary["rounds"] == 1
-    assert names["server"].round == 2
+    assert names_after(run, {"rounds=10": "rounds=1", "fedddp.run(keys": "fedddp.run(keys, SMALL"})["result"].w.numel()
+    small = {"(1, 6)": "(1, 3)", 'data="mnist-mini"': 'model={"hidden": 4}, **SMALL'}
+    assert names_after(assemble, small)["server"].round == 2
 
 
-def test_the_trained_model_of_the_readme_is_used(mine, capsys):
-    (code,) = [block for block in blocks(README, "python") if "fedddp.load(" in block]
+def test_the_script_of_the_readme_runs(mine):
+    (code,) = blocks((ROOT / "README.md").read_text(), "python")
+    small = {"rounds=5": "rounds=1", "fedddp.run({": "fedddp.run(SMALL, {"}
+    assert names_after(code, small)["result"].summary["rounds"] == 1
+
+
+def test_the_trained_model_is_used(mine):
+    (code,) = blocks((DOCS / "trained-model.md").read_text(), "python")
     small = [f"{key}={value}" for key, value in SMALL.items()]
     assert main([*small, "--run.name=NAME", "--run.rounds=1", "--run.threads=1", "--telemetry.tensorboard=false"]) == 0
-    names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    names = names_after(code, {})
     assert names["model"](names["normalize"](names["images"])).shape == (5, 10)
 
 
-def test_the_sweep_of_the_readme_is_possible(mine):
-    (text,) = [block for block in blocks(README, "toml") if "[sweep]" in block]
+def test_the_algorithm_for_those_who_come_from_flower_trains(mine):
+    _, code = blocks((DOCS / "from-flower.md").read_text(), "python")
+    proximal = names_after(code, {})["Proximal"](mu=0.1)
+    names = names_after(
+        "import fedddp\nresult = fedddp.run(SMALL, rounds=1, model='logistic', algorithm=own)", {}, own=proximal
+    )
+    assert names["result"].summary["failures"] == 0
+
+
+def test_the_sweep_is_possible(mine):
+    (text,) = blocks((DOCS / "sweeps.md").read_text(), "toml")
     (mine / "sweeps").mkdir()
     (mine / "mnist").symlink_to(ROOT / "configs" / "mnist")
     (mine / "sweeps" / "mine.toml").write_text(text)
     names = [run.name for run in read(mine / "sweeps" / "mine.toml").runs]
     assert len(names) == 12
     assert names[0] == "iid-local_epochs=1-seed=0"
+
+
+def names_after(code, small, **names):
+    """What a script leaves, run with what makes it short in the place of what is shown; SMALL is little data."""
+    for shown, instead in small.items():
+        assert shown in code
+        code = code.replace(shown, instead)
+    data = {"name": "synthetic", "args": {"num_train": 120, "num_test": 20}, "partition": {"num_clients": 10}}
+    names |= {"SMALL": {"data": data, "telemetry": {"tensorboard": False}}, "__name__": "page"}
+    exec(compile(code, "page", "exec"), names)
+    return names
