@@ -89,7 +89,7 @@ def test_the_algorithm_for_those_who_come_from_flower_trains(mine):
     names = names_after(
         "import fedddp\nresult = fedddp.run(SMALL, rounds=1, model='logistic', algorithm=own)", {}, own=proximal
     )
-    assert names["result"].summary["failures"] == 0
+    assert names["result"].history[0]["failures"] == 0
 
 
 def test_the_sweep_is_possible(mine):

@@ -75,7 +75,7 @@ def test_a_short_one_trains_a_round(task, mine):
     assert json.loads(summary.read_text())["rounds"] == 1
 
 
-@pytest.mark.parametrize("given", programs())
+@pytest.mark.parametrize("given", list(programs()))
 def test_the_commands_of_the_pages_are_possible(given, mine, capsys, monkeypatch):
     if "FILE.toml" in given or any("NAME" in word or "RULE" in word or word.startswith("[") for word in given):
         pytest.skip("says where a reader's file comes")

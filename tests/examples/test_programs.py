@@ -1,0 +1,30 @@
+"""The programs in examples/: each is short, runs, and shows what it says."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.docs.pages import ROOT
+
+PROGRAMS = sorted(path.stem for path in (ROOT / "examples").glob("[a-z]*.py"))
+RANKS = {"secure_and_private": 3}
+SHOWN = {
+    "fedavg": "round 1: accuracy",
+    "own_algorithm": "FedExP",
+    "secure_and_private": "aggregate            int64",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_runs_for_two_rounds(name, tmp_path):
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={RANKS.get(name, 1)}"]
+    command = [sys.executable, *(ranks if name in RANKS else []), "-m", f"examples.{name}", "2"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert SHOWN[name] in result.stdout
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_is_at_most_60_lines(name):
+    assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 60
