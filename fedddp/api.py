@@ -30,7 +30,7 @@ from .registry.choice import keys_of, path_of
 from .registry.spelling import key_suggestion
 from .setup.assemble import connect
 from .setup.experiment import Experiment
-from .setup.load import Owners, prepare
+from .setup.load import Owners, load_data, prepare
 from .setup.prepared import Prepared
 from .setup.process import ProcessState
 from .setup.resolve import resolve
@@ -174,7 +174,10 @@ def _prepared(
             raise UsageError(f"data.partition.num_clients={asked.num_clients}: the partition given has {count} clients")
         resized = replace(asked, num_clients=count)
         config = config.model_copy(update={"data": config.data.model_copy(update={"partition": resized})})
-    return prepare(resolve(config, place), place, dataset, partition, task)
+    config, owners = resolve(config, place), None
+    if partition is not None:
+        dataset, owners = load_data(config, place, dataset, partition)
+    return prepare(config, place, dataset, owners, task)
 
 
 def _num_clients(partition: Owners) -> int:

@@ -49,7 +49,7 @@ def prepare(
     config: ResolvedConfig,
     place: Place,
     dataset: Dataset | None = None,
-    partition: Owners | None = None,
+    partition: Partition | None = None,
     task: Task | None = None,
 ) -> Prepared:
     """Load the data, place them, build and try the model, find the run folder. Raises UsageError naming key and remedy.
@@ -62,7 +62,8 @@ def prepare(
         task: replaces the sections task, loss and model.
     """
     refuse(MACHINE, config, config)
-    dataset, partition = load_data(config, place, dataset, partition)
+    if dataset is None or partition is None:
+        dataset, partition = load_data(config, place, dataset)
     device = _device(config, place)
     torch.set_num_threads(config.run.threads)
     check_dataset(config, dataset)
