@@ -29,6 +29,7 @@ def main(rounds: int) -> float:
         "client.local_epochs": 2,
         "client.batch_size": 20,
         "client.optimizer.lr": 0.05,
+        "run.threads": 1,  # so small a model does not gain from more
     }
     result = fedddp.run(keys, name="example-fedavg", rounds=rounds, model=Net)
     for line in result.history:

@@ -41,7 +41,7 @@ class FedExP(FedAvg):
 def main(rounds: int) -> dict[str, list[float]]:
     """Train both; return each one's test accuracies by round."""
     keys = {"data.partition.name": "dirichlet", "data.partition.num_clients": 20, "data.partition.alpha": 0.3}
-    keys |= {"model.name": "mlp", "model.hidden": 64, "client.optimizer.lr": 0.02}
+    keys |= {"model.name": "mlp", "model.hidden": 64, "client.optimizer.lr": 0.02, "run.threads": 1}
     curves = {}
     for algorithm in (FedAvg(), FedExP()):
         name = type(algorithm).__name__

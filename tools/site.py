@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (see mkdocs.yml): write the page of configuration keys; show links that leave docs/ as file names."""
+"""Hooks of mkdocs (see mkdocs.yml): write the page of configuration keys, and adapt pages to the site."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ choice; `package.module:Class` names a class of yours ([Extending](extending.md)
 """
 HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 OUTSIDE = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+OPTIONS = re.compile(r"(?<=\| )`--[^`|]* --[^`|]*`(?= \|)")
 Row = tuple[str, str, str, str]
 
 
@@ -40,8 +41,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace links to files outside docs/, which the site does not hold, by the files' names."""
-    return OUTSIDE.sub(_as_name, markdown)
+    """Replace links to files outside docs/, which the site does not hold, by names; an option per line in tables."""
+    return OPTIONS.sub(lambda cell: cell[0].replace(" --", "`<br>`--"), OUTSIDE.sub(_as_name, markdown))
 
 
 def _as_name(link: re.Match[str]) -> str:

@@ -34,6 +34,11 @@ def test_links_out_of_the_documentation_become_names():
     assert on_page_markdown("[Privacy](privacy.md#the-tally)") == "[Privacy](privacy.md#the-tally)"
 
 
+def test_options_in_a_table_have_a_line_each():
+    assert on_page_markdown("| a | `--b=1 --c=2` |") == "| a | `--b=1`<br>`--c=2` |"
+    assert on_page_markdown("`--b=1 --c=2`") == "`--b=1 --c=2`"
+
+
 def test_a_link_to_a_file_that_is_gone_is_a_warning(caplog):
     on_page_markdown("[x](../fedddp/nowhere.py)")
     assert "nowhere.py" in caplog.text

@@ -1,4 +1,4 @@
-"""The programs in examples/: each is short, runs, and shows what it says."""
+"""The programs and notebooks in examples/: each is short, runs, and shows what it says."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 from tests.docs.pages import ROOT
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "examples").glob("[a-z]*.py"))
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 RANKS = {"secure_and_private": 3}
 SHOWN = {
     "fedavg": "round 1: accuracy",
@@ -28,3 +29,15 @@ def test_a_program_runs_for_two_rounds(name, tmp_path):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_at_most_60_lines(name):
     assert len((ROOT / "examples" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path):
+    command = [sys.executable, "-m", "tools.notebook", str(path)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_digit_of_the_notebook_is_read_from_its_update():
+    (path,) = [path for path in NOTEBOOKS if "private" in path.stem]
+    assert "correlation 1.0000" in path.read_text()
