@@ -55,8 +55,8 @@ def trained(table, folder):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_header_tells_command_and_expectation(path):
     header = path.read_text().split("\n[")[0]
-    program = "sweep" if path in SWEEPS else "train"
-    assert f"-m fedddp.{program} {name_of(path)}" in header
+    program = "fedddp sweep" if path in SWEEPS else "-m fedddp.train"
+    assert f"{program} {name_of(path)}" in header
     assert "Expected: " in header
     assert "Measured: " in header
 
