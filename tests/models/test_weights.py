@@ -146,7 +146,7 @@ def test_a_class_without_such_an_argument_starts_from_the_file(tmp_path):
 
 
 def test_a_constructor_that_takes_weights_gets_them():
-    section = build({"model": {"name": "test_weights:WithOwnWeights", "weights": "DEFAULT"}}).model
+    section = build({"model": {"name": "tests.models.test_weights:WithOwnWeights", "weights": "DEFAULT"}}).model
     assert section.weights is None
     assert section.build((1, 28, 28), 10).said == "DEFAULT"
 
