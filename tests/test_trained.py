@@ -69,7 +69,7 @@ def test_the_file_has_the_names_of_the_module_and_loads_strictly(tmp_path):
         {"model": {"name": "mlp", "hidden": 8, "norm": "batch"}, "checkpoint": {"every": 0}},
         {"model": {"name": "svm", "features": 20}, "loss": "multiclass_hinge", "run": {"seed": 5}},
         {"model": {"name": "logistic"}, "client": {"precision": "float64"}, "evaluate": {"every": 0}},
-        {"model": {"name": "test_trained:Tied", "hidden": 6}, "algorithm": {"name": "ditto"}},
+        {"model": {"name": "tests.test_trained:Tied", "hidden": 6}, "algorithm": {"name": "ditto"}},
     ],
     ids=["no checkpoint", "constants of the seed", "float64", "tied"],
 )

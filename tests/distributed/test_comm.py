@@ -208,15 +208,18 @@ def run_that_fails(comm, table):
     before = torch.distributed.all_gather_object, torch.distributed.all_reduce
     experiment = experiment_of(comm, table)
     refused = torch.distributed.all_gather_object, torch.distributed.all_reduce
-    experiment.close(failed=True)
+    with pytest.raises(ArithmeticError), experiment.ending():
+        raise ArithmeticError("fails")
     after = torch.distributed.all_gather_object, torch.distributed.all_reduce
-    names = [[function.__name__ for function in functions] for functions in (before, refused, after)]
+    comm.close()
+    closed = torch.distributed.all_gather_object, torch.distributed.all_reduce
+    names = [[function.__name__ for function in functions] for functions in (before, refused, after, closed)]
     return *names, torch.distributed.is_initialized()
 
 
 def test_a_run_that_fails_leaves_nothing_behind(tmp_path, run_ranks):
-    functions = ["all_gather_object", "all_reduce"]
-    expected = (["refuse", "all_reduce"], ["refuse", "refuse"], functions, False)
+    functions, connected = ["all_gather_object", "all_reduce"], ["refuse", "all_reduce"]
+    expected = (connected, ["refuse", "refuse"], connected, functions, False)
     assert run_ranks(run_that_fails, 2, configured(tmp_path, privacy={"guard": True})) == [expected] * 2
 
 
