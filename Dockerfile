@@ -1,11 +1,11 @@
-# CPU:   docker build -t fedddp .
-# CUDA:  docker build -t fedddp --build-arg TORCH_INDEX=cu128 .
+# CPU:   docker build -t fedddp .   (--build-arg TORCH_INDEX=URL of PyTorch's CPU builds makes a smaller image)
+# CUDA:  docker build -t fedddp --build-arg TORCH_INDEX=URL .   (the package index of PyTorch's builds for your CUDA version)
 # Then:  docker run --rm -v "$PWD/runs:/work/runs" fedddp train --run.rounds=3        (CUDA: --gpus all --shm-size=8g)
 FROM python:3.12-slim
 
-# Which build of torch: cpu, or a CUDA version as in the addresses of PyTorch's wheel indexes.
-ARG TORCH_INDEX=cpu
-RUN pip install --no-cache-dir torch torchvision --index-url "https://download.pytorch.org/whl/${TORCH_INDEX}"
+# Which build of torch: that of the package index at this address; without one, pip's own choice.
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir torch torchvision ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
