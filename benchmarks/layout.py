@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedddp.clients import SequentialTrainer
-from fedddp.data import DATASETS, ClientData, Normalizer, Partition
+from fedddp.data import DATASETS, ClientData, Partition
 from fedddp.models import MODELS
 from fedddp.optim import SGD
 from fedddp.tasks import Task
@@ -34,7 +34,7 @@ EXAMPLES = 500
 def trainer(model: str, batch_size: int, as_they_are: bool) -> SequentialTrainer:
     """One client's, of `EXAMPLES` images."""
     dataset = DATASETS["synthetic"](Path(), False, num_train=EXAMPLES, num_test=1)
-    normalize = Normalizer(dataset.mean, dataset.std, torch.float32, torch.device("cpu"))
+    normalize = dataset.normalizer(torch.float32)
     data = ClientData(dataset.train, Partition.dealt(np.arange(EXAMPLES), np.array([EXAMPLES])), normalize)
     factory = MODELS[model](**KEYS.get(model, {}))
     task = Task(lambda: factory.build(tuple(dataset.train.x.shape[1:]), 10), 10)

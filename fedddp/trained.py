@@ -67,9 +67,9 @@ def normalizer(run: str | Path) -> Normalizer:
         UsageError: the folder has no model.
     """
     folder = user_path(run)
-    inputs = _found(folder, False, None)[2]
+    dataset = _blank(_found(folder, False, None)[2])
     dtype = torch.float64 if _table(folder).get("client", {}).get("precision") == "float64" else torch.float32
-    return Normalizer(tuple(inputs["mean"]), tuple(inputs["std"]), dtype, torch.device("cpu"))
+    return dataset.normalizer(dtype)
 
 
 def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | None, Inputs]:
@@ -108,12 +108,16 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
     try:
         config = configured(kept, **({} if model is None else {"model": model}))
         config = config if keep_weights else _without_weights(config)
-        x = torch.zeros(1, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
-        one = Examples(x, torch.zeros(1, dtype=torch.long))
-        blank = Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
-        return task_of(config, blank).model(seed)
+        return task_of(config, _blank(inputs)).model(seed)
     except Exception as error:
         raise UsageError(f"{folder}: its model cannot be rebuilt ({first_line(error)}){_hint(model)}") from error
+
+
+def _blank(inputs: Inputs) -> Dataset:
+    """Return a dataset of one blank example, with the form, the classes and the normaliser of the run's dataset."""
+    x = torch.zeros(1, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
+    one = Examples(x, torch.zeros(1, dtype=torch.long))
+    return Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
 
 
 def _without_weights(config: Config) -> Config:

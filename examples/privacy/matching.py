@@ -27,7 +27,7 @@ from examples.privacy.attacks.similarity import psnr, ssim
 from examples.privacy.inversion import Failed, failed, recorded, seed_of
 from examples.privacy.rows import Recording
 from examples.privacy.scenarios import LR
-from fedddp.data import DATASETS, Normalizer
+from fedddp.data import DATASETS
 from fedddp.flat import FlatModule
 from fedddp.models import MODELS
 from fedddp.telemetry import console, lasting_output
@@ -98,7 +98,7 @@ def findings(folder: Path, steps: int) -> Iterator[tuple[str, str, str, float, f
     """(scenario, way, who can, median PSNR, median SSIM) of recordings in ``folder``."""
     digits = DATASETS["mnist-mini"](Path(), False)
     shape, (mean,), (std,) = tuple(digits.train.x.shape[1:]), digits.mean, digits.std
-    normalize = Normalizer(digits.mean, digits.std, torch.float64, torch.device("cpu"))
+    normalize = digits.normalizer(torch.float64)
     low, high = normalize(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
     matcher = Matcher(shape, digits.num_classes, low, high, steps)
     for scenario in SCENARIOS:

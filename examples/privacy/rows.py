@@ -14,7 +14,7 @@ from torch import Tensor
 from examples.privacy.attacks.inversion import FirstLayer, candidates, one_example
 from examples.privacy.attacks.similarity import Baselines, Match, closest, psnr, ssim
 from examples.privacy.scenarios import RANKS
-from fedddp.data import DATASETS, Dataset, Normalizer
+from fedddp.data import DATASETS, Dataset
 from fedddp.flat import FlatSpec
 from fedddp.models import MODELS
 
@@ -89,7 +89,7 @@ class Attacker:
         shape = tuple(self._digits.train.x.shape[1:])
         self._spec = FlatSpec.of(MODELS["mlp"]().build(shape, self._digits.num_classes))
         (self._mean,), (self._std,) = self._digits.mean, self._digits.std
-        normalize = Normalizer(self._digits.mean, self._digits.std, torch.float64, torch.device("cpu"))
+        normalize = self._digits.normalizer(torch.float64)
         self._low, self._high = normalize(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
         self._held_out = self._digits.test.x[:, 0].double() / 255  # no client trains on them
 

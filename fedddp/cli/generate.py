@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..checkpoints.checkpoint import newest
 from ..comm.world import Place
 from ..config import Config, UsageError, build, parse, read_toml
-from ..data import Dataset, Normalizer
+from ..data import Dataset
 from ..flat import FlatModule
 from ..registry.choice import user_path
 from ..setup.load import load_data
@@ -46,8 +46,7 @@ class Trained:
     def predictions(self, images: Tensor) -> Tensor:
         """The class of each of ``images [n, C, H, W]`` in [0, 1], [n]."""
         dtype = next(self.module.parameters()).dtype
-        normalize = Normalizer(self.dataset.mean, self.dataset.std, dtype, torch.device("cpu"))
-        x = normalize((255 * images).round().to(torch.uint8))
+        x = self.dataset.normalizer(dtype)((255 * images).round().to(torch.uint8))
         with torch.no_grad():
             return torch.cat([self.module(some).argmax(dim=1) for some in x.split(AT_ONCE)])
 

@@ -90,17 +90,8 @@ def _written(key: str, path: Path, write: Callable[[Path], None]) -> None:
 
 def _draw_images(config: Config, dataset: Dataset, path: Path, partition: Partition) -> None:
     """The first examples of the first clients, as local training sees them."""
-    data = ClientData.of(
-        dataset,
-        partition,
-        rank=0,
-        world_size=1,
-        placement="shared",
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        skew=config.data.skew,
-        seed=config.run.seed,
-    )
+    normalize, skew, seed = dataset.normalizer(torch.float32), config.data.skew, config.run.seed
+    data = ClientData(dataset.train, partition, normalize, placement="shared", skew=skew, seed=seed)
     shown = {}
     for client in range(min(IMAGES_OF, partition.num_clients)):
         first = torch.arange(min(IMAGES_EACH, int(partition.sizes[client])))

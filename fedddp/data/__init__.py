@@ -1,9 +1,9 @@
 """Datasets, how they are dealt out to clients, and the order in which a client goes through its own."""
 
 from .batches import Plan, extreme_batches, num_steps, plan
-from .clients import ClientData, Normalizer, Placement, sent
+from .clients import ClientData, Placement, sent
 from .datasets import DATASETS, Dataset, Examples, load
-from .inputs import check_range
+from .inputs import Normalizer, check_range
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
 from .skew import SKEWS, NoSkew, Skew

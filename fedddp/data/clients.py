@@ -12,33 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .datasets import Dataset, Examples
+from .datasets import Examples
+from .inputs import Normalizer
 from .partition import Ints, Partition
-from .skew import NoSkew, Pictures, Skew
-
-
-class Normalizer:
-    """uint8 pixels to floating point on the fly: (x / 255 - mean) / std a channel; other inputs are only cast."""
-
-    def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.mean, self.std, self.dtype = mean, std, dtype
-        spread = torch.tensor(std, dtype=torch.float64)
-        shape = (-1, 1, 1) if len(mean) > 1 else ()
-        self._scale = (1 / (255 * spread)).to(device, dtype).reshape(shape)
-        self._shift = (-torch.tensor(mean, dtype=torch.float64) / spread).to(device, dtype).reshape(shape)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.uint8:
-            return x.to(self.dtype).mul_(self._scale).add_(self._shift)
-        return x.to(self.dtype, copy=True) if x.is_floating_point() else x.clone()  # a model may change its input
-
-    def pictures(self, like: Tensor) -> Pictures:
-        """How examples like ``like [...]`` look once they are normalised: what black is, and what a step of 1."""
-        black = self(torch.zeros_like(like))
-        unit = self(torch.full_like(like, 255)) - black if like.dtype == torch.uint8 else torch.ones_like(black)
-        return Pictures(black, unit)
+from .skew import NoSkew, Skew
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
@@ -86,34 +63,6 @@ class ClientData:
         if not len(rows):  # one blank example that nobody owns: padding points at something
             x, y = examples.x.new_zeros(1, *examples.x.shape[1:]), examples.y.new_zeros(1)
         self._x, self._y, self._order = x.to(device), y.to(device), None  # None: they lie as their owners' ranges do
-
-    @classmethod
-    def of(
-        cls,
-        dataset: Dataset,
-        partition: Partition,
-        *,
-        rank: int,
-        world_size: int,
-        placement: Placement,
-        device: torch.device,
-        dtype: torch.dtype,
-        skew: Skew | None = None,
-        seed: int = 0,
-    ) -> ClientData:
-        """What this rank needs of ``dataset``'s training examples."""
-        normalize = Normalizer(dataset.mean, dataset.std, dtype, device)
-        return cls(
-            dataset.train,
-            partition,
-            normalize,
-            rank=rank,
-            world_size=world_size,
-            placement=placement,
-            device=device,
-            skew=skew,
-            seed=seed,
-        )
 
     @property
     def num_clients(self) -> int:

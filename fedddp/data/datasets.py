@@ -25,7 +25,7 @@ from ..registry.choice import import_class
 from ..registry.spelling import suggestion
 from ..rng import numpy_generator
 from .constructing import check_call, constructed, named
-from .inputs import as_inputs, check_inputs, moments
+from .inputs import Normalizer, as_inputs, check_inputs, moments
 from .labels import numbered, numbers
 from .reading import Source, read
 from .torchvision_datasets import torchvision_class
@@ -85,6 +85,10 @@ class Dataset:
         if self.num_classes > MOST_CLASSES:  # a score each, for every example of a batch
             raise ValueError(f"num_classes={self.num_classes:,}: {MOST_CLASSES:,} are the most")
         check_inputs(self.train.x, self.test.x)
+
+    def normalizer(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Normalizer:
+        """Return the function from inputs as this dataset holds them to inputs of a model of ``dtype``."""
+        return Normalizer(self.mean, self.std, dtype, device)
 
     @classmethod
     def of(cls, train: Any, test: Any, num_classes: int | None = None) -> Dataset:

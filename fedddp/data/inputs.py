@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .skew import Pictures
+
 
 def as_inputs(values: Any, what: str) -> Tensor:
     """Tensors, arrays, pictures or nested lists of numbers as a tensor on the CPU; ``what`` they are, for the line that
@@ -51,6 +53,40 @@ def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     pixels, dims = x.double() / 255, [d for d in range(x.dim()) if d != 1 or x.dim() != 4]
     mean, std = pixels.mean(dims).view(-1), pixels.std(dims).view(-1).clamp(min=1e-6)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class Normalizer:
+    """Turn uint8 pixels into floating point, (x / 255 - mean) / std per channel; cast other inputs.
+
+    A dataset makes its own, see `Dataset.normalizer`.
+
+    Args:
+        mean: the mean of pixels scaled to [0, 1], one number per channel, or one for all.
+        std: their standard deviation, likewise.
+        dtype: the type of the result.
+        device: where inputs are normalised.
+    """
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        self.mean, self.std, self.dtype = mean, std, dtype
+        spread = torch.tensor(std, dtype=torch.float64)
+        shape = (-1, 1, 1) if len(mean) > 1 else ()
+        self._scale = (1 / (255 * spread)).to(device, dtype).reshape(shape)
+        self._shift = (-torch.tensor(mean, dtype=torch.float64) / spread).to(device, dtype).reshape(shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return inputs for a model, of the shape of ``x`` ([..., C, H, W] where there are several channels)."""
+        if x.dtype == torch.uint8:
+            return x.to(self.dtype).mul_(self._scale).add_(self._shift)
+        return x.to(self.dtype, copy=True) if x.is_floating_point() else x.clone()  # a model may change its input
+
+    def pictures(self, like: Tensor) -> Pictures:
+        """Return how examples of the shape of ``like [...]`` look once they are normalised, for a skew."""
+        black = self(torch.zeros_like(like))
+        unit = self(torch.full_like(like, 255)) - black if like.dtype == torch.uint8 else torch.ones_like(black)
+        return Pictures(black, unit)
 
 
 def check_inputs(train: Tensor, test: Tensor) -> None:

@@ -51,8 +51,7 @@ def laid_out(
     per_rank = {-(-len(dataset.test) // ranks), len(dataset.test) // ranks}
     alone = [_few(dataset.test, 1)] if any(n % BATCH == 1 for n in per_rank) else []
     for examples in (_few(dataset.train, 2), _few(dataset.test, 2), *alone):
-        normalize = Normalizer(dataset.mean, dataset.std, spec.dtype, device)
-        _score(config, task, flat.module, normalize, examples.to(device))
+        _score(config, task, flat.module, dataset.normalizer(spec.dtype, device), examples.to(device))
     if FlatSpec.of(flat.module) != spec:
         raise _model_error(config, "its forward adds parameters, which no optimizer has; make them in its constructor")
     return module, spec
@@ -78,15 +77,13 @@ def rehearse(
     few = _few(dataset.train, 2)
     rows = torch.arange(sum(batches)) % len(few)
     examples = Examples(few.x[rows], few.y[rows])
-    normalize = Normalizer(dataset.mean, dataset.std, dtype, device)
     partition = Partition.dealt(np.arange(len(rows)), np.array(batches))
     once = {"local_epochs": 1, "local_steps": None, "stragglers": 0.0, "batch_size": 0}
     how = {name: value for name, value in (how | once).items() if name not in ("name", "width")}
     problem, n = "cannot be trained", 0
     try:
-        trainer = SequentialTrainer(
-            task, ClientData(examples, partition, normalize, device=device), work.optimizer, **how
-        )
+        data = ClientData(examples, partition, dataset.normalizer(dtype, device), device=device)
+        trainer = SequentialTrainer(task, data, work.optimizer, **how)
         for client, n in enumerate(batches):
             problem = f"a training step on {_described(examples.x[:n])} fails"
             trainer.on((client,), 0).train(flatten(module).to(device, dtype))
@@ -123,7 +120,7 @@ def fails_alone(config: ResolvedConfig, task: Task, inputs: Tensor, y: Tensor) -
 def two_examples(dataset: Dataset, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return two training examples as the model takes them, on the CPU, and their labels."""
     few = _few(dataset.train, 2)
-    return Normalizer(dataset.mean, dataset.std, dtype, torch.device("cpu"))(few.x), few.y
+    return dataset.normalizer(dtype)(few.x), few.y
 
 
 def _few(examples: Examples, n: int) -> Examples:

@@ -150,14 +150,14 @@ def _placed(
 ) -> ClientData:
     """Return the training examples that this rank holds, as ``owners`` own them. Raises UsageError."""
     try:
-        return ClientData.of(
-            dataset,
+        return ClientData(
+            dataset.train,
             owners,
+            dataset.normalizer(spec.dtype, device),
             rank=place.rank,
             world_size=place.world_size,
             placement=config.placement,
             device=device,
-            dtype=spec.dtype,
             skew=config.data.skew,
             seed=config.run.seed,
         )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..config import Config, chosen
-from ..data import Dataset, Normalizer, check_range
+from ..data import Dataset, check_range
 from ..errors import UsageError, reason
 from ..flat import cast
 from ..models.weights import started_from
@@ -58,8 +58,7 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
         if not any(map(is_lazy, tensors)):
             return task
         dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
-        normalize = Normalizer(dataset.mean, dataset.std, dtype, torch.device("cpu"))
-        x, y, make = normalize(dataset.train.x[:1]), dataset.train.y[:1], task.make_model
+        x, y, make = dataset.normalizer(dtype)(dataset.train.x[:1]), dataset.train.y[:1], task.make_model
 
         def complete() -> nn.Module:
             module = make()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedddp.clients import SequentialTrainer, sequential
-from fedddp.data import ClientData, Examples, Normalizer, Partition, plan
+from fedddp.data import ClientData, Examples, Partition, plan
 from fedddp.flat import flatten
 from fedddp.optim import SGD
 from fedddp.tasks import Task
@@ -51,7 +51,7 @@ def trainer(digits):
     partition = Partition.dealt(order.numpy(), np.array(SIZES))
 
     def make(model=mlp, dtype=torch.float32, *, epochs=2, batch_size=5, settings=None):
-        normalize = Normalizer(digits.mean, digits.std, dtype, torch.device("cpu"))
+        normalize = digits.normalizer(dtype)
         data, optimizer = ClientData(few, partition, normalize), SGD(**(settings or SETTINGS))
         return SequentialTrainer(
             Task(model, 10), data, optimizer, local_epochs=epochs, batch_size=batch_size, seed=3, dtype=dtype

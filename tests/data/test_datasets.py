@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.data import DATASETS, Dataset, Examples, Normalizer, load
+from fedddp.data import DATASETS, Dataset, Examples, load
 from fedddp.data.datasets import from_class
 from tools.make_mnist_mini import digest, draw, write
 
@@ -75,9 +75,8 @@ def test_the_embedded_digits_are_drawn_from_the_real_mnist():
 def test_synthetic_inputs_of_any_shape_are_normalised_alike(shape):
     """Only pictures [C, H, W] have a mean for each channel."""
     dataset = DATASETS["synthetic"](Path("unused"), False, num_train=6, num_test=2, shape=shape)
-    normalize = Normalizer(dataset.mean, dataset.std, torch.float64, torch.device("cpu"))
     expected = (dataset.train.x.double() / 255 - 0.5) / 0.3
-    assert torch.allclose(normalize(dataset.train.x), expected)
+    assert torch.allclose(dataset.normalizer(torch.float64)(dataset.train.x), expected)
 
 
 def test_synthetic_data_is_repeatable_and_of_the_shape_asked_for():
@@ -163,7 +162,7 @@ def test_bytes_without_channels_are_normalised_as_a_whole(tmp_path):
     assert data.train.x.shape == (6, 4)
     values = torch.arange(24, dtype=torch.float64) / 255
     assert (data.mean, data.std) == (pytest.approx((values.mean().item(),)), pytest.approx((values.std().item(),)))
-    normalized = Normalizer(data.mean, data.std, torch.float64, torch.device("cpu"))(data.train.x)
+    normalized = data.normalizer(torch.float64)(data.train.x)
     assert torch.allclose(normalized.flatten(), (values - values.mean()) / values.std())
 
 

@@ -311,9 +311,7 @@ def test_whole_numbers_and_bools_stay_what_they_are_up_to_the_model(dtype):
     assert (data.mean, data.std) == ((0.0,), (1.0,))
     owners = Partition.dealt(np.arange(N), np.array([5, 7]))
     for placement in ("home", "shared"):
-        held = ClientData.of(
-            data, owners, rank=0, world_size=1, placement=placement, device=torch.device("cpu"), dtype=torch.float32
-        )
+        held = ClientData(data.train, owners, data.normalizer(torch.float32), placement=placement)
         gathered, _ = held.gather([1], torch.arange(7).view(1, 1, 7))
         assert gathered.dtype == dtype
         assert torch.equal(gathered.view(torch.uint8), x[5:].view(1, 1, 7, 4).view(torch.uint8))
@@ -333,7 +331,7 @@ def test_volumes_and_pictures_with_four_channels_last():
     data = Dataset.of((volumes, Y), (volumes, Y))
     pixels = volumes.double() / 255
     assert (data.mean, data.std) == ((pytest.approx(pixels.mean().item()),), (pytest.approx(pixels.std().item()),))
-    normalized = Normalizer(data.mean, data.std, torch.float64, torch.device("cpu"))(volumes)
+    normalized = data.normalizer(torch.float64)(volumes)
     assert torch.allclose(normalized, (pixels - pixels.mean()) / pixels.std())
     rgba = torch.arange(N * 25 * 4).remainder(256).to(torch.uint8).view(N, 5, 5, 4)
     assert Dataset.of((rgba, Y), (rgba, Y)).train.x.shape == (N, 4, 5, 5)

@@ -155,11 +155,11 @@ def test_divided_data_are_skewed_alike(tmp_path):
     dataset = few_digits(N * EACH)
     partition = Partition.dealt(np.arange(N * EACH)[::-1].copy(), np.full(N, EACH))
     write(tmp_path / "parts", dataset, partition, data="mnist-mini", table={"name": "iid"}, seed=0)
-    how = {"device": CPU, "dtype": torch.float32, "skew": Noise(sigma=0.3), "seed": 4}
-    whole = ClientData.of(dataset, partition, rank=0, world_size=1, placement="shared", **how)
+    normalize, how = dataset.normalizer(torch.float32), {"skew": Noise(sigma=0.3), "seed": 4}
+    whole = ClientData(dataset.train, partition, normalize, placement="shared", **how)
     for rank in range(3):
         own, divided = Parts().divided(tmp_path / "parts", rank, 3)
-        held = ClientData.of(own, divided, rank=rank, world_size=3, placement="home", **how)
+        held = ClientData(own.train, divided, own.normalizer(torch.float32), rank=rank, world_size=3, **how)
         for client in range(rank, N, 3):
             assert torch.equal(looked_up(held, client), looked_up(whole, client))
 

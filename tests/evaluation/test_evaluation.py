@@ -8,7 +8,7 @@ from torch import nn
 
 from fedddp.clients.folded import FoldedModel
 from fedddp.comm import Comm, Place
-from fedddp.data import Examples, Normalizer
+from fedddp.data import Examples
 from fedddp.evaluation import server as evaluation
 from fedddp.evaluation.server import Evaluator, Score, scoring_model
 from fedddp.federation import federate
@@ -40,7 +40,7 @@ def test_set(digits):
 
 @pytest.fixture
 def normalize(digits):
-    return Normalizer(digits.mean, digits.std, torch.float32, torch.device("cpu"))
+    return digits.normalizer(torch.float32)
 
 
 @pytest.fixture

@@ -44,8 +44,7 @@ class Pool:
         """Model s as client s, who owns its members."""
         order = self.members.nonzero()[:, 1].numpy()
         partition = Partition.dealt(order, self.members.sum(dim=1).numpy().astype(np.int64))
-        owned = self.dataset(like)
-        return ClientData.of(owned, partition, rank=0, world_size=1, placement="shared", device=device, dtype=dtype)
+        return ClientData(self.examples, partition, like.normalizer(dtype, device), placement="shared", device=device)
 
 
 def trained(trainer: Trainer, task: Task, models: int, seed: int) -> Tensor:
