@@ -74,7 +74,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
             with inbox.tolerate(ids):
                 local = f.trainer.on(ids, t)
                 update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally
-                accepted = inbox.add(ids, update, result)  # 4 upload: encode, accumulate
+                accepted = inbox.add(ids, update, result)  # 4 upload: accumulate
                 f.store.put(ids, state, accepted)
         clock.arrived()
         f.budget.spend(cohort)  # before anything is released

@@ -1,6 +1,6 @@
 """Aggregation: the clients' updates become one weighted mean, by one all_reduce."""
 
-from .pipeline import Inbox, Pipeline, Stage, checksum
+from .pipeline import Inbox, Pipeline, checksum
 from .reduce import ExactSum, FastSum, Reduce
 from .ring import RingSum, in_the_clear
 from .rules import AGGREGATION_RULES, Rule
@@ -20,7 +20,6 @@ __all__ = [
     "RingSum",
     "Rule",
     "SilentTally",
-    "Stage",
     "SumTally",
     "Tally",
     "checksum",

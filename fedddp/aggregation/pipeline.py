@@ -1,4 +1,4 @@
-"""From the clients' updates to the server's mean: stages around one reduce, one collective a round.
+"""Aggregate the clients' updates to the server's mean, by one collective per round.
 
 The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight, one slot a rank
 for the checksum of the model it started from, and what the round tells about itself (`Tally`). A slot is written by one
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from math import isfinite
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,22 +27,8 @@ from .tally import ClientTally, Tally
 log = logging.getLogger("fedddp")
 
 
-class Stage(Protocol):
-    """A two-sided transformation of updates: ``encode`` on the client in order, ``decode`` on the server in reverse.
-
-    ``takes`` and ``gives`` name the domain of the rows before and after encoding ("real", "ring", ...).
-    """
-
-    takes: str
-    gives: str
-
-    def encode(self, rows: Tensor, cohort: Cohort) -> Tensor: ...
-
-    def decode(self, total: Tensor, cohort: Cohort) -> Tensor: ...
-
-
 class Pipeline:
-    """What every round's aggregation has in common: the layout of an update, the stages, the reduce."""
+    """What every round's aggregation has in common: the layout of an update and the sum."""
 
     def __init__(
         self,
@@ -51,25 +36,19 @@ class Pipeline:
         reduce: Reduce,
         sizes: Tensor,
         comm: Comm,
-        stages: Sequence[Stage] = (),
         *,
         tally: type[Tally] = ClientTally,
         denominator: float | None = None,
         perturb: Callable[[ServerState], None] | None = None,
     ) -> None:
-        """``layout``: vector names and lengths. ``sizes [N]``: examples a client. Raises ValueError for a bad chain.
+        """``layout``: vector names and lengths. ``sizes [N]``: examples a client.
 
         ``denominator``: what the sum is divided by, instead of the summed weight (which is then not sent).
         ``perturb``: called with the server's state before the sum leaves this rank, to add its part of the noise or
         to give a rule what the server remembers for it.
         """
-        domain = "real"
-        for stage in stages:
-            if stage.takes != domain:
-                raise ValueError(f"{type(stage).__name__} takes {stage.takes} rows, but gets {domain} ones")
-            domain = stage.gives
         self._shown = False
-        self.layout, self.reduce, self.sizes, self.comm, self.stages = dict(layout), reduce, sizes, comm, tuple(stages)
+        self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
 
@@ -122,7 +101,7 @@ class Inbox:
             self._failures.add(ids, f"{type(error).__name__}: {error}", error)
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
-        """Encode and accumulate the updates of the clients ``ids``; what is not finite is left out.
+        """Accumulate the updates of the clients ``ids``; what is not finite is left out.
 
         Which rows were taken: only those clients took part, and only their state may change.
         """
@@ -141,13 +120,11 @@ class Inbox:
             rows, weight = rows[keep], weight[keep]
         if not keep:
             return keep
-        for stage in self._pipeline.stages:
-            rows = stage.encode(rows, self._cohort)
         self._pipeline.reduce.add(rows, weight, [ids[row] for row in keep])
         if self._pipeline.denominator is None:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
-        self._tally.add([ids[row] for row in keep], kept)  # last: what a stage or the sum refused is a failure
+        self._tally.add([ids[row] for row in keep], kept)  # last: what the sum refused is a failure
         return keep
 
     def mean(self) -> tuple[Mean, Report]:
@@ -163,13 +140,11 @@ class Inbox:
         self._checksum[comm.rank] = checksum(self._server.w)
         pipeline.perturb(self._server)
         try:
-            total, _ = pipeline.reduce.total(comm, self._cohort.round)
+            total = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
             log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.burnt(seconds)
         self._compare(self._checksum)
-        for stage in reversed(pipeline.stages):
-            total = stage.decode(total, self._cohort)
         weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))

@@ -26,8 +26,8 @@ class Reduce(Protocol):
         """The slots, to be written before `total`; a slot that one rank writes arrives unchanged."""
         ...
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        """The sums over all ranks in ``round`` (0-based), ``[length]`` and ``[tail]``, by one all_reduce."""
+    def total(self, comm: Comm, round: int) -> Tensor:
+        """The sum [length] over all ranks in ``round`` (0-based); `tail` holds the sums of its slots from then on."""
         ...
 
     @property
@@ -58,9 +58,8 @@ class FastSum:
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         self._buffer[: self._length].addmv_(rows.t(), weight.to(rows))
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        comm.all_reduce(self._buffer, Purpose.AGGREGATE)
-        return self._buffer[: self._length], self.tail
+    def total(self, comm: Comm, round: int) -> Tensor:
+        return comm.all_reduce(self._buffer, Purpose.AGGREGATE)[: self._length]
 
 
 class ExactSum(FastSum):

@@ -100,13 +100,13 @@ class RingSum:
                 self._sum[start : start + length] += sampler(length, share).to(self._device)
             start += length
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
+    def total(self, comm: Comm, round: int) -> Tensor:
         slots = _words((self.tail * 2.0**20).round().to(torch.int64), self._words)
         buffer = torch.cat([self._sum.to(self._dtype), slots.to(self._dtype).to(self._device)])
         total = self._exchange(buffer, round)
         length = len(self._sum)
         self.tail.copy_(_joined(total[length:].to("cpu", torch.int64), self._words).double() / 2.0**20)
-        return total[:length].to(torch.float64) / 2.0**self.fraction_bits, self.tail
+        return total[:length].to(torch.float64) / 2.0**self.fraction_bits
 
 
 def _words(x: Tensor, count: int) -> Tensor:

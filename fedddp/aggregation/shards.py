@@ -73,12 +73,12 @@ class CoordinateShards:
         labels = torch.tensor([[k // HALF, k % HALF, n] for k, n in zip(ids, weight.tolist(), strict=True)])
         self._labels += [label for label, taken in zip(labels, counts, strict=True) if taken]
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
+    def total(self, comm: Comm, round: int) -> Tensor:
         self._slots[comm.rank - self._world_size] = len(self._rows)
         comm.all_reduce(self._slots, Purpose.AGGREGATE)
         counts = [int(n) for n in self._slots[-self._world_size :].tolist()]
         if not any(counts):
-            return torch.zeros(self._length, dtype=torch.float64, device=self._device), self.tail
+            return torch.zeros(self._length, dtype=torch.float64, device=self._device)
         if sum(counts) < self._rule.least:
             told = f"{type(self._rule).__name__} needs {self._rule.least} updates"
             raise RoundBurnt(f"{told} ({self._rule.needs}), {sum(counts)} arrived")
@@ -92,7 +92,7 @@ class CoordinateShards:
         mine = self._rule.combine(x, weight, known)
         result = comm.all_gather(mine, Purpose.AGGREGATE).flatten()[: self._length]
         result = self._rule.finish(result, generator(self._seed, "aggregation rule", round))
-        return result.double() * float(weight.sum()), self.tail
+        return result.double() * float(weight.sum())
 
     def _own_columns(self, comm: Comm) -> Tensor:
         """This rank's columns of the last round's result, [1, c]."""

@@ -57,7 +57,7 @@ def applied(rule, rows, weights=None, last=None):
     if last is not None:
         reduce.recall(last)
     reduce.add(rows, weight, range(len(rows)))
-    return reduce.total(Comm.alone(), 0)[0] / float(weight.sum())
+    return reduce.total(Comm.alone(), 0) / float(weight.sum())
 
 
 def attacked(f, scale, shape, dtype, count=M):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from fedddp.aggregation import FastSum
 from fedddp.algorithms import ALGORITHMS, FedAvg
 from fedddp.checkpoints.checkpoint import vector_sha256
 from fedddp.clients import vectorized
@@ -124,32 +125,28 @@ def test_clients_may_start_apart(model, corrected):
     assert torch.equal(starts, before)
 
 
-class Kept:
-    """A stage that keeps what clients send."""
+class Kept(FastSum):
+    """A sum that keeps what clients send."""
 
-    takes = gives = "real"
-
-    def __init__(self):
+    def __init__(self, dtype):
+        super().__init__(dtype, "cpu")
         self.rows = []
 
-    def encode(self, rows, cohort):
+    def add(self, rows, weight, ids=()):
         self.rows.append(rows)
-        return rows
-
-    def decode(self, total, cohort):
-        return total
+        super().add(rows, weight, ids)
 
 
 def run(folder, make, name, width, algorithm, rounds=1):
     """A federation of one rank: its last server state, what clients sent, the last report."""
     client = {"precision": "float64", "local_epochs": 2, "batch_size": 5, "execution": {"name": name, "width": width}}
     named = {"algorithm": {"name": algorithm, **KEYS.get(algorithm, {})}} if isinstance(algorithm, str) else {}
-    sink, kept = Recorder(), Kept()
+    sink, kept = Recorder(), Kept(torch.float64)
     f, server = assemble(
         folder, dataset(), SIZES, task=task_of(make), sinks=[sink], client=client, run={"rounds": rounds}, **named
     )
     assert f.trainer.width == max(1, width)
-    f.pipeline.stages = (kept,)
+    f.pipeline.reduce = kept
     server = federate(f if named else replace(f, algorithm=algorithm), server)
     return server, torch.cat(kept.rows), sink.records[-1].report
 

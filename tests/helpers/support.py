@@ -33,8 +33,8 @@ def result(loss=0.5, accuracy=0.25):
     return LocalResult(torch.zeros(D), torch.zeros(1, D), torch.tensor([1]), *figures)
 
 
-def opened(reduce, *, ids=range(6), comm=None, stages=(), w=None, layout=None, **more):
-    pipeline = Pipeline(layout or {"delta": D}, reduce, SIZES, comm or Comm.alone(), stages, **more)
+def opened(reduce, *, ids=range(6), comm=None, w=None, layout=None, **more):
+    pipeline = Pipeline(layout or {"delta": D}, reduce, SIZES, comm or Comm.alone(), **more)
     server = ServerState(torch.zeros(D, dtype=rows().dtype) if w is None else w, D)
     return pipeline.open(Cohort(4, tuple(ids), 6), server)
 

@@ -1,6 +1,6 @@
 """Sums that send less: one paper a file. A compression's dataclass is its own configuration section."""
 
-from .base import Columns, Compression, Memory, NoCompression, Setting, Sum
+from .base import Columns, Compression, Memory, NoCompression, Setting
 from .int8 import Int8
 from .power_sgd import PowerSGD
 from .random_k import RandomK
@@ -24,6 +24,5 @@ __all__ = [
     "PowerSGD",
     "RandomK",
     "Setting",
-    "Sum",
     "TopK",
 ]

@@ -18,25 +18,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...comm import Comm
 from ...flat import FlatSpec
 from ...types import ClientState, Delivery
-
-
-class Sum(Protocol):
-    """A running weighted sum of rows, with slots behind it: `fedddp.aggregation.Reduce`, where it is described."""
-
-    def open(self, length: int, tail: int, total_weight: float) -> None: ...
-
-    def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None: ...
-
-    @property
-    def tail(self) -> Tensor: ...
-
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]: ...
-
-    @property
-    def bound(self) -> float: ...
+from ..reduce import Reduce
 
 
 class Memory(Protocol):
@@ -62,7 +46,7 @@ class Setting:
     seed: int
     ranks: int
     memory: Memory
-    new_sum: Callable[[torch.dtype], Sum]
+    new_sum: Callable[[torch.dtype], Reduce]
 
 
 class Compression(Protocol):
@@ -81,7 +65,7 @@ class Compression(Protocol):
         """What a client that never took part remembers, name -> [1, d]; empty for a method without memory."""
         ...
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         """The sum that sends less."""
         ...
 
@@ -100,7 +84,7 @@ class NoCompression:
     def init_client(self, columns: Columns) -> ClientState:
         return {}
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         return setting.new_sum(setting.spec.dtype)
 
 

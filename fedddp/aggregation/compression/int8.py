@@ -14,7 +14,8 @@ from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...rng import generator
 from ...types import ClientState, Delivery
-from .base import Columns, Setting, Sum
+from ..reduce import Reduce
+from .base import Columns, Setting
 
 LEAST_LEVELS = 50
 TINY = 1e-30  # a bucket whose values are below it is zero: its quantum would leave float32
@@ -55,7 +56,7 @@ class Int8:
     def init_client(self, columns: Columns) -> ClientState:
         return {}
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         return Int8Sum(self, setting)
 
 
@@ -89,8 +90,8 @@ class Int8Sum:
         self._count += len(rows)
         self._kept += zip(ids, weight.tolist(), kept, strict=True)
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        sums, _ = self._small.total(comm, round)
+    def total(self, comm: Comm, round: int) -> Tensor:
+        sums = self._small.total(comm, round)
         scale, plain = sums.split([self._buckets, self._columns.plain])
         quantum = scale / levels(int(self._count))  # [buckets]
         per_quantum = torch.where(quantum > TINY, 1 / quantum, 0.0)
@@ -100,7 +101,7 @@ class Int8Sum:
         self._kept.clear()
         integers = comm.all_reduce(integers.flatten()[: self._columns.squeezed], Purpose.AGGREGATE)
         total = self._in_buckets(integers.to(self._dtype)) * quantum.to(self._dtype)[:, None]
-        return self._columns.join(total.flatten()[: self._columns.squeezed], plain), self.tail
+        return self._columns.join(total.flatten()[: self._columns.squeezed], plain)
 
     def _rounded(self, row: Tensor, factor: Tensor, client: int, round: int) -> Tensor:
         """row * factor, up with the probability of the fraction, by draws that are the client's own."""

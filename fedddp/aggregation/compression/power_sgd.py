@@ -15,7 +15,8 @@ from ...comm import Comm
 from ...flat import FlatSpec
 from ...rng import generator
 from ...types import ClientState, Delivery
-from .base import Columns, Setting, Sum
+from ..reduce import Reduce
+from .base import Columns, Setting
 
 Shape = tuple[int, int, int]
 """Of a weight matrix: its rows n, its columns c, and the rank r of its factors."""
@@ -49,7 +50,7 @@ class PowerSGD:
     def init_client(self, columns: Columns) -> ClientState:
         return {"error": torch.zeros(1, columns.squeezed)}
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         return PowerSum(self, setting)
 
     def as_matrix(self, shape: tuple[int, ...]) -> Shape:
@@ -100,8 +101,8 @@ class PowerSum:
             self._p_sum.add(torch.cat([_flat(p), plain[i]])[None], weight[i : i + 1], [client])
             self._kept.append((client, weight[i : i + 1], corrected[i]))
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        sums, _ = self._p_sum.total(comm, round)
+    def total(self, comm: Comm, round: int) -> Tensor:
+        sums = self._p_sum.total(comm, round)
         p, plain = sums.split([_numbers(self._p_shapes), self._columns.plain])
         basis = [b.to(self._dtype) for b in _orthogonal(_matrices(p, self._p_shapes))]  # P^, the same on every rank
         for client, weight, row in self._kept:
@@ -111,12 +112,12 @@ class PowerSum:
             left = [m - b @ q.T for m, b, q in zip(m, basis, q, strict=True)]
             self._memory.put([client], {"error": _flat(left)[None].cpu()}, [0])
         self._kept.clear()
-        q_sum, _ = self._q_sum.total(comm, round)
+        q_sum = self._q_sum.total(comm, round)
         q = _matrices(q_sum, self._q_shapes)
         if q_sum.any():  # else nobody took part, or nobody moved
             self._memory.share({"q": _flat(_orthogonal(q)).to(self._dtype)})
         approximated = [b.to(q) @ q.T for b, q in zip(basis, q, strict=True)]
-        return self._columns.join(_flat(approximated), plain), self.tail
+        return self._columns.join(_flat(approximated), plain)
 
 
 def _matrices(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:

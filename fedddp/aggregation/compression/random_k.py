@@ -14,7 +14,8 @@ from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...rng import numpy_generator
 from ...types import ClientState, Delivery
-from .base import Columns, Setting, Sum
+from ..reduce import Reduce
+from .base import Columns, Setting
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RandomK:
     def init_client(self, columns: Columns) -> ClientState:
         return {}
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         return RandomKSum(self, setting)
 
 
@@ -69,14 +70,13 @@ class RandomKSum:
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         self._local.add(rows, weight, ids)
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
-        local, tail = self._local.total(Comm.alone(), round)
-        squeezed, plain = self._columns.split(local)
+    def total(self, comm: Comm, round: int) -> Tensor:
+        squeezed, plain = self._columns.split(self._local.total(Comm.alone(), round))
         size, k = len(squeezed), self._kept
         stream = numpy_generator(self._seed, "random_k", round)
         drawn = torch.from_numpy(stream.choice(size, k, replace=False, shuffle=False)).to(squeezed.device)
-        buffer = comm.all_reduce(torch.cat([squeezed[drawn], plain, tail]), Purpose.AGGREGATE)
-        values, plain, sums = buffer.split([k, len(plain), len(tail)])
+        buffer = comm.all_reduce(torch.cat([squeezed[drawn], plain, self.tail]), Purpose.AGGREGATE)
+        values, plain, sums = buffer.split([k, len(plain), len(self.tail)])
         self.tail.copy_(sums)
         sparse = torch.zeros_like(squeezed).index_copy_(0, drawn, values * (size / k))
-        return self._columns.join(sparse, plain), self.tail
+        return self._columns.join(sparse, plain)

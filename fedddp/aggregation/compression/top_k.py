@@ -14,7 +14,8 @@ from torch import Tensor
 from ...comm import Comm, Purpose
 from ...flat import FlatSpec
 from ...types import ClientState, Delivery
-from .base import Columns, Setting, Sum
+from ..reduce import Reduce
+from .base import Columns, Setting
 from .packing import SparseCode
 
 HEADER = 16
@@ -54,7 +55,7 @@ class TopK:
     def init_client(self, columns: Columns) -> ClientState:
         return {"error": torch.zeros(1, columns.squeezed)}
 
-    def sum(self, setting: Setting) -> Sum:
+    def sum(self, setting: Setting) -> Reduce:
         return TopKSum(self, setting)
 
 
@@ -89,9 +90,9 @@ class TopKSum:
         self._packets += packets
         self._memory.put(ids, {"error": corrected.cpu()}, range(len(ids)))
 
-    def total(self, comm: Comm, round: int) -> tuple[Tensor, Tensor]:
+    def total(self, comm: Comm, round: int) -> Tensor:
         self._counts[comm.rank] = len(self._packets)
-        plain, _ = self._small.total(comm, round)
+        plain = self._small.total(comm, round)
         most = int(self._counts.max())
         mine = torch.zeros(most, HEADER + self._code.size, dtype=torch.uint8, device=plain.device)
         for slot, packet in zip(mine, self._packets, strict=False):
@@ -103,7 +104,7 @@ class TopKSum:
             if n:  # else a slot that a rank with fewer clients left empty
                 index, values = self._code.unpack(content)
                 total[index] += n * values.to(total)
-        return self._columns.join(total, plain), self.tail
+        return self._columns.join(total, plain)
 
 
 def _largest(x: Tensor, k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""fedddp.aggregation: stages around the reduce, and the guard that all ranks hold the same model."""
+"""fedddp.aggregation.pipeline: an update that the sum refuses, and the guard that all ranks hold the same model."""
 
 import pytest
 import torch
@@ -12,52 +12,17 @@ RESULT = LocalResult(torch.zeros(3), torch.zeros(1, 3), torch.tensor([1]), torch
 ROWS = torch.tensor([[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]])
 
 
-class Turn:
-    """Moves every coordinate one place on, and back."""
+class Refusing(FastSum):
+    """Cannot add the second client's update."""
 
-    takes = gives = "real"
-
-    def __init__(self, calls):
-        self.calls = calls
-
-    def encode(self, rows, cohort):
-        self.calls.append(("turn", "encode", cohort.round))
-        return rows.roll(1, dims=1)
-
-    def decode(self, total, cohort):
-        self.calls.append(("turn", "decode", cohort.round))
-        return total.roll(-1)
-
-
-class Scale:
-    """Multiplies each coordinate by its own power of two, and divides; does not commute with `Turn`."""
-
-    takes, gives = "real", "scaled"
-    factors = torch.tensor([1.0, 2.0, 4.0])
-
-    def __init__(self, calls):
-        self.calls = calls
-
-    def encode(self, rows, cohort):
-        self.calls.append(("scale", "encode", cohort.round))
-        return rows * self.factors
-
-    def decode(self, total, cohort):
-        self.calls.append(("scale", "decode", cohort.round))
-        return total / self.factors
-
-
-class Breaks(Turn):
-    """Cannot encode the second client's update."""
-
-    def encode(self, rows, cohort):
+    def add(self, rows, weight, ids=()):
         if rows[0, 0] == 5:
-            raise ValueError("not encodable")
-        return rows.roll(1, dims=1)
+            raise ValueError("cannot be added")
+        super().add(rows, weight, ids)
 
 
-def pipeline(*stages, comm=None, reduce=None):
-    return Pipeline({"delta": 3}, reduce or FastSum(torch.float32, "cpu"), SIZES, comm or Comm.alone(), stages)
+def pipeline(comm=None, reduce=None):
+    return Pipeline({"delta": 3}, reduce or FastSum(torch.float32, "cpu"), SIZES, comm or Comm.alone())
 
 
 def inbox_of(p, clients, w=None):
@@ -68,26 +33,12 @@ def inbox_of(p, clients, w=None):
     return inbox
 
 
-def test_stages_encode_in_order_and_decode_in_reverse():
-    calls = []
-    mean, _ = inbox_of(pipeline(Turn(calls), Scale(calls)), (0, 1)).mean()
-    assert mean.vectors["delta"].tolist() == [4, 5, 6]  # (2 * row 0 + 6 * row 1) / 8, exact in float32
-    encoded = [("turn", "encode", 8), ("scale", "encode", 8)]
-    assert calls == [*encoded, *encoded, ("scale", "decode", 8), ("turn", "decode", 8)]
-
-
-def test_a_stage_that_fails_costs_one_client(logged):
-    mean, report = inbox_of(pipeline(Breaks([])), (0, 1)).mean()
+def test_an_update_that_the_sum_refuses_costs_one_client(logged):
+    mean, report = inbox_of(pipeline(reduce=Refusing(torch.float32, "cpu")), (0, 1)).mean()
     assert mean.vectors["delta"].tolist() == [1, 2, 3]
     assert (mean.count, mean.weight, report.failed) == (1, 2, (1,))
     assert report.loss.isnan().tolist() == [False, True]
-    assert logged == ["round 9: client 1 failed; its update is ignored: ValueError: not encodable"]
-
-
-def test_stages_whose_domains_do_not_chain_are_refused():
-    pipeline(Turn([]), Scale([]))
-    with pytest.raises(ValueError, match="Turn takes real rows, but gets scaled ones"):
-        pipeline(Scale([]), Turn([]))
+    assert logged == ["round 9: client 1 failed; its update is ignored: ValueError: cannot be added"]
 
 
 def flipped(w, place, bit):
@@ -134,7 +85,7 @@ def rank_one_sent(make):
 
 
 @pytest.mark.parametrize("make", [lambda: FastSum(torch.float32, "cpu"), lambda: ExactSum("cpu")])
-def test_two_ranks_share_one_collective(make):
+def test_two_ranks_need_one_collective(make):
     """Rank 1 trains client 1, rank 0 client 0: rank 0 ends with the mean and everybody's figures."""
     first, second, w = rank_one_sent(make)
     mean, report = inbox_of(pipeline(comm=first, reduce=make()), (0,), w).mean()
