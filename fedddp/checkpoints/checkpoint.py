@@ -34,7 +34,7 @@ from ..flat import FlatSpec
 from ..telemetry.background import Background
 from ..types import ServerState
 from .durable import sync, write_tensors, writing
-from .export import BEST, Candidate, Exports, exported, quality
+from .export import BEST, Exports, RatedModel, exported, quality
 
 log = logging.getLogger("fedddp")
 
@@ -59,7 +59,7 @@ FIXED = ("evaluate.holdout",)
 """Keys of such a section that do."""
 
 
-_Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, Candidate | None]
+_Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, RatedModel | None]
 """A finished round: the server's state, the clients', the privacy spent, the score, the best model so far."""
 
 
@@ -201,7 +201,7 @@ class Checkpoints:
         clients: dict[str, Tensor],
         spent: dict[str, Tensor],
         score: Score | None,
-        best: Candidate | None,
+        best: RatedModel | None,
         patience: float,
     ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
@@ -277,10 +277,10 @@ def of_round(run_folder: Path, round: int) -> Saved | None:
     return _saved(folder) if folder.exists() else None
 
 
-def candidates(run_folder: Path, done: int) -> tuple[Candidate, ...]:
+def candidates(run_folder: Path, done: int) -> tuple[RatedModel, ...]:
     """What the first ``done`` rounds of a run left of which one may be the best: `exported.BEST` and checkpoints."""
     file = exported(run_folder, BEST)
-    kept = [Candidate(int(path.name.removeprefix("round-")), _quality(path), path) for path in _folders(run_folder)]
+    kept = [RatedModel(int(path.name.removeprefix("round-")), _quality(path), path) for path in _folders(run_folder)]
     return tuple(c for c in (*((file[0],) if file else ()), *kept) if c.round <= done)
 
 

@@ -32,7 +32,7 @@ HEADER = "fedddp"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RatedModel:
     """A model on disk (``path`` is an exported file or a checkpoint) or, with ``w``, in memory, and how good it is."""
 
     round: int
@@ -53,7 +53,7 @@ class Exports:
         run_folder: Path,
         named: Callable[[Tensor], dict[str, Tensor]],
         inputs: Mapping[str, Any],
-        candidates: tuple[Candidate, ...] = (),
+        candidates: tuple[RatedModel, ...] = (),
     ) -> None:
         self._folder, self._named, self._inputs = run_folder, named, inputs
         self._best = best_of(candidates)
@@ -61,27 +61,27 @@ class Exports:
         self._in_file = self._best.round if self._best and at_first == BEST else 0  # the round that is in the file
         self._in_checkpoint = self._best.round if self._best and at_first != BEST else 0
 
-    def after_round(self, round: int, w: Tensor, score: Score | None) -> Candidate | None:
+    def after_round(self, round: int, w: Tensor, score: Score | None) -> RatedModel | None:
         """The best model so far, that of a finished round among them; ``w`` must not change afterwards."""
         worth = quality(score.accuracy, score.loss) if score else -math.inf
         if worth > -math.inf and (self._best is None or worth >= self._best.quality):
-            self._best = Candidate(round, worth, self._folder / BEST, w)
+            self._best = RatedModel(round, worth, self._folder / BEST, w)
         return self._best
 
-    def beside_checkpoint(self, best: Candidate | None, round: int) -> None:
+    def beside_checkpoint(self, best: RatedModel | None, round: int) -> None:
         """Write ``best`` unless it is on disk, be it as the checkpoint of ``round``."""
         if best and best.round == round:
             self._in_checkpoint = round
         if best and best.round not in (self._in_file, self._in_checkpoint):
             self._write_best(best)
 
-    def at_end(self, best: Candidate | None, round: int, w: Tensor, score: Score | None) -> None:
+    def at_end(self, best: RatedModel | None, round: int, w: Tensor, score: Score | None) -> None:
         """Write the model that the run ends with, and the best."""
         if best and best.round != self._in_file:
             self._write_best(best)
         self._write(LAST, round, w, quality(score.accuracy, score.loss) if score else -math.inf)
 
-    def _write_best(self, best: Candidate) -> None:
+    def _write_best(self, best: RatedModel) -> None:
         w = load_file(best.path / "server.safetensors")["w"] if best.w is None else best.w
         self._write(BEST, best.round, w, best.quality)
         self._in_file = best.round
@@ -102,20 +102,20 @@ def quality(accuracy: float | None, loss: float | None) -> float:
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
-def best_of(candidates: tuple[Candidate, ...]) -> Candidate | None:
+def best_of(candidates: tuple[RatedModel, ...]) -> RatedModel | None:
     """The best, of equals the latest; None where none was evaluated."""
     evaluated = [c for c in candidates if c.quality > -math.inf]
     return max(evaluated, key=lambda c: (c.quality, c.round), default=None)
 
 
-def exported(run_folder: Path, name: str) -> tuple[Candidate, dict[str, Any]] | None:
+def exported(run_folder: Path, name: str) -> tuple[RatedModel, dict[str, Any]] | None:
     """The file ``name`` of a run and what it says of the model's inputs; None if it is not there, or damaged."""
     path = run_folder / name
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()[HEADER])
         worth = header["quality"]
-        return Candidate(header["round"], -math.inf if worth is None else worth, path), header["inputs"]
+        return RatedModel(header["round"], -math.inf if worth is None else worth, path), header["inputs"]
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

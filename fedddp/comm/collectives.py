@@ -24,12 +24,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from ..errors import first_line
 from . import interrupt
 from .gloo import ProcessGroup, choose_backend, launchers_store
-from .guard import AROUND, OBJECTS, Guard, Refused, refuse_around
+from .guard import AROUND, OBJECTS, Guard, MessageRefused, refuse_around
 from .heartbeat import CommError, Heartbeat, LostRank
 from .ledger import Ledger, Purpose
 from .world import Place, check_meeting
 
-__all__ = ["Comm", "CommError", "LostRank", "Place", "Purpose", "Refused", "record"]
+__all__ = ["Comm", "CommError", "LostRank", "MessageRefused", "Place", "Purpose", "record"]
 
 
 class Comm:

@@ -16,7 +16,7 @@ from .gloo import MODULES
 from .heartbeat import CommError
 from .ledger import Purpose
 
-__all__ = ["AROUND", "OBJECTS", "AllowedMessage", "Guard", "Refused", "refuse_around"]
+__all__ = ["AROUND", "OBJECTS", "AllowedMessage", "Guard", "MessageRefused", "refuse_around"]
 
 REAL = ("float32", "float64", "bfloat16", "float16")
 RING = ("int64", "int32")
@@ -24,7 +24,7 @@ PACKED = ("uint8", "int8", "int16")
 SECURE = tuple(purpose for purpose in Purpose if purpose.startswith("secure "))
 
 
-class Refused(CommError):
+class MessageRefused(CommError):
     """A message that the configured protocol does not contain; nothing of it was sent."""
 
 
@@ -120,12 +120,12 @@ class Guard:
         return cls(allowed)
 
     def check(self, op: str, dtype: str, shape: tuple[int, ...], bytes: int, purpose: str) -> None:
-        """Raise `Refused`, saying what would be allowed, if the message is of no allowed kind."""
+        """Raise `MessageRefused`, saying what would be allowed, if the message is of no allowed kind."""
         kinds = self.allowed.get(purpose, ())
         if any(kind.allows(op, dtype, bytes) for kind in kinds):
             return
         allowed = " or ".join(map(str, kinds)) or f"nothing: known purposes are {', '.join(sorted(self.allowed))}"
-        raise Refused(
+        raise MessageRefused(
             f"privacy.guard refuses {op} of {dtype} {list(shape)} ({bytes} bytes) for {str(purpose)!r}; "
             f"allowed: {allowed}"
         )
@@ -149,7 +149,7 @@ _originals: dict[tuple[ModuleType, str], Any] = {}
 
 
 def refuse_around(owner: object, names: tuple[str, ...]) -> None:
-    """Let the functions ``names`` of torch.distributed raise `Refused`, in the whole process, on behalf of ``owner``.
+    """Make the functions ``names`` of torch.distributed raise `MessageRefused` in this process, for ``owner``.
 
     This replaces what the owner asked for before; () ends it. A function that no owner refuses is as it was before.
     """
@@ -169,6 +169,6 @@ def refuse_around(owner: object, names: tuple[str, ...]) -> None:
 def _refusing(name: str) -> Callable[..., NoReturn]:
     def refuse(*_: object, **__: object) -> NoReturn:
         why = "it unpickles what a peer sends" if name in OBJECTS else "privacy.guard is on"
-        raise Refused(f"torch.distributed.{name} is refused: {why}; ranks talk through fedddp.comm.Comm only")
+        raise MessageRefused(f"torch.distributed.{name} is refused: {why}; ranks talk through fedddp.comm.Comm only")
 
     return refuse

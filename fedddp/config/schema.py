@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..aggregation import AGGREGATION_RULES, Rule
 from ..aggregation.compression import COMPRESSIONS, Compression, NoCompression
-from ..aggregation.rules import Mean
+from ..aggregation.rules import WeightedMean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
 from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
@@ -131,7 +131,7 @@ class Aggregation(Section):
     sum: Literal["fast", "exact"] = Field(
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
-    rule: Annotated[Rule, Choice(AGGREGATION_RULES, {"name": "mean"})] = Mean()
+    rule: Annotated[Rule, Choice(AGGREGATION_RULES, {"name": "mean"})] = WeightedMean()
     compression: Annotated[Compression, Choice(COMPRESSIONS, {"name": "none"})] = NoCompression()
 
 

@@ -18,7 +18,7 @@ DIVERGED = 1e4
 """A test loss above this is not that of a model that learns: guessing costs log C, 11.5 for 100,000 classes."""
 
 
-class Bar:
+class ProgressBar:
     """A progress bar with round, accuracy and time left."""
 
     def __init__(self, done: int, rounds: int) -> None:
@@ -46,7 +46,7 @@ class Bar:
         self._progress.stop()
 
 
-class Lines:
+class ProgressLines:
     """One line a round."""
 
     def __init__(self, rounds: int) -> None:
@@ -108,13 +108,13 @@ class Divergence:
         pass
 
 
-def progress(kind: str, done: int, rounds: int) -> list[Bar | Lines]:
+def progress(kind: str, done: int, rounds: int) -> list[ProgressBar | ProgressLines]:
     """The sink for ``telemetry.progress``: none if it is off."""
     if kind == "off":
         return []
     if kind == "bar" or (kind == "auto" and on_terminal()):
-        return [Bar(done, rounds)]
-    return [Lines(rounds)]
+        return [ProgressBar(done, rounds)]
+    return [ProgressLines(rounds)]
 
 
 def summary_table(summary: Metrics) -> None:

@@ -9,11 +9,11 @@ from fedddp.aggregation.rules import (
     CenteredClipping,
     GeometricMedian,
     Krum,
-    Mean,
     Median,
     MultiKrum,
     NormBound,
     TrimmedMean,
+    WeightedMean,
 )
 from fedddp.comm import Comm
 
@@ -90,7 +90,7 @@ def test_as_many_as_a_rule_is_made_for_cannot_move_it_however_long_their_updates
 def test_the_mean_is_moved():
     """The control."""
     for scale in SCALES[2:]:
-        assert float(applied(Mean(), attacked(1, scale, "apart", torch.float32)).norm()) > scale / M
+        assert float(applied(WeightedMean(), attacked(1, scale, "apart", torch.float32)).norm()) > scale / M
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

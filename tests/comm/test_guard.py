@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed
 
-from fedddp.comm import Comm, CommError, Refused
+from fedddp.comm import Comm, CommError, MessageRefused
 from fedddp.comm import guard as guards
 from fedddp.comm.guard import AllowedMessage, Guard
 
@@ -15,7 +15,7 @@ def passes(guard, op, dtype, shape, purpose):
     size = torch.Size(shape).numel() * (torch.empty(0, dtype=getattr(torch, dtype)).element_size())
     try:
         guard.check(op, dtype, tuple(shape), size, purpose)
-    except Refused:
+    except MessageRefused:
         return False
     return True
 
@@ -66,7 +66,7 @@ def test_the_refusal_names_what_was_tried_and_what_would_pass():
         "privacy.guard refuses all_reduce of int64 [11] (88 bytes) for 'a'; "
         "allowed: all_reduce of int64 or int32 up to 80 bytes or broadcast of uint8"
     )
-    with pytest.raises(Refused, match=r"for 'b'; allowed: nothing: known purposes are a$"):
+    with pytest.raises(MessageRefused, match=r"for 'b'; allowed: nothing: known purposes are a$"):
         guard.check("all_reduce", "int64", (1,), 8, "b")
 
 
@@ -75,7 +75,7 @@ def test_alone_the_same_is_refused():
     try:
         comm.guard = Guard.of(secure=True)
         comm.all_reduce(torch.ones(2, dtype=torch.int64), "aggregate")
-        with pytest.raises(Refused):
+        with pytest.raises(MessageRefused):
             comm.all_reduce(torch.ones(2), "aggregate")
     finally:
         comm.release()
@@ -100,7 +100,7 @@ def test_functions_around_comm_are_refused_and_restored():
     before, comm = functions(), Comm.alone()
     comm.guard = Guard.of()
     for module, name in before:
-        with pytest.raises(Refused, match=name):
+        with pytest.raises(MessageRefused, match=name):
             getattr(module, name)(torch.ones(1))
     comm.guard = None
     assert functions() == before
@@ -114,7 +114,7 @@ def test_functions_are_refused_until_the_last_guard_is_gone():
     before, first, second = functions(), Comm.alone(), Comm.alone()
     first.guard = second.guard = Guard.of()
     first.close()
-    with pytest.raises(Refused):
+    with pytest.raises(MessageRefused):
         torch.distributed.all_reduce(torch.ones(1))
     second.close()
     assert functions() == before

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedddp
-from fedddp.comm import Comm, CommError, Place, Refused, interrupt
+from fedddp.comm import Comm, CommError, MessageRefused, Place, interrupt
 from fedddp.comm.guard import Guard
 from fedddp.comm.interrupt import Interrupted
 from fedddp.comm.ledger import Entry
@@ -142,7 +142,7 @@ def refused(comm, path):
         "objects": lambda: torch.distributed.all_gather_object([None, None], update),
     }[path]
     if comm.rank == 1:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(MessageRefused) as caught:
             send()
         return str(caught.value), [e for e in comm.ledger.take() if e.op != "store"], comm.bytes_sent
     with pytest.raises(CommError, match="rank 1 is missing"):  # nothing came
@@ -189,7 +189,7 @@ def beside_own_group(comm, meeting, when):
         own_group()
         group = torch.distributed.group.WORLD
     comm.guard = Guard.of()
-    with pytest.raises(Refused):
+    with pytest.raises(MessageRefused):
         gathered("during")
     total = comm.all_reduce(torch.ones(1), "aggregate").item()
     comm.close()

@@ -11,11 +11,11 @@ from fedddp.aggregation.rules import (
     CenteredClipping,
     GeometricMedian,
     Krum,
-    Mean,
     Median,
     MultiKrum,
     NormBound,
     TrimmedMean,
+    WeightedMean,
 )
 from fedddp.aggregation.rules.base import Coordinatewise
 from fedddp.attacks import IPM, Adversary
@@ -24,7 +24,7 @@ LENGTH = 41  # a multiple of neither 2 nor 3
 IDS = (2, 3, 5, 11, 1_500_000, 1_500_001, 9_999_999)  # beyond what a float32 beside others could number carelessly
 WEIGHTS = (7.0, 1.0, 30.0, 12.0, 5.0, 3.0, 9.0)
 RULES = {
-    "mean": Mean(),
+    "mean": WeightedMean(),
     "median": Median(),
     "trimmed_mean": TrimmedMean(2),
     "krum": Krum(2),

@@ -13,7 +13,7 @@ from fedddp.checkpoints.run_folder import RunFolder
 from fedddp.comm import Comm
 from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import Files, Stopwatch, Telemetry, progress, rewind
-from fedddp.telemetry.progress import Bar
+from fedddp.telemetry.progress import ProgressBar
 from fedddp.types import Mean, RoundReport, ServerState
 from tests.helpers.support import Recorder
 
@@ -221,7 +221,7 @@ def test_a_bar_says_how_long_it_takes_after_one_round(seconds, monkeypatch):
     """rich looks at the last 30 s by default."""
     now = [0.0]
     monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
-    bar = Bar(2, 12)
+    bar = ProgressBar(2, 12)
     for t in (3, 4):
         now[0] += seconds
         bar.round(SimpleNamespace(metrics={"round": t, "test_accuracy": None}))

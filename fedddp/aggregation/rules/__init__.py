@@ -2,14 +2,13 @@
 
 from .base import Combination, Coordinatewise, Rule, summed
 from .centered_clipping import CenteredClipping
-from .coordinatewise import Median, TrimmedMean
+from .coordinatewise import Median, TrimmedMean, WeightedMean
 from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
-from .mean import Mean
 from .norm_bound import NormBound
 
 AGGREGATION_RULES: dict[str, type] = {
-    "mean": Mean,
+    "mean": WeightedMean,
     "median": Median,
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
@@ -26,11 +25,11 @@ __all__ = [
     "Coordinatewise",
     "GeometricMedian",
     "Krum",
-    "Mean",
     "Median",
     "MultiKrum",
     "NormBound",
     "Rule",
     "TrimmedMean",
+    "WeightedMean",
     "summed",
 ]

@@ -64,7 +64,7 @@ class Rule(ABC):
 
 
 @dataclass(frozen=True)
-class Counting(Rule):
+class ByzantineRule(Rule):
     """A rule made for a number f of Byzantine clients."""
 
     num_byzantine: Annotated[

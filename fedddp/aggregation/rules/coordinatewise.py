@@ -1,8 +1,8 @@
-"""Coordinate-wise median and trimmed mean.
+"""Coordinate-wise rules: the weighted mean, the median and the trimmed mean.
 
-Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-robust distributed learning: towards optimal statistical rates",
-Definitions 1 and 2 and Algorithm 1. Clients count alike, whatever their weight: a vote that its owner can make heavier
-is no protection.
+Median and trimmed mean: Yin, Chen, Ramchandran, Bartlett 2018, "Byzantine-robust distributed learning: towards optimal
+statistical rates", Definitions 1 and 2 and Algorithm 1. Under these two clients count alike, whatever their weight: a
+vote that its owner can make heavier is no protection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,20 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import Coordinatewise, Counting, summed
+from .base import ByzantineRule, Coordinatewise, summed
+
+
+@dataclass(frozen=True)
+class WeightedMean(Coordinatewise):
+    """sum_k n_k x_k / sum_k n_k (McMahan et al. 2017), which one Byzantine client can move anywhere.
+
+    As a rule it is used only where attackers must see single updates; otherwise a running sum gives the same.
+    """
+
+    streams: ClassVar[bool] = True
+
+    def columns(self, x: Tensor, weight: Tensor) -> Tensor:
+        return summed(x * weight.to(x)[:, None]) / float(weight.sum())
 
 
 @dataclass(frozen=True)
@@ -25,7 +38,7 @@ class Median(Coordinatewise):
 
 
 @dataclass(frozen=True)
-class TrimmedMean(Counting, Coordinatewise):
+class TrimmedMean(ByzantineRule, Coordinatewise):
     """The mean of each coordinate without its f largest and f smallest values. Uniform. Needs m > 2 f."""
 
     needs: ClassVar[str] = "m > 2 f"

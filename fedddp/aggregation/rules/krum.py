@@ -18,11 +18,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import Combination, Counting
+from .base import ByzantineRule, Combination
 
 
 @dataclass(frozen=True)
-class Krum(Counting, Combination):
+class Krum(ByzantineRule, Combination):
     """One client's update; of equally good ones that of the lower client id."""
 
     needs: ClassVar[str] = "m >= 2 f + 3"
