@@ -3,9 +3,10 @@ VENV ?= .venv
 ARGS ?=
 BIN := $(abspath $(VENV))/bin
 export VENV
+export PYTHONDONTWRITEBYTECODE := # programs that tests start would compile fedddp each time
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format docs tensorboard benchmark gpu clean
+.PHONY: help setup train check test lint format docs tensorboard benchmark gpu clean
 
 help: ## this list
 	@echo "make TARGET [ARGS=...]"
@@ -16,6 +17,9 @@ setup: ## make or update the virtual environment (launch/setup.sh; does nothing 
 
 train: setup ## the quickstart: four clients, one per rank, on the embedded digits
 	launch/quickstart.sh $(ARGS)
+
+check: lint ## lint, types and the tests that take less than seconds: before each commit
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test: setup ## all tests
 	$(BIN)/python -m pytest $(ARGS)

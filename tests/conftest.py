@@ -19,6 +19,16 @@ HERE = Path(__file__).parent
 FOUND = [str(HERE.parent), str(HERE / "plugins")]  # as pythonpath in pyproject.toml has them for this process
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*FOUND, os.environ.get("PYTHONPATH", "")]))
 torch.set_num_threads(1)
+SLOW = ("configs", "distributed", "gpu", "launch")
+"""Folders whose tests start programs or ranks, or train whole runs."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark as slow what is in a folder of SLOW, and what runs on several ranks."""
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] in SLOW or "run_ranks" in item.fixturenames:
+            item.add_marker("slow")
 
 
 @pytest.fixture

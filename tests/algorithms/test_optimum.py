@@ -22,6 +22,7 @@ SIZES = tuple(1 + (7 * k) % 20 + (80 if k == 3 else 0) for k in range(20))  # 1 
 SHAPE, DIM, STEPS, LR = (6, 5), 30, 10, 0.2
 EXAMPLES = torch.tensor(SIZES, dtype=torch.float64)
 UNIFORM = torch.ones(20, dtype=torch.float64)
+pytestmark = pytest.mark.slow
 COHORTS = {"4 of 20": ({"size": 4}, 900), "all": ({"size": 20}, 120)}
 
 
