@@ -2,7 +2,7 @@
 
 One step draws every unit (an example or a client) with probability q, sums what they contribute, each clipped to
 length C, and adds N(0, sigma^2 C^2). Data sets that differ by one unit added or removed are neighbours. There are two
-accountants, both on opacus' formulas, both giving upper bounds:
+accountants, both on opacus' formulas, both giving upper bounds, "prv" the smaller of the two:
 - "rdp": Renyi divergences of the sampled Gaussian (Mironov, Talwar, Zhang 2019), converted by Balle et al. 2020.
 - "prv": the privacy loss itself, discretized and convolved by FFT (Gopi, Lee, Wutschitz 2021); tighter. Without
   sampling (q = 1) the exact epsilon of the Gaussian mechanism (Balle and Wang 2018).
@@ -65,7 +65,7 @@ def _composed(history: tuple[Segment, ...], delta: float, accountant: Accountant
     if all(q == 1 for _, q, _ in history):
         return _gaussian_epsilon(math.sqrt(sum(steps / sigma**2 for sigma, _, steps in history)), delta)
     try:
-        return min(_whole_renyi_epsilon(history, delta)[0], _loss_epsilon(history, delta))
+        return min(_renyi_epsilon(history, delta), _loss_epsilon(history, delta))  # each is a bound
     except (ArithmeticError, RuntimeError, ValueError) as error:
         log.info("the prv accountant cannot compose %s (%s): epsilon is the rdp accountant's", history, error)
         return _renyi_epsilon(history, delta)

@@ -201,7 +201,7 @@ class ClientBudget(Counting):
     def __init__(self, q: float, limits: Limits) -> None:
         super().__init__(1, limits)
         self._q = q
-        self.adjacency = "one client more or less, with all its examples"
+        self.adjacency = "with or without the update of one client; the number of clients is public"
         self.sampling = f"Poisson cohorts at rate {q:g}"
 
     def _counted(self, cohort: Cohort) -> None:
@@ -222,7 +222,7 @@ class ExampleBudget(Counting):
         """``q [N]``: at which rate each client draws its examples; ``steps [N]``: its steps in a round."""
         super().__init__(len(q), limits)
         self._q, self._steps = q.numpy(force=True).astype(np.float64), steps.numpy(force=True).astype(np.int64)
-        self.adjacency = "one example more or less"
+        self.adjacency = "with or without the gradient of one example; the number of examples of each client is public"
         rates = sorted({f"{self._q.min():.3g}", f"{self._q.max():.3g}"}, key=float)
         self.sampling = f"Poisson batches at rate {' to '.join(rates)}, the client that spent most"
 

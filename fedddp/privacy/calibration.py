@@ -11,12 +11,13 @@ from .accounting import Accountant, epsilon
 from .budget import undominated
 
 SMALLEST_SIGMA = 1 / 16  # less noise protects nothing
+LARGEST_SIGMA = 1e6
 
 
 def calibrate(target: float, q: float, steps: int, delta: float, accountant: Accountant = "prv") -> float:
     """The smallest sigma, to 4 digits and rounded up, with which ``steps`` cost no more than ``target``; at least 1/16.
 
-    Raises ValueError if no sigma up to 10^6 does.
+    Raises ValueError if no sigma up to `LARGEST_SIGMA` does.
     """
     least, most = 0.5, 1.0
 
@@ -25,8 +26,11 @@ def calibrate(target: float, q: float, steps: int, delta: float, accountant: Acc
 
     while excess(most) > 0:
         least, most = most, 2 * most
-        if most > 1e6:
-            raise ValueError(f"no noise keeps {steps} steps at q={q:g} within epsilon {target:g} at delta {delta:g}")
+        if most > LARGEST_SIGMA:
+            raise ValueError(
+                f"the {accountant} accountant finds no noise multiplier up to {LARGEST_SIGMA:g} that keeps {steps} steps "
+                f"at q={q:g} within epsilon {target:g} at delta {delta:g}"
+            )
     while least > SMALLEST_SIGMA and excess(least) <= 0:
         least, most = least / 2, least
     if excess(least) <= 0:

@@ -14,7 +14,7 @@ import torch
 from ..clients import Trainer
 from ..comm import Place
 from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
-from ..data import DATASETS, ClientData, Dataset, Partition, Parts, given, load
+from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, given, load
 from ..errors import UsageError
 from ..flat import FlatSpec
 from ..models.weights import start_signature
@@ -103,10 +103,16 @@ def prepare(
         smallest_batch=smallest,
         trainer=trainer,
         signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
-        counts=partition.excerpt(dataset.train.y.numpy(), dataset.num_classes) if first else None,
+        counts=_counts(config, partition, dataset) if first else None,
         folder=folder,
         saved=saved,
     )
+
+
+def _counts(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Excerpt:
+    counts = partition.excerpt(dataset.train.y.numpy(), dataset.num_classes)
+    keys = config.privacy
+    return counts.without_labels() if keys.level != "none" or keys.secure_aggregation.enabled else counts
 
 
 def checked(facts: Facts) -> ResolvedConfig:

@@ -100,7 +100,7 @@ def test_epsilon_is_that_of_the_rounds_spent():
 
 def test_a_guarantee_names_everything_it_depends_on():
     text = spent(ClientBudget(0.1, Limits(1.0, DELTA)), 100).guarantee.text()
-    for part in ("7.05", "1e-05", "one client more or less", "Poisson", "rate 0.1", "prv"):
+    for part in ("7.05", "1e-05", "update of one client", "Poisson", "rate 0.1", "prv"):
         assert part in text
     text = spent(examples(), 1).guarantee.text()
     assert "one example" in text

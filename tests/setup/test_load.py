@@ -114,6 +114,27 @@ def test_rank_0_counts_the_clients_of_the_picture_and_nobody_else(tmp_path):
     assert np.array_equal(first.data.sizes.numpy(), np.full(10_000, 7))
 
 
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {"level": "client", "noise_multiplier": 1.0},
+        {"level": "example", "noise_multiplier": 1.0},
+        {"secure_aggregation": {"enabled": True}},
+    ],
+    ids=["client level", "example level", "secure aggregation"],
+)
+def test_the_picture_of_the_partition_has_no_labels_where_they_are_protected(tmp_path, privacy):
+    table = {"run": {"dir": str(tmp_path)}, "data": {"partition": {"num_clients": 4}}, "privacy": privacy}
+    if "level" not in privacy:
+        place = Place(0, 4)
+    else:
+        pytest.importorskip("opacus")
+        place = Place()
+    drawn = prepare(resolve(build(table), place), place).counts
+    assert not drawn.by_label
+    assert drawn.counts.tolist() == [[2500]] * 4
+
+
 @pytest.mark.parametrize("name", ["krum", "multi_krum", "trimmed_mean"])
 def test_a_rule_expects_as_many_byzantine_clients_as_there_are_unless_its_key_is_set(name):
     def resolved(*layers):

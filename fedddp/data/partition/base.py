@@ -142,6 +142,10 @@ class Excerpt:
     num_clients: int
     by_label: bool = True
 
+    def without_labels(self) -> Excerpt:
+        """Return the sizes alone: which labels a client owns is its secret under differential privacy."""
+        return replace(self, counts=self.counts.sum(axis=1, keepdims=True), by_label=False)
+
 
 @dataclass(frozen=True)
 class Partitioner(ABC):
