@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from .api import configured
-from .checkpoints.checkpoint import Saved, candidates, newest, of_round
 from .checkpoints.export import BEST, LAST, best_of, exported
+from .checkpoints.saved import Saved, candidates, newest, of_round
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import first_line

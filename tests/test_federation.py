@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedddp.checkpoints.checkpoint import newest
+from fedddp.checkpoints.saved import newest
 from fedddp.comm import interrupt
 from fedddp.comm.interrupt import Interrupted
 from fedddp.federation import federate

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import fedddp
-from fedddp.checkpoints.checkpoint import Checkpoints, candidates
+from fedddp.checkpoints.checkpoint import Checkpoints
 from fedddp.checkpoints.export import BEST, LAST, Exports, exported, named
+from fedddp.checkpoints.saved import candidates
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm
 from fedddp.data import DATASETS

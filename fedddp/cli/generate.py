@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints.checkpoint import newest
+from ..checkpoints.saved import newest
 from ..comm.world import Place
 from ..config import Config, UsageError, build, parse, read_toml
 from ..data import Dataset

@@ -28,8 +28,8 @@ def calibrate(target: float, q: float, steps: int, delta: float, accountant: Acc
         least, most = most, 2 * most
         if most > LARGEST_SIGMA:
             raise ValueError(
-                f"the {accountant} accountant finds no noise multiplier up to {LARGEST_SIGMA:g} that keeps {steps} steps "
-                f"at q={q:g} within epsilon {target:g} at delta {delta:g}"
+                f"the {accountant} accountant finds no noise multiplier up to {LARGEST_SIGMA:g} that keeps {steps} "
+                f"steps at q={q:g} within epsilon {target:g} at delta {delta:g}"
             )
     while least > SMALLEST_SIGMA and excess(least) <= 0:
         least, most = least / 2, least

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..algorithms import LastModels
-from ..checkpoints.checkpoint import Checkpoints, Saved, candidates
+from ..checkpoints.checkpoint import Checkpoints
 from ..checkpoints.export import Exports, named
 from ..checkpoints.run_folder import SPENT, RunFolder
+from ..checkpoints.saved import Saved, candidates
 from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
 from ..comm import Comm, Purpose

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..checkpoints.checkpoint import vector_sha256
 from ..checkpoints.durable import WriteError
 from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.saved import vector_sha256
 from ..comm import Purpose
 from ..errors import NothingLearned
 from ..federation import Federation, federate

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..checkpoints.checkpoint import Saved
 from ..checkpoints.run_folder import RunFolder
+from ..checkpoints.saved import Saved
 from ..clients import Trainer
 from ..comm import Place
 from ..config import ResolvedConfig

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.checkpoint import Saved, differences, newest
 from ..checkpoints.lock import Busy
 from ..checkpoints.run_folder import SPENT, RunFolder, locate
+from ..checkpoints.saved import Saved, differences, newest
 from ..comm.world import Place
 from ..config import ResolvedConfig, build, flatten, read_toml, to_dict
 from ..errors import UsageError

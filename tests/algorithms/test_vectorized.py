@@ -7,7 +7,7 @@ import torch
 
 from fedddp.aggregation import FastSum
 from fedddp.algorithms import ALGORITHMS, FedAvg
-from fedddp.checkpoints.checkpoint import vector_sha256
+from fedddp.checkpoints.saved import vector_sha256
 from fedddp.clients import vectorized
 from fedddp.clients.folded.linear import FoldedLinear
 from fedddp.data import Examples

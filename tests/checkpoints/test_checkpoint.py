@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fedddp.checkpoints.checkpoint import Checkpoints, differences, newest, sha256, vector_sha256
+from fedddp.checkpoints.checkpoint import Checkpoints
 from fedddp.checkpoints.durable import WriteError
+from fedddp.checkpoints.saved import differences, newest, sha256, vector_sha256
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, Place
 from fedddp.evaluation.server import Score

@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 
-from fedddp.checkpoints.checkpoint import candidates, newest
 from fedddp.checkpoints.durable import write_tensors
 from fedddp.checkpoints.run_folder import RunFolder
+from fedddp.checkpoints.saved import candidates, newest
 from fedddp.telemetry.files import rewind
 
 STATE = {"round": 2, "num_trainable": 3, "test_accuracy": 0.5, "config": {}, "inputs": None, "tensors": [["w", [3]]]}

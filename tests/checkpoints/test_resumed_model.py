@@ -8,7 +8,7 @@ from torch import nn
 
 import fedddp
 from fedddp import UsageError
-from fedddp.checkpoints.checkpoint import Saved, newest, sha256
+from fedddp.checkpoints.saved import Saved, newest, sha256
 from fedddp.flat import FlatSpec
 
 LAYERS = {"a": (784, 4), "b": (784, 4), "head": (4, 10)}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedddp.checkpoints.checkpoint import vector_sha256
+from fedddp.checkpoints.saved import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.federation import federate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedddp.checkpoints.checkpoint import vector_sha256
+from fedddp.checkpoints.saved import vector_sha256
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.federation import federate

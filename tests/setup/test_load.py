@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedddp.checkpoints.checkpoint import differences
+from fedddp.checkpoints.saved import differences
 from fedddp.comm import Place
 from fedddp.config import UsageError, build, flatten, to_dict, to_toml
 from fedddp.data import Partition

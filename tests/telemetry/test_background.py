@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedddp.checkpoints import checkpoint
-from fedddp.checkpoints.checkpoint import Checkpoints, newest
+from fedddp.checkpoints.checkpoint import Checkpoints
+from fedddp.checkpoints.saved import newest
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, interrupt
 from fedddp.comm.interrupt import Interrupted

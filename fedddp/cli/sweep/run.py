@@ -19,8 +19,8 @@ from typing import IO, Any, Literal
 
 import tomli_w
 
-from ...checkpoints.checkpoint import differences
 from ...checkpoints.run_folder import locate
+from ...checkpoints.saved import differences
 from ...comm import interrupt
 from ...config import UsageError, flatten, read_toml, to_dict
 from .grid import Run, Sweep

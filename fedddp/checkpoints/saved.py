@@ -1,0 +1,190 @@
+"""Read checkpoints: find the newest whole one, and what keeps a run from continuing it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import first_line, reason
+from ..flat import FlatSpec
+from ..types import ServerState
+from .export import BEST, RatedModel, exported, quality
+
+log = logging.getLogger("fedddp")
+
+CHANGEABLE = (
+    "run.name",
+    "run.dir",
+    "run.rounds",
+    "run.resume",
+    "run.timeout",
+    "run.device",
+    "run.backend",
+    "run.threads",
+    "privacy.guard",
+    "privacy.trust_network",
+    "privacy.target_epsilon",
+    "privacy.secure_aggregation.key",
+    "privacy.secure_aggregation.roster",  # fewer parties need another one
+)
+CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
+"""Keys that may differ on resume: they do not say what is learned from what."""
+FIXED = ("evaluate.holdout",)
+"""Keys of such a section that do."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """``state.json``; the last two are not in those of earlier versions."""
+
+    round: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+    num_trainable: Annotated[int, Field(ge=1, le=2**62, strict=True)]
+    test_accuracy: Annotated[float, Field(strict=True)] | None
+    config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    tensors: list[tuple[str, list[int]]] | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was found whole."""
+
+    folder: Path
+    round: int
+    num_trainable: int
+    test_accuracy: float | None
+    config: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    """What the model takes, see `exported`; None in a checkpoint of an earlier version."""
+    tensors: list[tuple[str, list[int]]] | None = None
+    """The names and shapes of what ``w`` holds, in its order; None in checkpoints of before they were written."""
+
+    def unlike(self, spec: FlatSpec) -> str | None:
+        """Where the model of ``spec`` first differs from the one that was saved; None if it does not.
+
+        Without names, only the numbers of entries can be compared.
+        """
+        own = [(name, list(shape)) for name, shape in zip(spec.names, spec.shapes, strict=True)]
+        for i, (saved, now) in enumerate(zip_longest(self.tensors or own, own), start=1):
+            if saved != now:
+                there, mine = (f"{one[0]} {one[1]}" if one else "nothing" for one in (saved, now))
+                return f"tensor {i} is {there} there, {mine} here"
+        dim = spec.dim if self.tensors else len(self.server().w)
+        if (dim, self.num_trainable) != (spec.dim, spec.num_trainable):
+            there = f"{dim} numbers, {self.num_trainable} of them trainable, there"
+            return f"{there}, {spec.dim} and {spec.num_trainable} here"
+        return None
+
+    def server(self) -> ServerState:
+        """The server state, on CPU."""
+        tensors = load_file(self.folder / "server.safetensors")
+        w = tensors.pop("w")
+        return ServerState(w, self.num_trainable, tensors, self.round)
+
+    def budget(self) -> dict[str, Tensor]:
+        """The privacy spent; empty where there is no budget."""
+        path = self.folder / "budget.safetensors"
+        return load_file(path) if path.exists() else {}
+
+
+def newest(run_folder: Path) -> Saved | None:
+    """The newest checkpoint that is whole; says which damaged ones it skipped."""
+    return next((found for found in map(_saved, reversed(_folders(run_folder))) if found), None)
+
+
+def of_round(run_folder: Path, round: int) -> Saved | None:
+    """The checkpoint of a round, if it is there and whole."""
+    folder = run_folder / "checkpoints" / f"round-{round:06d}"
+    return _saved(folder) if folder.exists() else None
+
+
+def candidates(run_folder: Path, done: int) -> tuple[RatedModel, ...]:
+    """What the first ``done`` rounds of a run left of which one may be the best: `exported.BEST` and checkpoints."""
+    file = exported(run_folder, BEST)
+    kept = [RatedModel(int(path.name.removeprefix("round-")), quality_of(path), path) for path in _folders(run_folder)]
+    return tuple(c for c in (*((file[0],) if file else ()), *kept) if c.round <= done)
+
+
+def _folders(run_folder: Path) -> list[Path]:
+    return sorted((run_folder / "checkpoints").glob("round-*"))
+
+
+def _saved(folder: Path) -> Saved | None:
+    damage, saved = _damage(folder), None
+    if damage is None:
+        try:
+            saved = _read(folder)
+        except ValidationError as error:
+            damage = f"{'.'.join(map(str, error.errors()[0]['loc']))} in state.json: {error.errors()[0]['msg']}"
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damage = reason(error)
+    if damage is not None:
+        log.warning("%s is damaged (%s) and is skipped", folder, damage)
+    return saved
+
+
+def _read(folder: Path) -> Saved:
+    """What the files of a checkpoint say. Raises one of several errors if they say it in another form."""
+    state = TypeAdapter(_State).validate_json((folder / "state.json").read_bytes())
+    if folder.name != f"round-{state.round:06d}":
+        raise ValueError(f"state.json is of round {state.round}")
+    entries = sum(math.prod(shape) for _, shape in state.tensors or ())
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        if path.name == "server.safetensors" and len(shapes["w"]) != 1:
+            raise ValueError(f"w in {path.name} is {shapes['w']}, no vector")
+        if path.name == "server.safetensors" and entries and shapes["w"] != [entries]:
+            raise ValueError(f"w in {path.name} has {shapes['w'][0]} entries, state.json says {entries}")
+        if path.name.startswith("clients-") and not all("/" in name for name in shapes):
+            raise ValueError(f"{path.name} does not hold vectors of clients")
+    return Saved(folder, **vars(state))
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps ``now`` from continuing a run of ``saved`` (dotted keys to values): "key: a there, b here"."""
+    keys = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
+    fixed = [k for k in keys if k in FIXED or (k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))]
+    return [f"{k} is {saved.get(k)!r} there, {now.get(k)!r} here" for k in fixed]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def vector_sha256(w: Tensor) -> str:
+    """Hex digest of a flat vector's bytes."""
+    return hashlib.sha256(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        sums = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        wrong = [name for name, expected in sums.items() if sha256(folder / name) != expected]
+        wrong += [name for name in ("server.safetensors", "state.json") if name not in sums]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return first_line(error)
+    return f"{', '.join(wrong)} changed since it was written" if wrong else None
+
+
+def quality_of(folder: Path) -> float:
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return float(quality(state["test_accuracy"], state.get("test_loss")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return -math.inf
