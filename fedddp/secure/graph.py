@@ -1,4 +1,4 @@
-"""Who shares masks with whom: all parties with each other up to 79, from there with a few neighbours (Bell et al. 2020).
+"""Who shares masks with whom: all parties with each other up to 79, from there with a few (Bell et al. 2020).
 
 The k-regular graph is Harary's: parties stand on a circle, in an order shuffled by a hash, and each is joined to the
 k/2 nearest on either side. A party's secrets are shared among its neighbours and itself; any ``threshold`` of these
