@@ -122,11 +122,13 @@ class Participation(ABC):
     Attributes:
         plain_means: whether an algorithm's weighting=auto means uniform.
         by_size: whether clients are drawn in proportion to their examples, so that weighting=examples is refused.
+        accountable: whether the accountants of privacy know the probability with which a client is drawn.
         asks_losses: whether clients report their losses.
     """
 
     plain_means: ClassVar[bool] = False
     by_size: ClassVar[bool] = False
+    accountable: ClassVar[bool] = False
     asks_losses: ClassVar[bool] = False
 
     @abstractmethod
@@ -137,6 +139,8 @@ class Participation(ABC):
 @dataclass(frozen=True)
 class Uniform(Participation):
     """Uniform without replacement (McMahan et al. 2017, Algorithm 1); see `UniformSampler`."""
+
+    accountable: ClassVar[bool] = True
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:
         return UniformSampler(len(sizes), size, seed)

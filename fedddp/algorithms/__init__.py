@@ -2,7 +2,7 @@
 
 from .apfl import APFL
 from .around import Around
-from .base import Algorithm, LocalTraining
+from .base import Algorithm, LocalTraining, Traits
 from .client_level import AdaptiveClip, ClientLevel
 from .ditto import Ditto
 from .fedavg import FedAvg
@@ -61,4 +61,5 @@ __all__ = [
     "Moon",
     "Personal",
     "Scaffold",
+    "Traits",
 ]

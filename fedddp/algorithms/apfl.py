@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer, OptimizerAround, OptimizerState
-from ..types import ClientState, Delivery, LocalResult, ServerState, Update
-from .base import LocalTraining
+from ..types import ClientState, LocalResult, ServerState, Update
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 
@@ -37,10 +37,9 @@ class APFL(FedAvg):
     alpha: Annotated[float, Field(ge=0, le=1, description="alpha_k at first, the share of the personal model")] = 0.5
     alpha_lr: Annotated[float, Field(ge=0, description="step size of alpha_k; 0 = alpha_k stays as it is")] = 0.1
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy == "example":
-            return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedavg"
-        return super().unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, trainings=2)
 
     def init_client(self, w: Tensor) -> ClientState:
         return {"v": w.unsqueeze(0), "alpha": w.new_full((1, 1), self.alpha), "began": w.new_zeros(1, 1)}

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import Algorithm, LocalTraining
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import Algorithm, LocalTraining, Traits
 
 
 @dataclass(frozen=True, eq=False)
-class Around:
+class Around(Algorithm):
     """``inner``, unchanged. A subclass overrides the methods of `Algorithm` in which it differs.
 
-    All of them are forwarded here by name: one that is added to the protocol has to be added here too.
+    All of them are forwarded here by name: one that is added to `Algorithm` has to be added here too.
     """
 
     inner: Algorithm
@@ -25,8 +25,15 @@ class Around:
     def for_model(self, spec: FlatSpec) -> Self:
         return replace(self, inner=self.inner.for_model(spec))
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        return self.inner.unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        return self.inner.traits
+
+    def unfit(self, optimizer: Optimizer) -> str | None:
+        return self.inner.unfit(optimizer)
+
+    def with_plain_mean(self) -> Self:
+        return replace(self, inner=self.inner.with_plain_mean())
 
     def vectors(self, dim: int) -> dict[str, int]:
         return self.inner.vectors(dim)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol, Self
 
 from torch import Tensor
 
@@ -53,40 +55,80 @@ class LocalTraining(Protocol):
         ...
 
 
-class Algorithm(Protocol):
-    """The seam between the loop and a paper. P of the D entries of ``w`` are trainable, the rest float buffers."""
+@dataclass(frozen=True)
+class Traits:
+    """What an algorithm needs of the rest of a run; the checks across configuration keys read it.
+
+    Attributes:
+        weighting: a client's weight in the mean: its number of examples, 1, or "auto", which the sampler of cohorts
+            and the level of privacy decide.
+        clusters: the number of models that are trained side by side.
+        trainings: how often a client goes through its local epochs in a round.
+        contrasts: whether training compares features with those of other models (see `fedddp.types.Contrast`).
+        reads_losses: whether what a client uploads depends on its loss, which no noise covers.
+        clippable: whether an update may be scaled down and noise added to the sum of all updates.
+        deliveries: the ways of uploads that it works with.
+    """
+
+    weighting: Literal["auto", "examples", "uniform"] = "auto"
+    clusters: int = 1
+    trainings: int = 1
+    contrasts: bool = False
+    reads_losses: bool = False
+    clippable: bool = True
+    deliveries: frozenset[Delivery] = frozenset({"whole", "lossy", "late"})
+
+
+UNCUT: frozenset[Delivery] = frozenset({"whole", "late"})
+"""The ways of uploads on which nothing is lost for good."""
+
+
+class Algorithm(ABC):
+    """The base class of algorithms. P of the D entries of ``w`` are trainable, the rest float buffers."""
+
+    @property
+    def traits(self) -> Traits:
+        """What the algorithm needs of the rest of a run."""
+        return Traits()
+
+    def unfit(self, optimizer: Optimizer) -> str | None:
+        """Return why it cannot be run with a client optimizer, and a remedy; None if it can."""
+        return None
+
+    def with_plain_mean(self) -> Self:
+        """Return the algorithm with ``weighting="uniform"`` where it was "auto"."""
+        return self
 
     def for_model(self, spec: FlatSpec) -> Algorithm:
         """The algorithm for a model whose flat vector is laid out so: where a method needs to know layers by name."""
-        ...
+        return self
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        """Why it cannot be run with these: client optimizer, level of privacy, way of uploads; None if it can.
-
-        The reason names a remedy.
-        """
-        ...
-
+    @abstractmethod
     def vectors(self, dim: int) -> dict[str, int]:
-        """What a client uploads, name -> length; the layout of the round's one collective."""
-        ...
+        """Return what a client uploads, name -> length; the layout of the round's one collective."""
 
     def uploaded(self, spec: FlatSpec) -> FlatSpec:
-        """How an uploaded vector of a model's length is laid out, on a model of ``spec``."""
-        ...
+        """Return the layout of an uploaded vector of a model's length, on a model of ``spec``."""
+        return spec
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState: ...
+    @abstractmethod
+    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
+        """Return the state of the server before the first round."""
 
     def init_client(self, w: Tensor) -> ClientState:
-        """The state of a client that never took part, name -> [1, d]."""
-        ...
+        """Return the state of a client that never took part, name -> [1, d]."""
+        return {}
 
+    @abstractmethod
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]: ...
+    ) -> tuple[Update, ClientState, LocalResult]:
+        """Train K clients; return their updates, their new states and the result of the training."""
 
-    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState: ...
+    @abstractmethod
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        """Return the state of the server after a round with this mean of the updates."""
 
     def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        """What each client would deploy, [K, D] or [D]."""
-        ...
+        """Return what each client would deploy, [K, D] or [D]."""
+        return server.w

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..optim import Optimizer
-from ..types import ClientState, Delivery, LocalResult, ServerState, Update
-from .base import LocalTraining
+from ..types import ClientState, LocalResult, ServerState, Update
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 
@@ -33,10 +32,9 @@ class Ditto(FedAvg):
         int, Field(ge=0, le=10_000, description="epochs of the personal model; 0 = client.local_epochs")
     ] = 0
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy == "example":
-            return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedavg"
-        return super().unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, trainings=2)
 
     def init_client(self, w: Tensor) -> ClientState:
         return {"v": w.unsqueeze(0), "began": w.new_zeros(1, 1)}

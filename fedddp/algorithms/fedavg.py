@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..flat import FlatSpec
-from ..optim import SGD, Optimizer, OptimizerState, ServerOptimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
-
-KEEPING = "use aggregation.compression none, top_k or power_sgd, and privacy.secure_aggregation.bits=64"
-"""What loses nothing of an upload for good."""
+from ..optim import SGD, OptimizerState, ServerOptimizer
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import Algorithm, LocalTraining, Traits
 
 
 @dataclass(frozen=True)
-class FedAvg:
+class FedAvg(Algorithm):
     """McMahan et al. 2017, "Communication-efficient learning of deep networks from decentralized data", Algorithm 1.
 
     w_{t+1} = w_t + sum_k (n_k / n) (w_k - w_t),   w_k = E epochs of SGD on client k from w_t
@@ -35,24 +31,19 @@ class FedAvg:
     ] = "auto"
     server_optimizer: ServerOptimizer = SGD(lr=1.0)
 
-    def for_model(self, spec: FlatSpec) -> Self:
-        return self
+    @property
+    def traits(self) -> Traits:
+        return Traits(weighting=self.weighting)
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        return None
+    def with_plain_mean(self) -> Self:
+        return replace(self, weighting="uniform") if self.weighting == "auto" else self
 
     def vectors(self, dim: int) -> dict[str, int]:
         return {"delta": dim}
 
-    def uploaded(self, spec: FlatSpec) -> FlatSpec:
-        return spec
-
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         state = self.server_optimizer.init([w[:num_trainable]])
         return ServerState(w, num_trainable, {name: vectors[0] for name, vectors in state.items()})
-
-    def init_client(self, w: Tensor) -> ClientState:
-        return {}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -62,9 +53,6 @@ class FedAvg:
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         return self.moved(server, mean.vectors["delta"])
-
-    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        return server.w
 
     def weight(self, local: LocalTraining) -> Tensor:
         """Of each client in the mean, [K]."""

@@ -9,10 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..optim import Optimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
-from .fedavg import KEEPING, FedAvg
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import UNCUT, LocalTraining, Traits
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,10 @@ class FedDyn(FedAvg):
         if self.alpha_by_size and self.weighting == "examples":
             raise ValueError("alpha_by_size=true: weighting=examples would count examples twice; use weighting=uniform")
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy == "client":  # h - mean grad_k is never made good: the optimum is missed by as much gradient
-            return "clip and noise would part h from the mean gradient for good; use fedavg with privacy.level=client"
-        if delivery == "lossy":
-            return f"uploads lose a part for good, by which h would differ from the mean gradient; {KEEPING}"
-        return super().unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        """What is clipped or lost parts h from the mean of the grad_k for good: the optimum is missed by as much."""
+        return replace(super().traits, clippable=False, deliveries=UNCUT)
 
     def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
         server = super().init_server(w, num_trainable)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 
@@ -33,7 +33,12 @@ class FedNova(FedAvg):
         float, Field(ge=0, description="pull of a client's steps towards the model of the round; 0 = no proximal term")
     ] = 0.0
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+    @property
+    def traits(self) -> Traits:
+        """A clip would scale both factors of an update."""
+        return replace(super().traits, clippable=False)
+
+    def unfit(self, optimizer: Optimizer) -> str | None:
         moved_by = optimizer.gradient_weight(torch.tensor([1, 2]))
         if moved_by is None:
             return (
@@ -47,8 +52,6 @@ class FedNova(FedAvg):
             return (
                 f"mu={self.mu:g} times the learning rate {first:g} oversteps the model of the round; use a smaller mu"
             )
-        if privacy == "client":
-            return "a clip would scale both factors of its update; use fedavg with privacy.level=client"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

@@ -8,8 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ..flat import FlatSpec
-from ..optim import Optimizer
-from ..types import Delivery
+from .base import Traits
 from .fedper import FedPer
 from .masked import Masked
 
@@ -32,10 +31,9 @@ class FedRep(FedPer):
         int, Field(ge=1, le=10_000, description="tau_h, passes that train the head alone each round")
     ] = 10
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy == "example":
-            return "a client trains twice a round, and one training is accounted; use privacy.level=client, or fedper"
-        return super().unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, trainings=2 * super().traits.trainings)
 
     def for_model(self, spec: FlatSpec) -> Masked:
         return replace(super().for_model(spec), head_epochs=self.head_epochs)

@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..optim import Optimizer
 from ..rng import generator
 from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 
@@ -42,15 +41,11 @@ class IFCA(FedAvg):
     ] = "uniform"
     clusters: Annotated[int, Field(ge=1, le=1000, description="M, number of models")] = 2
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy != "none":
-            return f"a client's losses decide its cluster, which privacy.level={privacy} does not cover; use fedavg"
-        if delivery == "late":  # and with the weight that it has among the clients of another cluster
-            return (
-                "what is sent in a later round may belong to a cluster that the client has left; use "
-                "aggregation.compression int8, random_k or none"
-            )
-        return super().unfit(optimizer, privacy, delivery)
+    @property
+    def traits(self) -> Traits:
+        """What arrives late may belong to a cluster that the client has left."""
+        kept: frozenset[Delivery] = frozenset({"whole", "lossy"})
+        return replace(super().traits, clusters=self.clusters, reads_losses=True, deliveries=kept)
 
     def for_model(self, spec: FlatSpec) -> IFCA:
         return _Placed(**{f.name: getattr(self, f.name) for f in fields(self)}, sizes=spec.sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..optim import Optimizer
-from ..types import ClientState, Contrast, Delivery, LocalResult, ServerState, Update
-from .base import LocalTraining
+from ..types import ClientState, Contrast, LocalResult, ServerState, Update
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 
@@ -34,14 +33,8 @@ class Moon(FedAvg):
     temperature: Annotated[float, Field(gt=0, description="tau, of the cosines in it")] = 0.5
 
     @property
-    def contrasts(self) -> bool:
-        """Whether it asks for features, which a classifier has."""
-        return self.mu > 0
-
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        if privacy == "example":
-            return "gradients of the contrastive loss are not clipped by example; use privacy.level=client, or fedavg"
-        return None
+    def traits(self) -> Traits:
+        return replace(super().traits, contrasts=self.mu > 0)
 
     def init_client(self, w: Tensor) -> ClientState:
         return {"previous": w.unsqueeze(0)}

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..optim import Optimizer
 from ..registry.choice import Choice
-from ..types import Delivery
+from .around import Around
 from .base import Algorithm
 from .fedavg import FedAvg
 from .masked import Masked
@@ -26,7 +25,7 @@ Private = Annotated[
 
 
 @dataclass(frozen=True)
-class Personal:
+class Personal(Around):
     """``inner`` on the shared part of the model; the private part v_k never leaves client k.
 
         (u_k, v_k) <- local training of `inner` from (u_t, v_k);   u_{t+1} = inner's server step on the u_k - u_t
@@ -45,19 +44,6 @@ class Personal:
     frozen: Annotated[
         Patterns, Field(description="tensors that stay as they are at first, neither averaged nor private")
     ] = ()
-
-    @property
-    def weighting(self) -> str | None:
-        """The wrapped algorithm's, for those who check it."""
-        return getattr(self.inner, "weighting", None)
-
-    @property
-    def contrasts(self) -> bool:
-        """Likewise."""
-        return getattr(self.inner, "contrasts", False)
-
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
-        return self.inner.unfit(optimizer, privacy, delivery)
 
     def for_model(self, spec: FlatSpec) -> Masked:
         """Raises ValueError for a pattern that matches nothing, and if nothing would be left to share."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
 LEAST_LOSS = 1e-10
@@ -38,11 +38,13 @@ class QFFL(FedAvg):
     q: Annotated[float, Field(ge=0, description="0 = FedAvg; the larger, the more the worst clients count")] = 1.0
     lipschitz: Annotated[float, Field(ge=0, description="L; 0 = one over what a gradient moves in a local step")] = 0.0
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, reads_losses=True)
+
+    def unfit(self, optimizer: Optimizer) -> str | None:
         if not self.lipschitz and optimizer.gradient_weight(torch.ones(1)) is None:
             return f"{type(optimizer).__name__}'s step is no multiple of the gradient: set algorithm.lipschitz above 0"
-        if privacy != "none":
-            return f"a client's loss decides its weight, which privacy.level={privacy} does not cover; use fedavg"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

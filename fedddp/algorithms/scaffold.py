@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
-from .base import LocalTraining
-from .fedavg import KEEPING, FedAvg
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from .base import UNCUT, LocalTraining, Traits
+from .fedavg import FedAvg
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,17 @@ class Scaffold(FedAvg):
         ),
     ] = 2
 
-    def unfit(self, optimizer: Optimizer, privacy: str, delivery: Delivery) -> str | None:
+    @property
+    def traits(self) -> Traits:
+        """What is clipped or lost parts c from the mean of the c_i for good: the optimum is missed by as much."""
+        return replace(super().traits, trainings=2 if self.option == 1 else 1, clippable=False, deliveries=UNCUT)
+
+    def unfit(self, optimizer: Optimizer) -> str | None:
         if self.option == 2 and optimizer.gradient_weight(torch.ones(1)) is None:
             return (
                 f"a client's control is its mean gradient, which {type(optimizer).__name__}'s steps do not tell; use "
                 "client.optimizer.name=sgd, or algorithm.option=1"
             )
-        if self.option == 1 and privacy == "example":
-            return "a client goes over its examples twice a round, and once is accounted; use algorithm.option=2"
-        if privacy == "client":  # c - mean c_i is never made good: the optimum is missed by as much gradient
-            return "clip and noise would part c from the mean of the c_i for good; use fedavg with privacy.level=client"
-        if delivery == "lossy":
-            return f"uploads lose a part for good, by which c would differ from the mean of the c_i; {KEEPING}"
         return None
 
     def vectors(self, dim: int) -> dict[str, int]:

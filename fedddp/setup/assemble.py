@@ -29,7 +29,6 @@ from ..privacy import Budget
 from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
 from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink, Telemetry, progress, rewind
 from ..types import Cohort, ServerState
-from .checks.configuration import innermost
 from .experiment import Experiment
 from .levels import LEVELS, Plain
 from .prepared import Prepared
@@ -213,7 +212,7 @@ def _losses(trainer: Trainer, comm: Comm) -> Losses:
 
 def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
     """Return the weight of each client of ``sizes`` [N] in the mean of all their models, as in the loss, [N]."""
-    uniform = getattr(innermost(config.algorithm), "weighting", None) == "uniform"
+    uniform = config.algorithm.traits.weighting == "uniform"
     return torch.ones_like(sizes) if uniform and not config.cohort.sampler.by_size else sizes
 
 

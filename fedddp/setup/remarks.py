@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ..attacks import NoAttack
 from ..config import ResolvedConfig, flatten, to_dict
+from .levels import LEVELS
 
 
 def start_messages(config: ResolvedConfig) -> Iterator[str]:
@@ -18,10 +19,11 @@ def start_messages(config: ResolvedConfig) -> Iterator[str]:
         )
     if keys.secure_aggregation.enabled and not keys.secure_aggregation.roster:
         yield "secure aggregation without a roster: keys are made at start, and nobody is authenticated"
-    if keys.level != "none":
+    level = LEVELS[config.privacy.level]
+    if level.unit:
         noise = f"clip {keys.clip:g}, sigma {config.noise_multiplier:g}{caveat(config)}"
-        yield f"private at {keys.level} level: {noise}"
-    if keys.level == "client" and not keys.secure_aggregation.enabled:
+        yield f"private at {level.unit} level: {noise}"
+    if level.clips_updates and not keys.secure_aggregation.enabled:
         yield (
             "client level without secure aggregation: epsilon is that of the sums; a neighbour in the ring sees one "
             "rank's, which has that rank's part of the noise only"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from ..checkpoints.run_folder import check_name
 from ..comm import Place
@@ -43,7 +42,7 @@ def resolve(config: Config, place: Place) -> ResolvedConfig:
         execution = execution.model_copy(update={"width": 1})
     cores = 1 if exact else max(1, local_cores() // place.local_world_size)
     rule = aggregation.rule.facing(max(1, config.attack.num_clients))
-    algorithm = _with_plain_mean(config.algorithm) if config.cohort.sampler.plain_means else config.algorithm
+    algorithm = config.algorithm.with_plain_mean() if config.cohort.sampler.plain_means else config.algorithm
     filled = {
         "run": config.run.model_copy(update={"name": name, "threads": config.run.threads or cores}),
         "data": data.model_copy(update={"partition": partition, "placement": placement}),
@@ -83,11 +82,3 @@ def _as_divided(config: Config, parts: Parts) -> Partitioner:
             code="parts-partition",
         )
     return made
-
-
-def _with_plain_mean(algorithm: Any) -> Any:
-    """Return ``algorithm`` with weighting=uniform instead of auto, in the algorithm inside if it is a wrapper."""
-    if hasattr(algorithm, "inner"):
-        return dataclasses.replace(algorithm, inner=_with_plain_mean(algorithm.inner))
-    auto = getattr(algorithm, "weighting", None) == "auto"
-    return dataclasses.replace(algorithm, weighting="uniform") if auto else algorithm

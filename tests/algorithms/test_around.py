@@ -1,4 +1,4 @@
-"""A wrapper does as the algorithm inside, in every method of the protocol that it does not override."""
+"""A wrapper does as the algorithm inside, in every method and property of the base class that it does not override."""
 
 import inspect
 from dataclasses import dataclass
@@ -11,6 +11,9 @@ from fedddp.algorithms import Algorithm, Around
 from fedddp.algorithms.masked import Masked
 
 METHODS = {name: method for name, method in vars(Algorithm).items() if inspect.isfunction(method) and name[0] != "_"}
+PROPERTIES = [name for name, member in vars(Algorithm).items() if isinstance(member, property)]
+SAME_WRAPPER = {"for_model", "with_plain_mean"}
+"""Methods that return the wrapper around what the inner algorithm becomes."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Marked(Around):
     mark: str
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"for_model"}))
-def test_every_method_of_the_protocol_is_forwarded(name):
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - SAME_WRAPPER))
+def test_every_method_is_forwarded(name):
     inner = Mock(spec=list(METHODS))
     given = [getattr(sentinel, word) for word in [*inspect.signature(METHODS[name]).parameters][1:]]
     assert given
@@ -28,10 +31,18 @@ def test_every_method_of_the_protocol_is_forwarded(name):
     assert len(inner.mock_calls) == 1
 
 
-def test_for_a_model_it_is_the_same_wrapper_around_what_the_inner_one_becomes():
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_every_property_is_forwarded(name):
+    inner = Mock(spec=[*METHODS, *PROPERTIES])
+    assert getattr(Marked(inner, "mine"), name) is getattr(inner, name)
+
+
+@pytest.mark.parametrize("name", sorted(SAME_WRAPPER))
+def test_it_is_the_same_wrapper_around_what_the_inner_one_becomes(name):
     inner = Mock(spec=list(METHODS))
-    assert Marked(inner, "mine").for_model(sentinel.spec) == Marked(inner.for_model.return_value, "mine")
-    inner.for_model.assert_called_once_with(sentinel.spec)
+    given = [getattr(sentinel, word) for word in [*inspect.signature(METHODS[name]).parameters][1:]]
+    assert getattr(Marked(inner, "mine"), name)(*given) == Marked(getattr(inner, name).return_value, "mine")
+    getattr(inner, name).assert_called_once_with(*given)
 
 
 def test_wrappers_are_compared_by_all_they_hold_but_a_mask_is_only_itself():

@@ -12,6 +12,7 @@ from fedddp.flat import flatten
 from fedddp.models import ImportedModule
 from fedddp.optim import SGD
 from fedddp.tasks import Task
+from tests.helpers.planes import planes
 from tests.helpers.support import Recorder, assemble, few_digits
 
 SIZES = (7, 20, 1, 13)
@@ -274,3 +275,9 @@ def test_the_state_that_a_round_starts_from_is_not_changed(tmp_path):
     federate(f, server)
     assert torch.equal(server.w, w)
     assert torch.equal(server.extra["momentum"], momentum)
+
+
+def test_a_subclass_of_algorithm_that_declares_nothing_trains(tmp_path):
+    names = ("tests.plugins.own_algorithm:Bare", "fedavg")
+    own, built_in = (planes(tmp_path / n[-4:], run={"rounds": 2}, algorithm={"name": n}) for n in names)
+    assert torch.allclose(federate(*own).w, federate(*built_in).w, rtol=1e-12)

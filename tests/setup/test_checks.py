@@ -70,6 +70,7 @@ CLIENT, EXAMPLE = private("client"), private("example")
 PERSONAL = {"evaluate": {"personal_every": 1, "holdout": 0.2}}
 MEAN = {"evaluate": {"clients_mean": True}}
 INT8 = {"aggregation": {"compression": {"name": "int8"}}}
+ADAM = {"client": {"optimizer": {"name": "adam"}}}
 EXACT = {"aggregation": {"sum": "exact"}}
 ADAPTIVE = {"privacy": {"adaptive_clip": {"enabled": True}}}
 RANK_4 = {"aggregation": {"compression": {"name": "power_sgd", "rank": 4}}}
@@ -103,7 +104,33 @@ CONFIGURATIONS = [
     ("clients-mean-private", "evaluate.clients_mean", [CLIENT, MEAN]),
     ("clients-mean-clusters", "evaluate.clients_mean", [IFCA, MEAN]),
     ("exact-width", "client.execution.width", [EXACT, {"client": {"execution": {"width": 4}}}]),
-    ("algorithm-unfit", "algorithm.name", [CLIENT, {"algorithm": {"name": "scaffold"}}]),
+    *(
+        (code, "algorithm.name", [other, {"algorithm": {"name": name, **keys}}])
+        for code, other, name, keys in (
+            ("algorithm-optimizer", ADAM, "scaffold", {}),
+            (
+                "algorithm-optimizer",
+                {"client": {"optimizer": {"name": "adam"}}},
+                "fedper",
+                {"inner": {"name": "fednova"}},
+            ),
+            ("algorithm-example-level", EXAMPLE, "scaffold", {"option": 1}),
+            ("algorithm-example-level", EXAMPLE, "ditto", {}),
+            ("algorithm-example-level", EXAMPLE, "apfl", {}),
+            ("algorithm-example-level", EXAMPLE, "fedrep", {}),
+            ("algorithm-example-level", EXAMPLE, "personal", {"inner": {"name": "ditto"}}),
+            ("contrast-example-level", EXAMPLE, "moon", {}),
+            ("algorithm-losses", EXAMPLE, "qffl", {}),
+            ("algorithm-losses", CLIENT, "ifca", {}),
+            ("algorithm-client-level", CLIENT, "scaffold", {}),
+            ("algorithm-client-level", CLIENT, "feddyn", {}),
+            ("algorithm-client-level", CLIENT, "fednova", {}),
+            ("algorithm-client-level", CLIENT, "fedbn", {"inner": {"name": "scaffold"}}),
+            ("algorithm-lossy", INT8, "scaffold", {}),
+            ("algorithm-lossy", secure(bits=32), "feddyn", {}),
+            ("algorithm-late", {"aggregation": {"compression": {"name": "top_k"}}}, "ifca", {}),
+        )
+    ),
     ("attack-count", "attack.num_clients", [TEN, attack("ipm", num_clients=11)]),
     ("rule-compressed", "aggregation.rule.name", [TEN, rule("krum"), INT8]),
     ("rule-masked", "aggregation.rule.name", [TEN, rule("krum"), secure()]),
@@ -269,6 +296,10 @@ def test_a_machine_without_a_gpu(code, run):
     "layers",
     [
         [],
+        [{"algorithm": {"name": "tests.plugins.own_algorithm:Bare"}}],
+        [{"algorithm": {"name": "tests.plugins.own_algorithm:Bare"}}, EXAMPLE],
+        [{"algorithm": {"name": "tests.plugins.own_algorithm:Bare"}}, CLIENT],
+        [{"algorithm": {"name": "tests.plugins.own_algorithm:Bare"}}, INT8],
         [secure()],
         [TEN, attack("sign_flip"), secure()],
         [TEN, rule("krum", num_byzantine=3)],
@@ -281,6 +312,11 @@ def test_a_machine_without_a_gpu(code, run):
         [INT8],
         [INT8, EXAMPLE],
         [EXAMPLE, {"algorithm": {"weighting": "examples"}}],
+        [EXAMPLE, {"algorithm": {"name": "scaffold"}}],
+        [EXAMPLE, {"algorithm": {"name": "fedper"}}],
+        [CLIENT, {"algorithm": {"name": "ditto"}}],
+        [INT8, {"algorithm": {"name": "ifca"}}],
+        [{"aggregation": {"compression": {"name": "top_k"}}}, {"algorithm": {"name": "scaffold"}}],
         [private("example", noise_multiplier=0.0)],  # clipping alone, with an infinite epsilon
         [private("client", noise_multiplier=0.0), {"algorithm": {"weighting": "uniform"}}],
         [private("example", target_epsilon=8.0)],

@@ -11,10 +11,10 @@ from typing import Any
 
 from .configuration import CONFIGURATION
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
-from .privacy import LEVELS, RING, SECURE
+from .privacy import PRIVACY, RING, SECURE
 from .table import Check, refuse
 
-BEFORE_NOISE = (*TASK, *POPULATION, *LEVELS, *SECURE)
+BEFORE_NOISE = (*TASK, *POPULATION, *PRIVACY, *SECURE)
 """Checks of data and model, made before the noise multiplier is found for a target epsilon."""
 AFTER_NOISE = (*RING, *COMPRESSION)
 """Checks made once the noise multiplier is known."""

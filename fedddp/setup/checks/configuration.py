@@ -7,9 +7,7 @@ from typing import Any
 from ...aggregation.compression import NoCompression
 from ...config import ResolvedConfig, flatten, to_dict
 from ...data import DATASETS, Parts
-from ...sampling import Uniform
-from ...types import Delivery
-from .table import Check, Values
+from .table import Check, Values, level_of
 
 
 def name_of(config: ResolvedConfig, section: str) -> str:
@@ -17,26 +15,9 @@ def name_of(config: ResolvedConfig, section: str) -> str:
     return flatten(to_dict(config))[f"{section}.name"]
 
 
-def innermost(algorithm: Any) -> Any:
-    """Return the algorithm inside wrappers such as `Personal`."""
-    while hasattr(algorithm, "inner"):
-        algorithm = algorithm.inner
-    return algorithm
-
-
-def _clusters(c: ResolvedConfig) -> int:
-    return getattr(innermost(c.algorithm), "clusters", 1)
-
-
-def _unfit(c: ResolvedConfig) -> Values | None:
-    why = c.algorithm.unfit(c.client.optimizer, c.privacy.level, c.delivery)
-    return {"why": why} if why else None
-
-
-def _needs_whole_updates(c: ResolvedConfig) -> bool:
-    """Whether the algorithm cannot use uploads that are incomplete or that contain other rounds' updates."""
-    ways: tuple[Delivery, ...] = ("lossy", "late")
-    return any(c.algorithm.unfit(c.client.optimizer, c.privacy.level, way) for way in ways)
+def compressed(c: ResolvedConfig) -> bool:
+    """Return whether updates are compressed."""
+    return not isinstance(c.aggregation.compression, NoCompression)
 
 
 def _divided(c: ResolvedConfig) -> bool:
@@ -86,14 +67,14 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "stragglers-client-level",
         ("client.drop_stragglers", "privacy.level"),
-        lambda c: c.client.drop_stragglers and c.privacy.level == "client",
+        lambda c: c.client.drop_stragglers and level_of(c).clips_updates,
         "privacy.level=client divides by the expected number of clients, so dropped ones would shrink the mean",
         "use drop_stragglers=false",
     ),
     Check(
         "sampler-private",
         ("cohort.sampler.name", "privacy.level"),
-        lambda c: {"level": c.privacy.level} if c.cohort.sampler != Uniform() and c.privacy.level != "none" else None,
+        lambda c: {"level": level_of(c).unit} if level_of(c).unit and not c.cohort.sampler.accountable else None,
         "privacy.level={level} accounts for clients that are drawn with equal probability",
         "use cohort.sampler.name=uniform",
     ),
@@ -107,14 +88,18 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "sampler-clusters",
         ("cohort.sampler.name", "algorithm.clusters"),
-        lambda c: {"n": _clusters(c)} if c.cohort.sampler.asks_losses and _clusters(c) > 1 else None,
+        lambda c: (
+            {"n": c.algorithm.traits.clusters}
+            if c.cohort.sampler.asks_losses and c.algorithm.traits.clusters > 1
+            else None
+        ),
         "compares clients' losses of one model, and there are {n} clusters",
         "use cohort.sampler.name=uniform or size",
     ),
     Check(
         "sampler-weighting",
         ("algorithm.weighting", "cohort.sampler.name"),
-        lambda c: c.cohort.sampler.by_size and getattr(innermost(c.algorithm), "weighting", None) == "examples",
+        lambda c: c.cohort.sampler.by_size and c.algorithm.traits.weighting == "examples",
         "the sampler draws clients in proportion to their examples, which would count twice",
         "use algorithm.weighting=uniform",
     ),
@@ -159,7 +144,7 @@ EVALUATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "clients-mean-clusters",
         ("evaluate.clients_mean", "algorithm.clusters"),
-        lambda c: c.evaluate.clients_mean and _clusters(c) > 1,
+        lambda c: c.evaluate.clients_mean and c.algorithm.traits.clusters > 1,
         "clients of several clusters have no common model",
         "use clients_mean=false",
     ),
@@ -189,7 +174,7 @@ def _single_updates(section: str) -> tuple[Check[ResolvedConfig], ...]:
             section,
             "compressed",
             "aggregation.compression.name",
-            lambda c: not isinstance(c.aggregation.compression, NoCompression),
+            compressed,
             "compressed updates are sent as sums",
             "aggregation.compression.name=none",
         ),
@@ -205,7 +190,7 @@ def _single_updates(section: str) -> tuple[Check[ResolvedConfig], ...]:
             section,
             "client-level",
             "privacy.level",
-            lambda c: c.privacy.level == "client",
+            lambda c: level_of(c).clips_updates,
             "privacy.level=client adds its noise to their sum",
             "another privacy.level",
         ),
@@ -221,10 +206,52 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
         "use width=1, or aggregation.sum=fast",
     ),
     Check(
-        "algorithm-unfit",
-        ("algorithm.name", "client.optimizer.name", "privacy.level", "aggregation.compression.name"),
-        _unfit,
+        "algorithm-optimizer",
+        ("algorithm.name", "client.optimizer.name"),
+        lambda c: {"why": why} if (why := c.algorithm.unfit(c.client.optimizer)) else None,
         "{why}",
+    ),
+    Check(
+        "algorithm-example-level",
+        ("algorithm.name", "privacy.level"),
+        lambda c: c.algorithm.traits.trainings > 1 and level_of(c).clips_gradients,
+        "a client trains more than once a round, and privacy.level=example accounts for one training",
+        "use privacy.level=client, or an algorithm that trains once, such as fedavg or scaffold with option=2",
+    ),
+    Check(
+        "contrast-example-level",
+        ("algorithm.name", "privacy.level"),
+        lambda c: c.algorithm.traits.contrasts and level_of(c).clips_gradients,
+        "gradients of a loss that compares features are not clipped by example",
+        "use privacy.level=client, or fedavg",
+    ),
+    Check(
+        "algorithm-losses",
+        ("algorithm.name", "privacy.level"),
+        lambda c: {"level": level_of(c).unit} if c.algorithm.traits.reads_losses and level_of(c).unit else None,
+        "what a client uploads depends on its loss, which privacy.level={level} does not cover",
+        "use fedavg",
+    ),
+    Check(
+        "algorithm-client-level",
+        ("algorithm.name", "privacy.level"),
+        lambda c: level_of(c).clips_updates and not c.algorithm.traits.clippable,
+        "clip and noise of privacy.level=client change what its server needs to be exact",
+        "use fedavg",
+    ),
+    Check(
+        "algorithm-lossy",
+        ("algorithm.name", "aggregation.compression.name", "privacy.secure_aggregation.bits"),
+        lambda c: c.delivery == "lossy" and "lossy" not in c.algorithm.traits.deliveries,
+        "uploads lose a part for good, by which the server's state would differ from what the clients remember",
+        "use aggregation.compression none, top_k or power_sgd, and privacy.secure_aggregation.bits=64",
+    ),
+    Check(
+        "algorithm-late",
+        ("algorithm.name", "aggregation.compression.name"),
+        lambda c: c.delivery == "late" and "late" not in c.algorithm.traits.deliveries,
+        "a part of each upload arrives in a later round, when the client may have left the model that it belongs to",
+        "use aggregation.compression int8, random_k or none",
     ),
     Check(
         "attack-count",
@@ -251,7 +278,7 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
         ("aggregation.rule.momentum", "algorithm.name"),
         lambda c: (
             {"algorithm": name_of(c, "algorithm")}
-            if c.aggregation.rule.client_momentum and _needs_whole_updates(c)
+            if c.aggregation.rule.client_momentum and not {"lossy", "late"} <= c.algorithm.traits.deliveries
             else None
         ),
         "clients would upload means of several rounds, and algorithm.name='{algorithm}' needs each round's own update",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...aggregation.compression import NoCompression
 from ...clients import compared_layer
 from ...comm import Place
 from ...config import ResolvedConfig, chosen
 from ...data import MOST_PLANNED, Partition, Work
 from ...flat import FlatSpec
 from ...tasks import Task
-from .table import Check, Values, failure
+from .configuration import compressed
+from .table import Check, Values, failure, level_of
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,6 @@ def _named(f: Facts, applies: bool) -> Values | None:
     return {"task": chosen(f.config, "task")} if applies and not f.task.classifies else None
 
 
-def _contrasts(f: Facts) -> bool:
-    return getattr(f.config.algorithm, "contrasts", False)
-
-
 TASK: tuple[Check[Facts], ...] = (
     Check(
         "task-target-accuracy",
@@ -102,20 +98,20 @@ TASK: tuple[Check[Facts], ...] = (
     Check(
         "task-contrasts",
         ("algorithm.name", "task.name"),
-        lambda f: _named(f, _contrasts(f)),
+        lambda f: _named(f, f.config.algorithm.traits.contrasts),
         "compares features of a classifier, which {task} does not have",
         "use fedavg or fedprox",
     ),
     Check(
         "contrast-features",
         ("algorithm.name", "model.name"),
-        lambda f: failure(lambda: compared_layer(f.module)) if _contrasts(f) else None,
+        lambda f: failure(lambda: compared_layer(f.module)) if f.config.algorithm.traits.contrasts else None,
         "{why}",
     ),
     Check(
         "task-example-level",
         ("privacy.level", "task.name"),
-        lambda f: _named(f, f.config.privacy.level == "example"),
+        lambda f: _named(f, level_of(f.config).clips_gradients),
         "an example of {task} has no gradient of its own to clip",
         "use privacy.level=client",
     ),
@@ -148,12 +144,8 @@ def _sampler(f: Facts) -> Values | None:
     return failure(lambda: c.cohort.sampler.sampler(f.sizes, c.cohort_size, c.run.seed, lambda cohort, w: f.sizes))
 
 
-def _compressed(f: Facts) -> bool:
-    return not isinstance(f.config.aggregation.compression, NoCompression)
-
-
 def _incompressible(f: Facts) -> bool:
-    if not _compressed(f):
+    if not compressed(f.config):
         return False
     algorithm = f.config.algorithm.for_model(f.spec)
     columns = f.config.aggregation.compression.columns(algorithm.vectors(f.spec.dim), algorithm.uploaded(f.spec))
@@ -194,14 +186,14 @@ COMPRESSION: tuple[Check[Facts], ...] = (
     Check(
         "compression-masked",
         ("aggregation.compression.name", "privacy.secure_aggregation.enabled"),
-        lambda f: _compressed(f) and f.config.privacy.secure_aggregation.enabled,
+        lambda f: compressed(f.config) and f.config.privacy.secure_aggregation.enabled,
         "secure aggregation sums integers of a ring, which compressed updates are not",
         "use compression none, or privacy.secure_aggregation.enabled=false",
     ),
     Check(
         "compression-client-level",
         ("aggregation.compression.name", "privacy.level"),
-        lambda f: _compressed(f) and f.config.privacy.level == "client",
+        lambda f: compressed(f.config) and level_of(f.config).clips_updates,
         "the noise of privacy.level=client is added to integers of a ring, which compressed updates are not",
         "use compression none, or another privacy.level",
     ),

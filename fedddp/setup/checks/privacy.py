@@ -13,7 +13,7 @@ from ...privacy import check_installed
 from ...secure import LEAST_PARTIES, Roster, identity_of
 from ..noise import LEAST_NOISE, adaptive_clip, client_ring, heaviest, ring_fraction_bits
 from .data import Facts
-from .table import Check, Values, failure
+from .table import Check, Values, failure, level_of
 
 
 def mixing_layers(module: nn.Module) -> list[str]:
@@ -37,7 +37,7 @@ def _idle(key: str) -> Check[Facts]:
         keys = f.config.privacy
         value = keys.adaptive_clip.enabled if key == "adaptive_clip.enabled" else getattr(keys, key)
         default = {"clip": Privacy().clip, "adaptive_clip.enabled": False}.get(key)
-        return keys.level == "none" and value != default
+        return not level_of(f.config).unit and value != default
 
     return Check(
         f"idle-{key.partition('.')[0].replace('_', '-')}",
@@ -53,37 +53,36 @@ def _uncounted(key: str) -> Check[Facts]:
     return Check(
         f"example-level-{key.replace('_', '-')}",
         (f"client.{key}", "privacy.level"),
-        lambda f: f.config.privacy.level == "example" and bool(getattr(f.config.client, key)),
+        lambda f: level_of(f.config).clips_gradients and bool(getattr(f.config.client, key)),
         "the accountant of privacy.level=example counts the steps of client.local_epochs for every client",
         f"leave {key} off",
     )
 
 
 def _delta(f: Facts) -> Values | None:
-    level = f.config.privacy.level
-    units = f.config.num_clients if level == "client" else int(f.sizes.sum())
-    if level == "none" or f.config.privacy.delta * units < 1:
+    level = level_of(f.config)
+    units = f.config.num_clients if level.clips_updates else int(f.sizes.sum())
+    if not level.unit or f.config.privacy.delta * units < 1:
         return None
-    return {"units": f"{units} {level}s", "n": units, "limit": 1 / units}
+    return {"units": f"{units} {level.unit}s", "n": units, "limit": 1 / units}
 
 
 def _mixing(f: Facts) -> Values | None:
-    layers = mixing_layers(f.module) if f.config.privacy.level == "example" else []
+    layers = mixing_layers(f.module) if level_of(f.config).clips_gradients else []
     return {"layers": ", ".join(layers)} if layers else None
 
 
 def _accountant(f: Facts) -> Values | None:
-    keys = f.config.privacy
-    return failure(check_installed) if keys.level != "none" and keys.noise_multiplier != 0 else None
+    return failure(check_installed) if level_of(f.config).unit and f.config.privacy.noise_multiplier != 0 else None
 
 
-LEVELS: tuple[Check[Facts], ...] = (
+PRIVACY: tuple[Check[Facts], ...] = (
     *map(_idle, ("noise_multiplier", "target_epsilon", "clip", "adaptive_clip.enabled")),
     Check(
         "noise-missing",
         ("privacy.level", "privacy.noise_multiplier", "privacy.target_epsilon"),
         lambda f: (
-            f.config.privacy.level != "none"
+            bool(level_of(f.config).unit)
             and f.config.privacy.noise_multiplier is None
             and f.config.privacy.target_epsilon is None
         ),
@@ -94,7 +93,7 @@ LEVELS: tuple[Check[Facts], ...] = (
         "epsilon-infinite",
         ("privacy.target_epsilon", "privacy.noise_multiplier"),
         lambda f: (
-            f.config.privacy.level != "none"
+            bool(level_of(f.config).unit)
             and f.config.privacy.noise_multiplier == 0
             and f.config.privacy.target_epsilon is not None
         ),
@@ -111,7 +110,7 @@ LEVELS: tuple[Check[Facts], ...] = (
     Check(
         "client-level-weighting",
         ("algorithm.weighting", "privacy.level"),
-        lambda f: f.config.privacy.level == "client" and getattr(f.config.algorithm, "weighting", None) == "examples",
+        lambda f: level_of(f.config).clips_updates and f.config.algorithm.traits.weighting == "examples",
         "a client's weight reveals how many examples it has, and a large one exceeds what the noise covers",
         "use uniform",
     ),
@@ -126,14 +125,14 @@ LEVELS: tuple[Check[Facts], ...] = (
     Check(
         "example-level-overlap",
         ("data.partition.num_clients", "data.partition.name", "privacy.level"),
-        lambda f: f.config.privacy.level == "example" and f.overlap,
+        lambda f: level_of(f.config).clips_gradients and f.overlap,
         "clients have examples in common, each of which costs what all its owners spend; epsilon is that of one owner",
         "use fewer clients, or a partition that gives every example one owner",
     ),
     Check(
         "example-level-adaptive-clip",
         ("privacy.adaptive_clip.enabled", "privacy.level"),
-        lambda f: f.config.privacy.level == "example" and f.config.privacy.adaptive_clip.enabled,
+        lambda f: level_of(f.config).clips_gradients and f.config.privacy.adaptive_clip.enabled,
         "clips the updates of clients, not the gradients of examples",
         "use privacy.level=client, or a fixed clip",
     ),
@@ -224,7 +223,7 @@ def _no_room(key: str) -> Check[Facts]:
 
     def found(f: Facts) -> Values | None:
         keys = f.config.privacy
-        level = keys.level == "client"
+        level = level_of(f.config).clips_updates
         limit = "clip" if level and not keys.adaptive_clip.enabled else "secure_aggregation.bound"
         if limit != key or not (level or keys.secure_aggregation.enabled):
             return None
@@ -257,11 +256,11 @@ def _clip_low(f: Facts) -> Values | None:
 
 
 def _adaptive(f: Facts) -> AdaptiveClip | None:
-    return adaptive_clip(f.config, f.place.world_size) if f.config.privacy.level == "client" else None
+    return adaptive_clip(f.config, f.place.world_size) if level_of(f.config).clips_updates else None
 
 
 def _little_noise(f: Facts) -> Values | None:
-    if f.config.privacy.level != "client" or not f.config.noise_multiplier:
+    if not level_of(f.config).clips_updates or not f.config.noise_multiplier:
         return None
     bits = ring_fraction_bits(f.config, client_ring(f.config, _adaptive(f)))
     std = f.config.noise_multiplier * f.config.privacy.clip * 2.0**bits / math.sqrt(f.place.world_size)

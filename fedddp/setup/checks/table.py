@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from ...config import ResolvedConfig, flatten, to_dict
 from ...config.plain import shortened
 from ...errors import UsageError
+from ..levels import LEVELS, Plain
 
 T = TypeVar("T")
 Values = Mapping[str, Any]
@@ -50,6 +51,11 @@ def refuse(checks: Iterable[Check[T]], subject: T, config: ResolvedConfig) -> No
     for check in checks:
         if error := check.error(subject, config):
             raise error
+
+
+def level_of(config: ResolvedConfig) -> type[Plain]:
+    """Return the class of a configuration's ``privacy.level``."""
+    return LEVELS[config.privacy.level]
 
 
 def failure(attempt: Callable[[], object]) -> Values | None:

@@ -1,6 +1,6 @@
 """Assemble what a level of privacy needs: algorithm, sampler, trainer, budget, tally and sum.
 
-One class for each value of ``privacy.level``, so that no part of the main loop depends on it.
+One class for each value of ``privacy.level``, so that neither the main loop nor a check asks for its name.
 """
 
 from .client import ClientPrivacy

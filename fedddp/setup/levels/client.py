@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...aggregation import Pipeline, SilentTally
-from ...algorithms import Algorithm, ClientLevel
+from ...algorithms import ClientLevel
 from ...clients import Trainer
 from ...comm import Purpose
 from ...config import ResolvedConfig
@@ -29,10 +29,12 @@ log = logging.getLogger("fedddp")
 class ClientPrivacy(Private):
     """DP-FedAvg: clipped updates of Poisson cohorts; each rank adds its part of the noise, in the ring of integers."""
 
+    unit = "client"
+    clips_updates = True
     _warned = False
 
     @cached_property
-    def algorithm(self) -> Algorithm:
+    def algorithm(self) -> ClientLevel:
         clip = adaptive_clip(self._p.config, self._comm.world_size)
         return ClientLevel(self._configured, self._keys.clip, self._p.config.noise_multiplier, clip)
 
@@ -69,7 +71,6 @@ class ClientPrivacy(Private):
     def pipeline(self) -> Pipeline:
         noise = self._randomness("noise", self._comm.rank)
         algorithm, dim, ranks = self.algorithm, self._p.spec.dim, self._comm.world_size
-        assert isinstance(algorithm, ClientLevel)
         bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
         shares = quorum(ranks) if self._masked else ranks
         ring = self._ring(bound, weight, noise_bound=noise_bound, shares=shares)

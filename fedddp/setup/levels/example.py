@@ -35,6 +35,9 @@ def _randomness(config: ResolvedConfig, purpose: str, *path: int) -> Randomness:
 class ExamplePrivacy(Private):
     """DP-SGD on the clients: an update is private before it leaves its client."""
 
+    unit = "example"
+    clips_gradients = True
+
     def budget(self, spend_file: SpendLog | None) -> Budget:
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)
         return ExampleBudget(rate, steps, self._limits(spend_file))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -36,7 +36,17 @@ from ..prepared import Prepared
 
 
 class Plain:
-    """No differential privacy: updates are sent as they are, or masked so that only their sum can be read."""
+    """No differential privacy: updates are sent as they are, or masked so that only their sum can be read.
+
+    Attributes:
+        unit: what the guarantee hides, "example" or "client"; empty without a guarantee.
+        clips_gradients: whether each example's gradient is clipped, in as many steps as the accountant counts.
+        clips_updates: whether each client's update is clipped and noise is added to the sum.
+    """
+
+    unit: ClassVar[str] = ""
+    clips_gradients: ClassVar[bool] = False
+    clips_updates: ClassVar[bool] = False
 
     def __init__(self, p: Prepared, comm: Comm) -> None:
         self._p, self._comm, self._keys = p, comm, p.config.privacy

@@ -1,0 +1,26 @@
+"""An algorithm as a user would have it: a subclass of Algorithm that declares nothing."""
+
+from dataclasses import dataclass, replace
+
+from fedddp.algorithms import Algorithm
+from fedddp.types import ServerState, Update
+
+
+@dataclass(frozen=True)
+class Bare(Algorithm):
+    """w_{t+1} = w_t + step mean_k (w_k - w_t)."""
+
+    step: float = 1.0
+
+    def vectors(self, dim):
+        return {"delta": dim}
+
+    def init_server(self, w, num_trainable):
+        return ServerState(w, num_trainable)
+
+    def client_update(self, server, client, local):
+        result = local.train(server.w)
+        return Update({"delta": result.delta}, local.num_examples), client, result
+
+    def server_update(self, server, mean, cohort):
+        return replace(server, w=server.w + self.step * mean.vectors["delta"], round=server.round + 1)
