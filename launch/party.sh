@@ -9,7 +9,7 @@
 #   ROSTER, KEY    everybody's public keys and this party's own, from fedddp keygen: both turn secure
 #                  aggregation on
 #   INTERFACE      network interface that the ranks talk through, such as wg0 (default: that of the host's name)
-#   PROGRAM        fedddp.train (default), or fedddp.cli.doctor.report to look at the network and the files before
+#   COMMAND        train (default), or doctor to look at the network and the files before
 # Not torchrun: its agent ends every rank of a machine when one dies, where the survivors of secure aggregation can go
 # on. All parties give the same keys; what differs are paths, which do not count. A run that was cut goes on with
 # --run.resume=auto, given to all.
@@ -32,4 +32,4 @@ if [[ -n ${ROSTER:-}${KEY:-} ]]; then
     words+=(--privacy.secure_aggregation.enabled=true
         --privacy.secure_aggregation.roster="$ROSTER" --privacy.secure_aggregation.key="$KEY")
 fi
-exec python -m "${PROGRAM:-fedddp.train}" ${words[@]+"${words[@]}"} "$@"
+exec python -m fedddp "${COMMAND:-train}" ${words[@]+"${words[@]}"} "$@"

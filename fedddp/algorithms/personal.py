@@ -39,7 +39,9 @@ class Personal(Around):
     buffers that means: BatchNorm trains with batch statistics as ever, but the global model keeps its initial ones.
     """
 
-    inner: Annotated[Algorithm, Choice(INNER, {"name": "fedavg"})] = FedAvg()
+    inner: Annotated[
+        Algorithm, Choice(INNER, {"name": "fedavg"}), Field(description="the algorithm of the shared part")
+    ] = FedAvg()
     private: Private = ()
     frozen: Annotated[
         Patterns, Field(description="tensors that stay as they are at first, neither averaged nor private")

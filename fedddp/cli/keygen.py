@@ -1,54 +1,28 @@
-"""Keys for the parties of secure aggregation: ``fedddp keygen``.
-
-On one machine, to try it: --parties 4 --out keys/ writes rank-0.key to rank-3.key and roster.toml. In a deployment no
-key leaves its owner: each party runs --rank K --out keys/ and sends rank-K.pub to the others, who compare it over a
-second channel; --merge *.pub --out keys/ makes the roster, the same file on every party. No file is ever replaced.
-"""
+"""Keys for the parties of secure aggregation, and the roster of their public halves. No file is ever replaced."""
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..registry.choice import user_path
 from ..secure.identity import Identity, IdentityError, Roster
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """0 done, 1 a file that cannot be read or written, 2 wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="fedddp keygen", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--parties", type=int, metavar="N", help="keys of all N parties and the roster, on one machine")
-    what.add_argument("--rank", type=int, metavar="K", help="the key of party K alone, and its public half")
-    what.add_argument(
-        "--merge", nargs="+", type=user_path, metavar="FILE", help="the roster, from everybody's rank-K.pub"
-    )
-    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="where the files are written")
-    chosen = parser.parse_args(argv)
-    parties: int | None = chosen.parties
-    rank: int | None = chosen.rank
-    if parties is not None and parties < 3:
-        parser.error("--parties: secure aggregation needs at least 3; of two, each learns the other's update")
-    if rank is not None and rank < 0:
-        parser.error("--rank: ranks count from 0")
+def run(args: Namespace) -> None:
+    """Write what ``args`` ask for (see `fedddp.cli.options.keygen`), and print the paths."""
     try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        if chosen.merge:
-            written = _merge(chosen.merge, chosen.out)
-        elif rank is not None:
-            written = _make([chosen.rank], chosen.out, roster=False)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.merge:
+            written = _merge(args.merge, args.out)
+        elif args.rank is not None:
+            written = _make([args.rank], args.out, roster=False)
         else:
-            written = _make(range(parties or 0), chosen.out, roster=True)
-    except (OSError, IdentityError) as error:
-        print(f"keygen: {error}", file=sys.stderr)
-        return 1
+            written = _make(range(args.parties), args.out, roster=True)
+    except OSError as error:
+        raise IdentityError(str(error)) from None
     print("\n".join(str(path) for path in written))
-    return 0
 
 
 def _make(ranks: Sequence[int], out: Path, *, roster: bool) -> list[Path]:
@@ -96,7 +70,3 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
     except FileExistsError:
         raise IdentityError(f"{path}: exists, and is not replaced; choose another --out or remove it") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

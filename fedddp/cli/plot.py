@@ -1,50 +1,41 @@
-"""Draw the accuracy curves of runs, from their ``metrics.jsonl``.
-
-fedddp plot runs/fedavg runs/fedavg_e5 [--target=0.99] [--out=curves.png]
-"""
+"""Draw the accuracy curves of runs, from their ``metrics.jsonl``."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
+import logging
+from argparse import Namespace
 from pathlib import Path
 
-from ..registry.choice import user_path
-from ..telemetry import figures, lasting_output
+from ..errors import UsageError
+from ..telemetry import figures
+
+log = logging.getLogger("fedddp")
 
 
-@lasting_output()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (0 done, 2 bad usage)."""
-    parser = argparse.ArgumentParser(prog="fedddp plot", description="accuracy curves of runs")
-    parser.add_argument("runs", nargs="+", type=user_path, help="run folders")
-    parser.add_argument("--target", type=float, help="draw a line at this accuracy")
-    parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
-    args = parser.parse_args(argv)
+def run(args: Namespace) -> None:
+    """Draw what ``args`` ask for; see `fedddp.cli.options.plot`."""
     curves = {}
     for run in args.runs:
-        if points := _points(run, parser):
+        if points := _points(run):
             curves[run.name if [other.name for other in args.runs].count(run.name) == 1 else str(run)] = points
         else:
-            print(f"{run}: has no round with a test accuracy; left out", file=sys.stderr)
+            log.warning("%s: has no round with a test accuracy; it is left out", run)
     if not curves:
-        parser.error("none of the runs has a test accuracy; give a run folder of a classifier that was evaluated")
+        raise UsageError("none of the runs has a test accuracy; give a run folder of a classifier that was evaluated")
     try:
         figures.save(figures.curves(curves, args.target), args.out)
     except ValueError as error:
-        parser.error(f"--out={error}")
+        raise UsageError(f"--out={error}") from None
     print(f"drawn in {args.out}")
-    return 0
 
 
-def _points(run: Path, parser: argparse.ArgumentParser) -> list[tuple[int, float]]:
+def _points(run: Path) -> list[tuple[int, float]]:
     """(round, test accuracy) of the evaluated rounds of a run folder, without a last line that is being written."""
     try:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        parser.error(f"{run}: is not a run folder ({getattr(error, 'strerror', None) or error})")
+        raise UsageError(f"{run}: is not a run folder ({getattr(error, 'strerror', None) or error})") from None
     points = []
     for number, line in enumerate(lines, 1):
         try:
@@ -52,9 +43,7 @@ def _points(run: Path, parser: argparse.ArgumentParser) -> list[tuple[int, float
             points.append((metrics["round"], metrics["test_accuracy"]))
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
-                parser.error(f"{run}/metrics.jsonl: line {number} is damaged; remove it, or train the run again")
+                raise UsageError(
+                    f"{run}/metrics.jsonl: line {number} is damaged; remove it, or train the run again"
+                ) from None
     return [(t, accuracy) for t, accuracy in points if accuracy is not None]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

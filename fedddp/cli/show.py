@@ -1,16 +1,9 @@
-"""Print and draw who owns what: the partition that a configuration describes, without training.
-
-    fedddp show [FILE.toml ...] [--section.key=value ...] [--out=partition.png] [--save=FILE] [--images=FILE]
-
-Takes the keys of `fedddp.train`; the population is ``data.partition.num_clients`` (default: 4, as in the quickstart).
-``--save`` writes the partition (.json, .csv or .npz) for ``data.partition.name=file``; ``--images`` draws the first
-examples of some clients as they see them, ``data.skew`` included.
-"""
+"""Print and draw who owns what: the partition that a configuration describes, without training."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,44 +12,27 @@ import torch
 from rich.table import Table
 
 from ..comm import Place
-from ..config import Config, UsageError, build, help_text, parse
+from ..config import Config, UsageError, build
 from ..data import ClientData, Dataset, Partition, write_partition
 from ..data.partition import Ints
-from ..registry.choice import user_path
 from ..setup.load import load_data
 from ..setup.resolve import resolve
-from ..telemetry import console, figures, lasting_output, log_to_stderr
+from ..telemetry import console, figures
+from .outcome import asked
 
 ROWS_PRINTED, COLUMNS_PRINTED = 40, 30  # clients, and labels where there are no more
 COUNTS_AT_ONCE = 100_000  # of a client and a label: all at once would be gigabytes
-FILES = ("out", "save", "images")
 IMAGES_OF, IMAGES_EACH = 8, 8  # clients in the picture of images, and examples of each
 
 
-@lasting_output()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code (0 done, 2 bad usage or configuration)."""
-    log_to_stderr(0, 1)
-    words = sys.argv[1:] if argv is None else list(argv)
-    files = {key: user_path(w.partition("=")[2]) for w in words for key in FILES if w.startswith(f"--{key}=")}
-    try:
-        request = parse([w for w in words if w.partition("=")[0].removeprefix("--") not in FILES])
-        if "--help" in request.flags:
-            print(__doc__, help_text(), sep="\n")
-            return 0
-        _show(resolve(build(*request.layers), Place(world_size=4)), {"out": Path("partition.png"), **files})
-    except UsageError as error:
-        print(f"fedddp: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _show(config: Config, files: dict[str, Path]) -> None:
+def run(args: Namespace) -> None:
+    """Print and draw what ``args`` ask for; see `fedddp.cli.options.show`."""
+    config = resolve(build(*asked(args).layers), Place(world_size=4))
     dataset, partition = load_data(config)
     for key, write in {"save": write_partition, "images": partial(_draw_images, config, dataset)}.items():
-        if key in files:
-            _written(key, files[key], partial(write, partition=partition))
-            print(f"written to {files[key]}")
+        if path := getattr(args, key):
+            _written(key, path, partial(write, partition=partition))
+            print(f"written to {path}")
     y, num_classes, num_clients = dataset.train.y.numpy(), dataset.num_classes, partition.num_clients
     sizes, labels = partition.sizes, _labels_each(partition, y, num_classes)
     table = Table(title=f"{config.data.name}: {config.data.partition}")
@@ -73,9 +49,8 @@ def _show(config: Config, files: dict[str, Path]) -> None:
         f"{num_clients} clients: {sizes.min()} to {sizes.max()} examples (median {int(np.median(sizes))}), "
         f"{labels.min()} to {labels.max()} labels each (mean {labels.mean():.1f})"
     )
-    out = files["out"]
-    _written("out", out, partial(figures.save, figures.partition(partition.excerpt(y, num_classes))))
-    print(f"drawn in {out}")
+    _written("out", args.out, partial(figures.save, figures.partition(partition.excerpt(y, num_classes))))
+    print(f"drawn in {args.out}")
 
 
 def _written(key: str, path: Path, write: Callable[[Path], None]) -> None:
@@ -108,7 +83,3 @@ def _labels_each(partition: Partition, y: Ints, num_classes: int) -> Ints:
     at_once = max(1, COUNTS_AT_ONCE // num_classes)
     some = np.array_split(np.arange(partition.num_clients), -(-partition.num_clients // at_once))
     return np.concatenate([(partition.counts(y, num_classes, ids) > 0).sum(axis=1) for ids in some])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

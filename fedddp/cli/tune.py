@@ -1,52 +1,42 @@
 """Choose parameters by federated k-fold cross-validation.
 
-    fedddp tune [FILE.toml ...] --grid KEY=VALUE,VALUE,... [--grid ...] [--folds=5] [--examples=0]
-                          [--out=FOLDER] [--section.key=value ...]
-    torchrun --nproc_per_node=2 -m fedddp tune configs/mnist/svm.toml --grid model.gamma=0.001,0.0025 --run.rounds=3
-
 Each client's own examples are cut into k folds. For every combination of the grid, and for every fold, the clients
 train together without it and what they learned is scored on it, where it lies: only counts leave a rank.
-``--examples``: of so many examples a client at most (0 = all), to choose by a cheaper setting. Takes the keys of
-`fedddp.train`; the test set is not looked at. Writes results.json, results.md and chosen.toml, which goes behind the
-file in a command of `fedddp.train`, into FOLDER (default: <run.dir>/<run.name>-tune).
-
-Exit codes: 0 done, 1 failed or interrupted, 2 bad usage or configuration.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..checkpoints.run_folder import RunFolder, locate
-from ..comm import Comm, CommError, Purpose, interrupt, record
-from ..comm.interrupt import Interrupted
+from ..comm import Comm, Purpose, record
 from ..comm.world import Place
 from ..config import ResolvedConfig, UsageError, build, chosen, flatten, parse
+from ..config.words import full
 from ..data import Dataset, Examples, Partition
 from ..data.folds import fold_sizes, without_fold
 from ..evaluation.server import Evaluator, Score
 from ..federation import federate
-from ..registry.choice import user_path
 from ..setup.assemble import connect
 from ..setup.load import load_data, prepare
 from ..setup.prepared import Prepared
 from ..setup.resolve import resolve
-from ..telemetry import Metrics, RoundRecord, lasting_output, log_to_stderr
+from ..telemetry import Metrics, RoundRecord
 from ..telemetry.tuning import Candidate, told, written
+from .outcome import asked
 
 log = logging.getLogger("fedddp")
-
-DEFAULTS = {"folds": "5", "examples": "0", "out": ""}
 
 
 @dataclass(frozen=True)
@@ -58,84 +48,51 @@ class Search:
     configs: tuple[ResolvedConfig, ...]
     folds: int
     examples: int
-    out: str
+    out: Path | None
 
 
-@lasting_output()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; the exit code."""
-    try:
-        place = Place.from_env()
-    except UsageError as error:
-        print(f"fedddp: {error}", file=sys.stderr)
-        return 2
-    log_to_stderr(place.rank, place.world_size)
-    words = sys.argv[1:] if argv is None else list(argv)
-    if "--help" in words or "-h" in words:
-        print(__doc__ if place.rank == 0 else "", end="")
-        return 0
+def run(args: Namespace) -> None:
+    """Choose from the grid that ``args`` give; see `fedddp.cli.options.tune`."""
     log.setLevel(logging.WARNING)  # what a run says of itself at start would come with every fold
-    with interrupt.handled():
-        try:
-            record(_tune)(search_of(words, place), place)
-            return 0
-        except UsageError as error:
-            code = 2
-            if place.rank == 0:
-                log.error("%s", error)
-        except (CommError, Interrupted) as error:
-            code = 1
-            log.error("%s", error)
-    if place.world_size > 1:
-        interrupt.leave(code)
-    return code
+    place, layers = Place.from_env(), asked(args).layers
+    record(_tune)(
+        search_of(layers, place, grids=args.grid, folds=args.folds, examples=args.examples, out=args.out), place
+    )
 
 
-def search_of(words: Sequence[str], place: Place) -> Search:
-    """Read the command line, and check every combination before anything starts."""
-    options, grids, rest, queue = dict(DEFAULTS), [], [], list(words)
-    while queue:
-        word = queue.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in (*DEFAULTS, "grid"):
-            if not equals and not queue:
-                raise UsageError(f"{word}: has no value; write {word}=value")
-            value = value if equals else queue.pop(0)
-            if name == "grid":
-                grids.append(_grid(value))
-            else:
-                options[name] = value
-        else:
-            rest.append(word)
+def search_of(
+    layers: Sequence[Mapping[str, Any]],
+    place: Place,
+    *,
+    grids: Sequence[str],
+    folds: int = 5,
+    examples: int = 0,
+    out: Path | None = None,
+) -> Search:
+    """Check every combination of the ``grids`` (KEY=VALUE,VALUE,...) before anything starts. Raises UsageError."""
     if not grids:
         raise UsageError("give what to choose from: --grid KEY=VALUE,VALUE,... (several times for several keys)")
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
     once = {"evaluate": {"every": 0, "personal_every": 0, "target_accuracy": "off"}, "run": {"resume": "never"}}
-    layers, choices = parse(rest).layers, tuple(product(*grids))
+    choices = tuple(product(*map(_grid, grids)))
     configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
     if configs[0].privacy.level != "none":
         raise UsageError(
             f"privacy.level={configs[0].privacy.level!r}: every combination would spend a budget of its own; tune "
             "without, on data that are public"
         )
-    folds, examples = (_number(options, key, least) for key, least in (("folds", 2), ("examples", 0)))
-    return Search(resolve(build(*layers), place), choices, configs, folds, examples, options["out"])
+    return Search(resolve(build(*layers), place), choices, configs, folds, examples, out)
 
 
 def _grid(text: str) -> tuple[str, ...]:
     """Of KEY=A,B,... the overrides --KEY=A, --KEY=B, ..."""
     key, equals, values = text.partition("=")
+    key = full(key)
     if not equals or "." not in key or not all(values.split(",")):
         raise UsageError(f"--grid={text}: should be section.key=value,value,...")
     if key.startswith("data."):
         raise UsageError(f"--grid={text}: the folds are of one dataset and one partition; tune them in runs apart")
     return tuple(f"--{key}={value}" for value in values.split(","))
-
-
-def _number(options: dict[str, str], key: str, least: int) -> int:
-    if not options[key].isdecimal() or int(options[key]) < least:
-        raise UsageError(f"--{key}={options[key]}: should be a whole number of at least {least}")
-    return int(options[key])
 
 
 def _tune(search: Search, place: Place) -> None:
@@ -145,7 +102,7 @@ def _tune(search: Search, place: Place) -> None:
     if not first.task.classifies:
         raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
-    target = user_path(search.out) if search.out else target
+    target = search.out or target
     config = first.config.run
     comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
     candidates = searched(search, dataset, partition, place, comm)
@@ -154,7 +111,7 @@ def _tune(search: Search, place: Place) -> None:
     if place.rank == 0:
         told(candidates, search.folds)
         written(target, candidates, search.folds, search.examples, search.base.run.rounds)
-        print(f"written to {target}; train with what was chosen: ... -m fedddp.train FILE.toml {target}/chosen.toml")
+        print(f"written to {target}; train with what was chosen: fedddp train FILE.toml {target}/chosen.toml")
 
 
 def searched(search: Search, dataset: Dataset, partition: Partition, place: Place, comm: Comm) -> list[Candidate]:
@@ -226,7 +183,3 @@ class _Last:
 
     def close(self, summary: Metrics | None) -> None:
         pass
-
-
-if __name__ == "__main__":
-    sys.exit(main())

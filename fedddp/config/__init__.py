@@ -1,21 +1,21 @@
-"""The configuration of a run: schema, where it comes from, help."""
+"""The configuration of a run: schema, files, and the words of a command line."""
 
 from ..errors import UsageError
-from .help import text as help_text
-from .load import build, checked, chosen, flatten, merge, nested, parse, read_toml, to_dict, to_toml
+from .load import build, checked, chosen, flatten, merge, nested, read_toml, to_dict, to_toml
 from .plain import one_line
 from .resolved import ResolvedConfig
 from .schema import Config
+from .words import Request, parse
 
 __all__ = [
     "Config",
+    "Request",
     "ResolvedConfig",
     "UsageError",
     "build",
     "checked",
     "chosen",
     "flatten",
-    "help_text",
     "merge",
     "nested",
     "one_line",

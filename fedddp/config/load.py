@@ -1,11 +1,11 @@
-"""Where a run's configuration comes from: TOML files, left to right, then ``--section.key=value`` overrides."""
+"""From TOML files and tables to a configuration and back, with every mistake in a line."""
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,52 +15,14 @@ from pydantic import BaseModel, ValidationError
 from ..errors import UsageError
 from ..registry.choice import dump, fields_of, keys_of, user_path
 from ..registry.spelling import key_suggestion
-from .plain import DEEPEST, Decimals, Digits, check_kept, check_plain, shortened
+from .plain import check_kept, check_plain, shortened
 from .schema import Config
 
 LARGEST_FILE = 10_000_000
 """Bytes of a TOML file."""
 GIVE = "give a TOML file or --section.key=value"
 LOOKS = "a TOML file has [run] on a line and below it rounds = 5"
-FLAGS = ("--help", "--print-config", "--version")
 Schema = TypeVar("Schema", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A parsed command line: the layers of configuration and what else was asked."""
-
-    layers: tuple[dict[str, Any], ...]
-    flags: frozenset[str]
-
-
-def parse(argv: Sequence[str]) -> Request:
-    """Read files and overrides. Raises UsageError for a file that cannot be read and for words that are neither."""
-    files, overrides, flags = [], {}, set()
-    words = [word.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") for word in argv]
-    while words:
-        word = words.pop(0)
-        if word in ("-h", *FLAGS):
-            flags.add("--help" if word == "-h" else word)
-        elif word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            if not equals and "." in key and words and not words[0].startswith("--"):
-                value = words.pop(0)
-            elif not equals:
-                if "." in key:
-                    raise UsageError(f"{word}: has no value; write {word}=value")
-                flag = difflib.get_close_matches(key, [name[2:] for name in FLAGS], n=1, cutoff=0.7)
-                near = f"; did you mean '--{flag[0]}'?" if flag else ""
-                near = near or key_suggestion(key, Config.model_fields, keys_of(Config))
-                raise UsageError(f"{word}: unknown option; keys are given as --section.key=value{near}")
-            if value.endswith((".toml", ".yaml", ".yml")) and "." not in key:
-                raise UsageError(f"{word}: unknown option; a TOML file is named by itself, without an option before it")
-            if key.count(".") > DEEPEST:
-                raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
-            overrides = merge(overrides, _nested(key.split("."), _value(value)))
-        else:
-            files.append(read_toml(Path(word)))
-    return Request((*files, overrides), frozenset(flags))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -117,7 +79,7 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Tables whose keys may be dotted, as tables in tables."""
     table: dict[str, Any] = {}
     for key, value in flat.items():
-        table = merge(table, _nested(key.split("."), nested(value) if isinstance(value, Mapping) else value))
+        table = merge(table, within(key.split("."), nested(value) if isinstance(value, Mapping) else value))
     return table
 
 
@@ -132,9 +94,33 @@ def chosen(config: Config, section: str) -> str:
     return f"{key}={flatten(to_dict(config))[key]!r}"
 
 
-def to_toml(config: Config) -> str:
-    """The resolved configuration; reading it back gives the same configuration."""
-    return tomli_w.dumps(to_dict(config))
+def to_toml(config: Config, *, changed: bool = False) -> str:
+    """A configuration as TOML, all keys or those that were ``changed``; reading it back gives the same."""
+    return tomli_w.dumps(_changed(config) if changed else to_dict(config))
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """The smallest table that builds the same configuration: no key can be left out of it."""
+    table = to_dict(config)
+    for path in list(_paths(table)):
+        smaller = _without(table, path)
+        with suppress(UsageError):
+            if build(smaller) == config:
+                table = smaller
+    return table
+
+
+def _paths(table: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The keys of a table and of the tables in it, outermost first."""
+    for key, value in table.items():
+        inner = [(key, *path) for path in _paths(value)] if isinstance(value, Mapping) else []
+        yield from inner or [(key,)]
+
+
+def _without(table: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    """A table without the key at ``path``, nor tables that are empty then."""
+    kept = _without(table[path[0]], path[1:]) if len(path) > 1 else {}
+    return {key: kept if key == path[0] else value for key, value in table.items() if key != path[0] or kept}
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -145,24 +131,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+def within(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The table that holds only ``value``, at ``path``."""
     for key in reversed(path):
         value = {key: value}
     return value
-
-
-def _value(text: str) -> Any:
-    """A TOML value where the text is one, else the text itself (so that names need no quotes).
-
-    A number remembers how it was written: where it turns out to be a name, ``1e3`` is not ``1000.0``.
-    """
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except (ValueError, RecursionError):  # TOMLDecodeError, or a number of thousands of digits
-        return {"True": True, "False": False}.get(text, text)
-    if type(value) in (int, float) and str(value) != text:
-        return Digits(value, text) if isinstance(value, int) else Decimals(value, text)
-    return value if isinstance(value, bool | int | float | str | list | dict) else text  # no key takes a date
 
 
 def _first_mistake(error: ValidationError, schema: type) -> str:

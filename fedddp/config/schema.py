@@ -11,7 +11,7 @@ from ..aggregation.compression import COMPRESSIONS, Compression, NoCompression
 from ..aggregation.rules import WeightedMean
 from ..algorithms import ALGORITHMS, Algorithm, FedAvg
 from ..attacks import ATTACKS, Attack, NoAttack
-from ..data import DATASETS, PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
+from ..data import PARTITIONS, SKEWS, NoSkew, Partitioner, Skew
 from ..data.datasets import DEFAULT_ROOT
 from ..data.partition import IID
 from ..models import CNN, MODELS, ImportedModule, ModelFactory
@@ -29,6 +29,8 @@ class Section(BaseModel):
 
 
 class Run(Section):
+    """The run: name and folder, length, seed, device, how to resume."""
+
     name: str = Field(default="", description="name of the run folder; empty = <algorithm>-<data>-<model>")
     dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of run folders")
     seed: int = Field(default=0, ge=0, description="seed of all random choices")
@@ -52,7 +54,9 @@ class Run(Section):
 
 
 class Data(Section):
-    name: str = Field(default="mnist-mini", description=f"{', '.join(DATASETS)}, or package.module:Class")
+    """The dataset, and how its examples are divided among the clients."""
+
+    name: str = Field(default="mnist-mini", description="the dataset")
     root: Annotated[str, UserPath] = Field(
         default=DEFAULT_ROOT, description="folder in torchvision's layout (mnist-mini and synthetic need none)"
     )
@@ -63,11 +67,19 @@ class Data(Section):
         description="home = a rank holds its own clients' examples only; shared = every rank holds all and trains any "
         "client (simulation); auto = home if each client is a rank, else shared",
     )
-    partition: Annotated[Partitioner, Choice(PARTITIONS, {"name": "iid"})] = IID()
-    skew: Annotated[Skew, Choice(SKEWS, {"name": "none"})] = NoSkew()
+    partition: Annotated[
+        Partitioner,
+        Choice(PARTITIONS, {"name": "iid"}),
+        Field(description="how examples are divided among the clients"),
+    ] = IID()
+    skew: Annotated[Skew, Choice(SKEWS, {"name": "none"}), Field(description="how the inputs of clients differ")] = (
+        NoSkew()
+    )
 
 
 class Execution(Section):
+    """How a rank trains its clients: one after the other, or batched."""
+
     name: Literal["auto", "sequential", "vectorized"] = Field(
         default="auto",
         description="sequential = one client after the other; vectorized = batched; auto = by model and device",
@@ -78,6 +90,8 @@ class Execution(Section):
 
 
 class Client(Section):
+    """Local training on a client."""
+
     local_epochs: int = Field(default=1, ge=1, le=10_000, description="E, passes over a client's examples per round")
     local_steps: Annotated[int | None, Off] = Field(
         default=None,
@@ -112,30 +126,42 @@ class Client(Section):
         description="arithmetic of local training; bfloat16 = by autocast, while parameters, sums and evaluation stay "
         "float32 (for GPUs, and CPUs with bfloat16 instructions: others take 10 times as long)",
     )
-    optimizer: ClientOptimizer = SGD()
-    schedule: Schedule = CONSTANT
+    optimizer: Annotated[ClientOptimizer, Field(description="the optimizer of local training")] = SGD()
+    schedule: Annotated[Schedule, Field(description="factor of the learning rate, by round")] = CONSTANT
     execution: Execution = Execution()
 
 
 class Cohort(Section):
+    """Which clients take part in a round."""
+
     fraction: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="C, fraction of the population per round (default: all)"
     )
     size: Annotated[int | None, Off] = Field(
         default=None, ge=1, description="m, number of clients per round; instead of fraction"
     )
-    sampler: Annotated[Participation, Choice(SAMPLERS, {"name": "uniform"})] = Uniform()
+    sampler: Annotated[
+        Participation, Choice(SAMPLERS, {"name": "uniform"}), Field(description="how the clients of a round are drawn")
+    ] = Uniform()
 
 
 class Aggregation(Section):
+    """How updates become one: their sum, robust rules, compression."""
+
     sum: Literal["fast", "exact"] = Field(
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
-    rule: Annotated[Rule, Choice(AGGREGATION_RULES, {"name": "mean"})] = WeightedMean()
-    compression: Annotated[Compression, Choice(COMPRESSIONS, {"name": "none"})] = NoCompression()
+    rule: Annotated[
+        Rule, Choice(AGGREGATION_RULES, {"name": "mean"}), Field(description="what the updates of a round become")
+    ] = WeightedMean()
+    compression: Annotated[
+        Compression, Choice(COMPRESSIONS, {"name": "none"}), Field(description="how updates are made smaller")
+    ] = NoCompression()
 
 
 class Evaluate(Section):
+    """When and where the model is evaluated."""
+
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = only after the last")
     where: Literal["rank0", "sharded"] = Field(
         default="sharded", description="sharded = all ranks evaluate; rank0 = rank 0 does, while the others continue"
@@ -159,11 +185,15 @@ class Evaluate(Section):
 
 
 class Checkpoint(Section):
+    """When checkpoints are written, and how many are kept."""
+
     every: int = Field(default=1, ge=0, description="rounds between checkpoints; 0 = only when interrupted")
     keep: int = Field(default=3, ge=1, description="number of newest checkpoints kept, besides the best")
 
 
 class SecureAggregation(Section):
+    """Secure aggregation: only the sum of all ranks' updates can be read."""
+
     enabled: bool = Field(
         default=False, description="secure aggregation: mask what each rank sends, so that only the sum can be read"
     )
@@ -184,6 +214,8 @@ class SecureAggregation(Section):
 
 
 class AdaptiveClip(Section):
+    """The clip of client-level privacy, as a quantile of the updates' norms."""
+
     enabled: bool = Field(
         default=False,
         description="clip at a quantile of the updates' norms, estimated privately; at most secure_aggregation.bound",
@@ -195,6 +227,8 @@ class AdaptiveClip(Section):
 
 
 class Privacy(Section):
+    """What leaves a rank: guard, differential privacy, secure aggregation."""
+
     guard: bool = Field(default=False, description="refuse to send whatever the configured protocol does not need")
     trust_network: bool = Field(default=False, description="do not warn that a run spans hosts without encryption")
     level: Literal["none", "example", "client"] = Field(
@@ -223,6 +257,8 @@ class Privacy(Section):
 
 
 class Telemetry(Section):
+    """What is shown while a run goes on."""
+
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         default="auto", description="auto = a bar on a terminal, else lines"
@@ -230,16 +266,32 @@ class Telemetry(Section):
 
 
 class Config(Section):
+    """The configuration of one run."""
+
     run: Run = Run()
     data: Data = Data()
-    model: Annotated[ModelFactory, Choice(MODELS, {"name": "cnn"}, wrap=ImportedModule)] = CNN()
-    task: Annotated[TaskFactory, Choice(TASKS, {"name": "classification"})] = Classification()
-    loss: Annotated[Loss, Choice(LOSSES, {"name": "cross_entropy"})] = CrossEntropy()
+    model: Annotated[
+        ModelFactory,
+        Choice(MODELS, {"name": "cnn"}, wrap=ImportedModule),
+        Field(description="the model that all clients train"),
+    ] = CNN()
+    task: Annotated[
+        TaskFactory, Choice(TASKS, {"name": "classification"}), Field(description="what is learned and measured")
+    ] = Classification()
+    loss: Annotated[Loss, Choice(LOSSES, {"name": "cross_entropy"}), Field(description="the loss of a classifier")] = (
+        CrossEntropy()
+    )
     client: Client = Client()
     cohort: Cohort = Cohort()
-    algorithm: Annotated[Algorithm, Choice(ALGORITHMS, {"name": "fedavg"})] = FedAvg()
+    algorithm: Annotated[
+        Algorithm,
+        Choice(ALGORITHMS, {"name": "fedavg"}),
+        Field(description="the federated algorithm, on clients and server"),
+    ] = FedAvg()
     aggregation: Aggregation = Aggregation()
-    attack: Annotated[Attack, Choice(ATTACKS, {"name": "none"})] = NoAttack()
+    attack: Annotated[
+        Attack, Choice(ATTACKS, {"name": "none"}), Field(description="what Byzantine clients do, in a simulation")
+    ] = NoAttack()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
     privacy: Privacy = Privacy()

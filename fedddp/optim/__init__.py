@@ -6,6 +6,8 @@ list of one and the layers of a module are a list of views: the elementwise alge
 
 from typing import Annotated, Any
 
+from pydantic import Field
+
 from ..registry.choice import Choice
 from .adaptive import Adagrad, Adam, AdamW, Yogi
 from .base import Optimizer, OptimizerAround, OptimizerState, scaled
@@ -23,7 +25,11 @@ ADAPTIVE_SERVERS = {
     "yogi": REDDI,
     "adagrad": REDDI,
 }
-ServerOptimizer = Annotated[Optimizer, Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0}, others=ADAPTIVE_SERVERS)]
+ServerOptimizer = Annotated[
+    Optimizer,
+    Choice(OPTIMIZERS, {"name": "sgd", "lr": 1.0}, others=ADAPTIVE_SERVERS),
+    Field(description="the optimizer of the server, on the mean update"),
+]
 """lr 1: the server moves by the whole mean update, which is plain federated averaging. Adam, Yogi and Adagrad are
 FedAdam, FedYogi and FedAdagrad here; on clients they keep torch.optim's defaults."""
 

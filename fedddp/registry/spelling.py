@@ -37,6 +37,19 @@ NAMES = {
 }
 """Names in other words (without case, dashes and dots), to those here; after "with" stands what else is to be set."""
 
+SHORT = {
+    "rounds": "run.rounds",
+    "seed": "run.seed",
+    "data": "data.name",
+    "clients": "data.partition.num_clients",
+    "model": "model.name",
+    "epochs": "client.local_epochs",
+    "batch-size": "client.batch_size",
+    "lr": "client.optimizer.lr",
+    "algorithm": "algorithm.name",
+}
+"""Short forms of a command line, to the keys that they stand for."""
+
 KEYS = {
     "learningrate clientlr locallr": "client.optimizer.lr",
     "serverlr globallr": "algorithm.server_optimizer.lr",

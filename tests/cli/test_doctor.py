@@ -9,12 +9,15 @@ import pytest
 from fedddp.cli.doctor import probe as plane
 from fedddp.cli.doctor import report as doctor
 from fedddp.cli.doctor.probe import Measured
-from fedddp.cli.doctor.report import findings, main
-from fedddp.cli.keygen import main as keygen
-from fedddp.cli.split import main as split
+from fedddp.cli.doctor.report import findings
 from fedddp.comm import Place
 from fedddp.comm.world import SPANS_HOSTS, spans_hosts
 from fedddp.config import build
+from tests.helpers.commands import command
+
+main = command("doctor")
+keygen = command("keygen")
+split = command("split")
 
 HERE = Measured(("::",), ("127.0.0.1",), True, "192.0.2.2", no_tls="unsupported gloo device")
 ALONE, THREE = Place(), Place(rank=1, world_size=3, local_rank=0, local_world_size=1)
@@ -148,7 +151,7 @@ def test_the_program_prints_a_table_once_a_machine_and_says_whether_something_fa
     assert main(["--privacy.secure_aggregation.enabled=true", "--privacy.secure_aggregation.key=none.key"]) == 1
     assert re.search("fail .* key of rank 0", capsys.readouterr().out)
     assert main(["--help"]) == 0
-    assert "--privacy.trust_network" in capsys.readouterr().out
+    assert "--section.key=value" in capsys.readouterr().out
     assert main(["--run.ronds=3"]) == 2
     assert "did you mean" in capsys.readouterr().err
     monkeypatch.setenv("LOCAL_RANK", "1")

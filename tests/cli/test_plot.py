@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fedddp.cli import plot
+from tests.helpers.commands import command
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_curves_are_drawn_of_the_rounds_that_were_evaluated(run, tmp_path, monke
     drawn = {}
     curves = plot.figures.curves
     monkeypatch.setattr(plot.figures, "curves", lambda found, target: drawn.update(found) or curves(found, target))
-    assert plot.main([str(run), "--target=0.2", f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert command("plot")([str(run), "--target=0.2", f"--out={tmp_path / 'curves.png'}"]) == 0
     assert drawn == {"fedavg": [(1, 0.1), (3, 0.3)]}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -55,7 +56,7 @@ def test_runs_that_end_alike_are_told_apart(run, tmp_path, monkeypatch):
     other = tmp_path / "other" / "fedavg"
     other.mkdir(parents=True)
     (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
-    assert plot.main([str(run), str(other), f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert command("plot")([str(run), str(other), f"--out={tmp_path / 'curves.png'}"]) == 0
     assert list(drawn) == [str(run), str(other)]
     lines = curves({str(n): [(1, 0.5)] for n in range(25)}, None).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 25
@@ -65,26 +66,22 @@ def test_runs_without_an_accuracy_are_left_out_and_said(run, tmp_path, capsys):
     gan = tmp_path / "gan"
     gan.mkdir()
     (gan / "metrics.jsonl").write_text(json.dumps({"round": 1, "test_accuracy": None}) + "\n")
-    assert plot.main([str(run), str(gan), f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert command("plot")([str(run), str(gan), f"--out={tmp_path / 'curves.png'}"]) == 0
     assert f"{gan}: " in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        plot.main([str(gan)])
-    assert ended.value.code == 2
+    assert command("plot")([str(gan)]) == 2
 
 
 def test_a_line_that_is_being_written_is_no_damage(run, tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"round": 4, "test_acc')
-    assert plot.main([str(run), f"--out={tmp_path / 'curves.png'}"]) == 0
+    assert command("plot")([str(run), f"--out={tmp_path / 'curves.png'}"]) == 0
 
 
 @pytest.mark.parametrize("line", ["{", "[1, 2]", "7", '{"round": 1}', "null"])
 def test_a_damaged_line_is_named(line, run, capsys):
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(f"{line}\n{whole}")
-    with pytest.raises(SystemExit) as ended:
-        plot.main([str(run)])
-    assert ended.value.code == 2
+    assert command("plot")([str(run)]) == 2
     assert f"{run}/metrics.jsonl: line 1 is damaged" in capsys.readouterr().err
 
 
@@ -97,7 +94,5 @@ def test_a_damaged_line_is_named(line, run, capsys):
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, words, told, capsys):
-    with pytest.raises(SystemExit) as ended:
-        plot.main([word.format(run=run, tmp=tmp_path) for word in words])
-    assert ended.value.code == 2
+    assert command("plot")([word.format(run=run, tmp=tmp_path) for word in words]) == 2
     assert told in capsys.readouterr().err

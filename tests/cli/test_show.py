@@ -8,6 +8,7 @@ import pytest
 from fedddp.cli import show
 from fedddp.data import Excerpt, Partition
 from fedddp.telemetry import figures
+from tests.helpers.commands import command
 
 SMALL = ["--data.name=synthetic", "--data.args.num_train=300", "--data.args.num_test=1"]
 
@@ -25,7 +26,7 @@ def test_show_tells_of_everybody_however_many_it_counts_at_once(at_once, tmp_pat
     monkeypatch.setattr(Partition, "counts", noted)
     out = tmp_path / "partition.png"
     words = ["--data.partition.name=overlapping", "--data.partition.num_clients=100", "--data.partition.size=5"]
-    assert show.main([*SMALL, *words, f"--out={out}"]) == 0
+    assert command("show")([*SMALL, *words, f"--out={out}"]) == 0
     text = capsys.readouterr().out
     fewest, most, mean = re.search(r"(\d) to (\d) labels each \(mean (\d\.\d)\)", text).groups()
     assert "100 clients: 5 to 5 examples (median 5)" in text
@@ -51,21 +52,21 @@ PLACES = {
 @pytest.mark.parametrize("key", ["out", "images"])
 def test_a_picture_that_cannot_be_written_is_one_line(key, place, tmp_path, capsys):
     path = place.format(tmp=tmp_path)
-    assert show.main([*SMALL, f"--out={tmp_path / 'partition.png'}", f"--{key}={path}"]) == 2
+    assert command("show")([*SMALL, f"--out={tmp_path / 'partition.png'}", f"--{key}={path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fedddp: --{key}={path}: ")
     assert PLACES[place] in line
 
 
 def test_an_ending_that_is_missing_is_png(tmp_path):
-    assert show.main([*SMALL, f"--out={tmp_path / 'partition'}"]) == 0
+    assert command("show")([*SMALL, f"--out={tmp_path / 'partition'}"]) == 0
     assert (tmp_path / "partition").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("shape", ["2,6,6", "4,3,3", "5,1,1"])
 def test_images_of_what_is_no_picture_are_refused(shape, tmp_path, capsys):
     words = [f"--data.args.shape=[{shape}]", f"--images={tmp_path / 'images.png'}"]
-    assert show.main([*SMALL, *words, f"--out={tmp_path / 'partition.png'}"]) == 2
+    assert command("show")([*SMALL, *words, f"--out={tmp_path / 'partition.png'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fedddp: --images={tmp_path}/images.png: ")
     assert f"[{shape.replace(',', ', ')}]" in line
@@ -93,7 +94,7 @@ def test_the_picture_names_the_clients_it_shows():
 @pytest.mark.parametrize("classes", [31, 500, 5000])
 def test_many_classes_are_counted_and_not_listed(classes, tmp_path, capsys):
     words = [f"--data.args.num_classes={classes}", "--data.args.shape=[1,2,2]", f"--out={tmp_path / 'partition.png'}"]
-    assert show.main([*SMALL, *words, "--data.partition.num_clients=3"]) == 0
+    assert command("show")([*SMALL, *words, "--data.partition.num_clients=3"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"client . labels . examples", text)
     rows = re.findall(r"^. +(\d) . +(\d+) . +100 .$", text, re.MULTILINE)

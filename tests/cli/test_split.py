@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.cli.split import main
 from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.data import DATASETS, Parts
 from fedddp.data.parts import MANIFEST, TEST, train_file
 from fedddp.setup.load import load_data, prepare
 from fedddp.setup.resolve import resolve
+from tests.helpers.commands import command
+
+main = command("split")
 
 WORDS = ["--data.name=synthetic", "--data.args={num_train=90, num_test=7}", "--run.seed=3"]
 SHARDS = [*WORDS, "--data.partition.name=quantity", "--data.partition.num_clients=5"]
@@ -162,7 +164,7 @@ def test_what_a_division_cannot_give_is_refused_in_one_line(parts, data, place, 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (SHARDS, "--out: is missing"),
+        (SHARDS, "the following arguments are required: --out"),
         (["--out=.", *SHARDS], "is not an empty folder"),
         (["--out=new", *WORDS], "data.partition.num_clients=0"),
         (["--out=new", "--data.name=parts"], "is divided already"),

@@ -14,11 +14,12 @@ from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, get_experiment, list_session_groups
 
 from fedddp import UsageError, train
-from fedddp.cli.sweep import __main__ as program
+from fedddp.cli.sweep import command as program
 from fedddp.cli.sweep import run as running
 from fedddp.cli.sweep.grid import read
 from fedddp.cli.sweep.picture import curves
 from fedddp.cli.sweep.table import Mean, Outcome, as_csv, markdown, rows
+from tests.helpers.commands import command
 
 FILE = """
 [sweep]
@@ -52,7 +53,7 @@ def sweep(tmp_path, monkeypatch):
 
     def run(*words):
         trained.clear()
-        return program.main(["trial.toml", *words])
+        return command("sweep")(["trial.toml", *words])
 
     monkeypatch.setattr(running, "_supervised", in_process)
     run.trained = trained
@@ -143,8 +144,8 @@ def test_a_mistake_starts_nothing_and_makes_nothing(sweep, capsys):
     assert capsys.readouterr().err.strip() == (
         "fedddp: trial.toml: run fast-seed=0: client.optimizer.momentum=1.5: should be less than 1"
     )
-    assert program.main(["--dry-run"]) == 2
-    assert "--dry-run: names no SWEEP.toml" in capsys.readouterr().err
+    assert command("sweep")(["--dry-run"]) == 2
+    assert "give one SWEEP.toml" in capsys.readouterr().err
 
 
 def test_a_failed_run_costs_its_own_row(sweep, capsys):

@@ -3,7 +3,7 @@
 import pytest
 
 from fedddp.cli.sweep.grid import read
-from fedddp.config import UsageError
+from fedddp.config import UsageError, parse
 
 FILE = """
 [sweep]
@@ -47,7 +47,7 @@ def test_the_grid_is_the_product_in_the_files_order(written):
 
 
 def test_files_base_axes_and_overrides_come_on_top_of_each_other(written):
-    sweep = read(written(), ["--client.local_epochs=1", "--sweep.name=other", "--sweep.dir=elsewhere"])
+    sweep = read(written(), parse(["--client.local_epochs=1", "--sweep.name=other", "--sweep.dir=elsewhere"]).overrides)
     run = sweep.runs[2].config
     assert (run.client.batch_size, run.run.rounds, run.client.local_epochs) == (8, 4, 1)  # shared, base, override
     assert (run.data.partition.num_clients, type(run.data.partition).__name__) == (5, "Shards")
@@ -113,14 +113,13 @@ def test_only_says_what_there_is(written):
         (("", ""), ["--data.partition.name=iid"], "--data.partition.name: axis partition varies it"),
         (("", ""), ["--run.dir=x"], "run.dir: the sweep sets it for each run; use sweep.dir"),
         (("", ""), ["--cohort.size=6"], "run iid-seed=0: cohort.size=6: exceeds the number of clients, which is 5"),
-        (("", ""), ["--print-config"], "--print-config: not an option of fedddp sweep"),
         (("", ""), ["--sweep.target_accuracy=2"], "sweep.target_accuracy=2: should be less than or equal to 1"),
     ],
 )
 def test_a_mistake_is_one_line(written, change, words, line):
     path = written(FILE.replace(*change) if change[0] else FILE)
     with pytest.raises(UsageError) as caught:
-        read(path, words)
+        read(path, parse(words).overrides)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.cli.tune import main
 from fedddp.config import build, read_toml
 from fedddp.data.folds import fold_sizes, without_fold
 from fedddp.data.partition import Partition
 from fedddp.data.parts import Divided
 from fedddp.telemetry.tuning import Candidate, chosen
+from tests.helpers.commands import command
+
+main = command("tune")
 
 SIZES = np.array([7, 1, 12, 0, 5])
 ORDER = np.random.default_rng(0).permutation(40)[: SIZES.sum()]
@@ -151,7 +153,10 @@ def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, c
         (["--grid=lr"], "--grid=lr: should be section.key=value,value"),
         (["--grid=data.partition.num_clients=2,4"], "the folds are of one dataset"),
         (["--grid=client.optimizer.lr=0.1,-1"], "client.optimizer.lr=-1: should be greater than 0"),
-        (["--grid=client.optimizer.lr=0.1", "--folds=1"], "--folds=1: should be a whole number of at least 2"),
+        (
+            ["--grid=client.optimizer.lr=0.1", "--folds=1"],
+            "--folds: '1' should be a whole number of at least 2",
+        ),
         (["--grid=client.optimizer.lr=0.1", "--folds=500"], "--folds=500: the clients of some rank have too few"),
         (
             ["--grid=run.seed=0", "--data.args.shape=[1, 8, 8]", "--task.name=conditional_gan", "--model.name=gan"],

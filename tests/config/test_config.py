@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
-from fedddp.config import Config, UsageError, build, flatten, help_text, parse, read_toml, to_dict, to_toml
+from fedddp.config import Config, UsageError, build, flatten, parse, read_toml, to_dict, to_toml
 from fedddp.data.partition import IID, Dirichlet, Shards
 from fedddp.models import CNN, MLP, ImportedModule
 from fedddp.optim import OPTIMIZERS, SGD
@@ -108,14 +108,6 @@ def test_values_are_toml_or_else_the_text_itself(text, value):
     assert isinstance(layer["data"]["args"], type(value))
 
 
-@pytest.mark.parametrize("flag", ["--help", "--print-config", "--version"])
-def test_flags_are_told_apart_from_keys(flag):
-    request = parse([flag, "--run.seed=1"])
-    assert request.flags == {flag}
-    assert request.layers == ({"run": {"seed": 1}},)
-    assert parse(["-h"]).flags == {"--help"}
-
-
 def test_a_choice_takes_its_own_keys_and_defaults():
     config = configured("--data.partition.name=dirichlet", "--data.partition.alpha=0.1", "--model.name=mlp")
     assert config.data.partition == Dirichlet(alpha=0.1)
@@ -140,12 +132,6 @@ def test_an_adaptive_optimizer_is_reddi_et_als_on_the_server_and_torchs_on_clien
 def test_other_server_optimizers_keep_their_own_defaults(name, user_module):
     chosen = configured(f"--algorithm.server_optimizer.name={name}").algorithm.server_optimizer
     assert chosen == type(chosen)()
-
-
-def test_help_shows_the_servers_defaults_beside_the_clients():
-    rows = [line for line in help_text().splitlines() if ".beta2=" in line]
-    assert [row.split()[-1] for row in rows if "algorithm.server" in row and "adam, yogi:" in row] == ["[0.99]"]
-    assert any(row.endswith("[0.999]") for row in rows if "client." in row)
 
 
 def test_classes_of_the_users_are_named_by_import_path(user_module):
@@ -214,22 +200,6 @@ def test_a_configuration_file_is_read_back(tmp_path):
     config = configured("--run.seed=9", "--model.name=mlp")
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert build(read_toml(tmp_path / "config.toml")) == config
-
-
-def test_help_lists_every_key_with_default_and_meaning():
-    text = help_text()
-    keys = {*flatten(to_dict(Config())), "cohort.fraction", "cohort.size", "evaluate.target_accuracy"} - {"cohort"}
-    keys |= {"data.partition.alpha", "data.partition.shards_per_client", "data.partition.min_size", "model.hidden"}
-    missing = [key for key in keys if f"  --{key}=" not in text]
-    assert not missing
-    lines = [line for line in text.splitlines() if line.startswith("  --") and "=" in line]
-    assert all(len(line.split(None, 1)) == 2 for line in lines)
-    (rounds,) = (line for line in lines if line.startswith("  --run.rounds="))
-    assert rounds.split() == ["--run.rounds=int", "T,", "number", "of", "rounds", "[10]"]
-    assert any(line.split()[0] == "--algorithm.server_optimizer.lr=float" and line.endswith("[1.0]") for line in lines)
-    assert any(line.startswith("  --client.optimizer.lr=float") and line.endswith("[0.1]") for line in lines)
-    assert any("dirichlet: " in line and "--data.partition.alpha=" in line for line in lines)
-    assert sum("--data.partition.num_clients=" in line for line in lines) == 1
 
 
 def test_flatten_gives_dotted_keys():

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import fedddp
-from fedddp.cli import show
 from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import Dataset, Examples, Partition, given, write_partition
@@ -16,6 +15,7 @@ from fedddp.data.datasets import from_class
 from fedddp.data.partition import FromFile, Natural, Partitioner
 from fedddp.setup.load import load_data
 from fedddp.setup.resolve import resolve
+from tests.helpers.commands import command
 
 HANDS = [[4, 1], [0], [5, 2, 3]]
 ENDINGS = [".json", ".csv", ".npz"]
@@ -111,7 +111,7 @@ def test_show_writes_the_partition_that_a_run_can_then_name(ending, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     data = ["--data.name=synthetic", "--data.args.num_train=60", "--data.args.num_test=1"]
     rule = ["--data.partition.name=dirichlet", "--data.partition.num_clients=5", "--run.seed=7"]
-    assert show.main([*data, *rule, f"--save=kept{ending}"]) == 0
+    assert command("show")([*data, *rule, f"--save=kept{ending}"]) == 0
     assert f"written to kept{ending}" in capsys.readouterr().out
     sections = {"name": "synthetic", "args": {"num_train": 60, "num_test": 1}}
     _, made = load_data(
@@ -125,7 +125,7 @@ def test_show_says_which_file_it_cannot_write(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = ["--data.name=synthetic", "--data.args.num_train=60", "--data.args.num_test=1"]
     for file, reason in (("p.txt", "should end in one of"), ("no/p.json", "cannot be written (No such file")):
-        assert show.main([*data, f"--save={file}"]) == 2
+        assert command("show")([*data, f"--save={file}"]) == 2
         assert f"fedddp: --save={file}: {reason}" in capsys.readouterr().err
 
 

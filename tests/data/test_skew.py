@@ -14,6 +14,7 @@ from fedddp.data.skew import Noise, Rotation
 from fedddp.optim import SGD
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
+from tests.helpers.commands import command
 from tests.helpers.support import few_digits
 from tests.helpers.zoo import FOLDED, start_of, task_of, trainers
 
@@ -205,7 +206,7 @@ def test_show_draws_images_as_clients_see_them(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--data.partition.num_clients=5", "--data.skew.name=rotation", "--data.skew.angles=[0,180]"]
     small = ["--data.name=synthetic", "--data.args.num_train=40", "--data.args.num_test=1"]
-    assert show.main([*small, *words, "--images=images.png"]) == 0
+    assert command("show")([*small, *words, "--images=images.png"]) == 0
     assert "written to images.png" in capsys.readouterr().out
     assert (tmp_path / "images.png").stat().st_size > 1000
     assert [len(own) for own in drawn.values()] == [8] * 5

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedddp.cli.split import main
 from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.federation import federate
@@ -14,6 +13,9 @@ from fedddp.setup.assemble import connect
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 from tests.helpers import ranks
+from tests.helpers.commands import command
+
+main = command("split")
 
 
 def train_under_audit(comm, folder, data):

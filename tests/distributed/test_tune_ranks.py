@@ -2,10 +2,13 @@
 
 import pytest
 
-from fedddp.cli.split import main as split
 from fedddp.cli.tune import search_of, searched
 from fedddp.comm import Place
+from fedddp.config import parse
 from fedddp.setup.load import load_data
+from tests.helpers.commands import command
+
+split = command("split")
 
 DATA = ("--data.name=synthetic", "--data.args={num_train = 120, num_test = 6, num_classes = 3, shape = [1, 5, 5]}")
 WORDS = (
@@ -15,8 +18,6 @@ WORDS = (
     "--run.rounds=2",
     "--run.threads=1",
     "--run.device=cpu",
-    "--grid=client.optimizer.lr=0.01,0.3",
-    "--folds=2",
     "--privacy.guard=true",
 )
 
@@ -24,7 +25,7 @@ WORDS = (
 def tuned(comm, words):
     """Accuracies and losses of each combination in each fold, as rank 0 knows them."""
     place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
-    search = search_of(words, place)
+    search = search_of(parse(words).layers, place, grids=["client.optimizer.lr=0.01,0.3"], folds=2)
     found = searched(search, *load_data(search.base, place), place, comm)
     return [(c.accuracies, c.losses) for c in found]
 

@@ -94,7 +94,7 @@ def test_the_process_exits_with_2():
 def test_help_and_print_config_exit_with_0(capsys):
     assert main(["--help"]) == 0
     assert "--client.optimizer.lr" in capsys.readouterr().out
-    assert main([str(CONFIGS / "mnist" / "fedavg.toml"), "--run.rounds=3", "--print-config"]) == 0
+    assert main([str(CONFIGS / "mnist" / "fedavg.toml"), "--run.rounds=3", "--print-config=all"]) == 0
     shown = capsys.readouterr().out
     assert "rounds = 3" in shown
     assert 'name = "fedavg-mnist-cnn"' in shown
@@ -133,7 +133,7 @@ def test_a_mistake_of_one_rank_alone_is_said_by_it_after_those_who_come_first(ca
         where = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
         for key, value in where.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr("fedddp.train.leave", lambda code: None)
+        monkeypatch.setattr("fedddp.cli.outcome.leave", lambda code: None)
         waited.clear()
         assert main(["--run.ronds=5"]) == 2
         assert "run.ronds" in capsys.readouterr().err

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 import fedddp
-from fedddp.cli import plot, show
-from fedddp.cli.sweep import __main__ as sweep
 from fedddp.comm import Comm
 from fedddp.comm.world import Place
 from fedddp.train import main
+from tests.helpers.commands import command
 
 SMALL = [
     *("--run.name=trial", "--run.rounds=1", "--run.threads=1", "--run.device=cpu", "--telemetry.tensorboard=false"),
@@ -72,7 +71,7 @@ PLACES = {
 
 @pytest.mark.parametrize("case", PLACES)
 def test_ranks_that_cannot_find_each_other_are_one_line(case, monkeypatch, capsys):
-    monkeypatch.setattr("fedddp.train.leave", lambda code: None)
+    monkeypatch.setattr("fedddp.cli.outcome.leave", lambda code: None)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     for key, value in PLACES[case][0].items():
         monkeypatch.setenv(key, value)
@@ -99,13 +98,13 @@ def test_the_home_is_the_home_in_every_path(capsys):
     assert json.loads((run / "summary.json").read_text())["rounds"] == 3
     weights = "--model.weights=~/fedruns/trial/model.safetensors"
     assert main([*SMALL, weights, "--run.dir=~/other"]) == 0
-    assert plot.main(["~/fedruns/trial", "--out=~/curves.png"]) == 0
-    assert show.main([*SMALL, "--data.partition.num_clients=3", "--out=~/who.png", "--save=~/who.csv"]) == 0
+    assert command("plot")(["~/fedruns/trial", "--out=~/curves.png"]) == 0
+    assert command("show")([*SMALL, "--data.partition.num_clients=3", "--out=~/who.png", "--save=~/who.csv"]) == 0
     assert {"curves.png", "who.png", "who.csv"} <= {path.name for path in home.iterdir()}
     words = "--privacy.secure_aggregation.enabled=true", "--privacy.secure_aggregation.roster=~/none.toml"
     capsys.readouterr()
     (home / "grid.toml").write_text('[sweep]\nfiles = ["~/small.toml"]\ndir = "~/sweeps"\n[grid]\n"run.seed" = [0]\n')
-    assert sweep.main(["~/grid.toml", "--dry-run", *SMALL[2:]]) == 0
+    assert command("sweep")(["~/grid.toml", "--dry-run", *SMALL[2:]]) == 0
     assert main([*SMALL, *words, "--privacy.secure_aggregation.key=~/none.key"]) == 2
     assert not Path("~").exists()
 

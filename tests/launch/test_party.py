@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from fedddp.cli.keygen import main as keygen
-from fedddp.cli.split import main as split
+from tests.helpers.commands import command
+
+keygen = command("keygen")
+split = command("split")
+
 
 PARTY = Path(__file__).parents[2] / "launch" / "party.sh"
 WORDS = ["--model.name=mlp", "--model.hidden=16", "--run.rounds=2", "--run.threads=1", "--telemetry.tensorboard=false"]
-OURS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PARTS", "ROSTER", "KEY", "INTERFACE", "PROGRAM")
+OURS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PARTS", "ROSTER", "KEY", "INTERFACE", "COMMAND")
 
 
 @pytest.fixture
@@ -82,7 +85,7 @@ def test_a_party_with_the_wrong_folder_says_so_and_nobody_hangs(start, machines)
 
 
 def test_the_doctor_looks_before(start):
-    [(code, output)] = start(ranks=[1], PROGRAM="fedddp.cli.doctor.report", ROSTER="roster.toml", KEY="rank-{rank}.key")
+    [(code, output)] = start(ranks=[1], COMMAND="doctor", ROSTER="roster.toml", KEY="rank-{rank}.key")
     assert code in (0, 1)  # gloo on loopback cannot span hosts: it depends on what this machine's name resolves to
     assert "key of rank 1" in output
     assert "only its owner can read it" in " ".join(output.split())

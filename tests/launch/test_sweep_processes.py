@@ -24,7 +24,7 @@ client.local_epochs = [1]
 @pytest.fixture
 def start(program, tmp_path):
     (tmp_path / "trial.toml").write_text(FILE)
-    command, env = [sys.executable, "-m", "fedddp.cli.sweep", "trial.toml"], {**os.environ, "OMP_NUM_THREADS": "1"}
+    command, env = [sys.executable, "-m", "fedddp", "sweep", "trial.toml"], {**os.environ, "OMP_NUM_THREADS": "1"}
     return lambda: program(command, env)
 
 
@@ -40,7 +40,7 @@ def test_an_interrupted_sweep_goes_on_within_the_run(start, tmp_path):
     first.send_signal(signal.SIGINT)
     output, _ = first.communicate(timeout=200)
     assert first.returncode == 75, output
-    assert "SIGINT: stopped; the same command goes on" in output
+    assert "the same command resumes the sweep\nfedddp: SIGINT: stopped\n" in output
     status = json.loads((folder / "local_epochs=1" / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert 2 <= status["round"] < 5

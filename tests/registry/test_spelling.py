@@ -10,7 +10,6 @@ from fedddp.setup.load import load_data
 from fedddp.setup.resolve import resolve
 
 MEANT = [
-    ("--lr=0.1", "'client.optimizer.lr'"),
     ("--client.lr=0.1", "'client.optimizer.lr'"),
     ("--client.learning_rate=0.1", "'client.optimizer.lr'"),
     ("--algorithm.lr=0.1", "'algorithm.server_optimizer.lr'"),
@@ -26,8 +25,6 @@ MEANT = [
     ("--client.epochs=4", "'client.local_epochs'"),
     ("--client.batchSize=4", "'batch_size'"),
     ("--gpu=true", "'run.device'"),
-    ("--seed=1", "'run.seed'"),
-    ("--seed", "'run.seed'"),
     ("--dataset=mnist", "'data.name'"),
     ("--privacy.epsilon=1", "'privacy.target_epsilon'"),
     ("--algorithm.name=fedadam", "'fedavg' with algorithm.server_optimizer.name=adam"),

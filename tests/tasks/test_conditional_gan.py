@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fedddp.cli.generate import main as generate
 from fedddp.cli.generate import trained
 from fedddp.clients import SequentialTrainer, choose
 from fedddp.flat import FlatModule, FlatSpec
@@ -19,7 +18,10 @@ from fedddp.tasks.conditional_gan import Adversaries, drawn
 from fedddp.tasks.losses import CrossEntropy
 from fedddp.telemetry.figures import grid
 from fedddp.train import main as train
+from tests.helpers.commands import command
 from tests.helpers.zoo import CLASSES, SHAPE, clients, dataset, images
+
+generate = command("generate")
 
 HOW = {"local_epochs": 1, "batch_size": 5, "seed": 3}
 TRAIN = (
@@ -197,8 +199,8 @@ def test_the_judge_is_the_classifier_of_its_run(runs):
         (["{runs}/gan"], "give a run folder and the classes to draw"),
         (["{runs}/none", "0"], "is not a run folder"),
         (["{runs}/judge", "0"], "is the run of a classifier"),
-        (["{runs}/gan", "0", "--colour=red"], "--colour=red: unknown option"),
-        (["{runs}/gan", "0", "--rows=0"], "--rows='0': should be a whole number"),
+        (["{runs}/gan", "0", "--colour=red"], "colour: unknown key"),
+        (["{runs}/gan", "0", "--rows=0"], "argument --rows: '0' should be a whole number"),
         (["{runs}/gan", "0", "--out={runs}/no/such.png"], "/no/such.png: cannot be written (No such file"),
         (["{runs}/gan", "0", "--out={runs}/x.foo"], "/x.foo: cannot be written (Format 'foo' is not supported"),
         (["{runs}/gan", "0", "--out={runs}"], ": cannot be written (Is a directory"),

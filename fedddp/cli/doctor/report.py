@@ -1,19 +1,11 @@
-"""What the plane of a run (its network, its processes, its files) gives and does not give, found out on this machine.
-
-    fedddp doctor [FILE.toml ...] [--section.key=value ...]          # before a run, on each machine
-    torchrun --nproc_per_node=4 -m fedddp doctor [...]                         # as the ranks see it, once a machine
-
-Takes the keys of `fedddp.train`. Each finding is ok, warn (what the plane does not give, and what to do about it) or
-fail (the run would be refused, or a secret lies open). Exit codes: 0 nothing failed, 1 something did, 2 bad usage.
-It starts two ranks on this machine and looks at their sockets; it cannot see firewalls, nor what other machines do.
-"""
+"""What network, processes and files of a run protect and what they do not, measured on this machine."""
 
 from __future__ import annotations
 
 import os
 import socket
 import stat
-import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +16,12 @@ from rich.table import Table
 
 from ...comm import Place
 from ...comm.world import is_loopback, spans_hosts
-from ...config import Config, UsageError, build, help_text, parse
+from ...config import Config, build
 from ...data import DATASETS, Parts
 from ...data.parts import train_file
 from ...secure.identity import Identity, IdentityError, Roster
-from ...telemetry import console, lasting_output
+from ...telemetry import console
+from ..outcome import DONE, FAILED, asked
 from .probe import Measured, listening, measure
 
 TUNNEL = (
@@ -61,30 +54,19 @@ def findings(config: Config, place: Place, env: Mapping[str, str], measured: Mea
     yield _data(config, place, env)
 
 
-@lasting_output()
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program with ``argv`` (default: the command line); the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        place = Place.from_env()
-        request = parse(words)
-        config = build(*request.layers)
-    except UsageError as error:
-        print(f"fedddp: {error}", file=sys.stderr)
-        return 2
-    if place.local_rank != 0:  # the first rank of a machine speaks for it
-        return 0
-    if "--help" in request.flags:
-        print(__doc__, help_text(), sep="\n")
-        return 0
+def run(args: Namespace) -> int:
+    """Print the findings for this machine, on its first rank. The exit code: 1 if something fails."""
+    place, config = Place.from_env(), build(*asked(args).layers)
+    if place.local_rank != 0:
+        return DONE
     found = list(findings(config, place, os.environ, measure(os.environ)))
-    table = Table(title=f"{socket.gethostname()}: what the plane gives and does not give", show_lines=True)
+    table = Table(title=f"{socket.gethostname()}: what is protected and what is not", show_lines=True)
     for column in ("", "about", "found", "what to do"):
         table.add_column(column)
     for f in found:
         table.add_row(f"[{STYLE[f.level]}]{f.level}[/]", f.about, f.found, f.remedy)
     console(140).print(table)
-    return 1 if any(f.level == "fail" for f in found) else 0
+    return FAILED if any(f.level == "fail" for f in found) else DONE
 
 
 def _ranks(config: Config, place: Place, env: Mapping[str, str]) -> Finding:
@@ -262,7 +244,3 @@ def _ranks_here(place: Place) -> range:
 def _shown(addresses: Sequence[str]) -> str:
     every = {"0.0.0.0": "every interface (0.0.0.0)", "::": "every interface (::)"}
     return ", ".join(every.get(address, address) for address in addresses)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ...comm.world import Place
-from ...config import Config, UsageError, build, checked, flatten, merge, nested, parse, read_toml
+from ...config import Config, UsageError, build, checked, flatten, merge, nested, read_toml
 from ...config.schema import Section
 from ...registry.choice import Off, UserPath, user_path
 from ...setup.resolve import resolve
@@ -102,9 +102,9 @@ class Sweep:
         return chosen
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """A file's sweep, ``--section.key=value`` on top of all its runs. Raises UsageError before anything is made."""
-    over = _overrides(overrides)
+def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
+    """A file's sweep, ``overrides`` on top of all its runs. Raises UsageError before anything is made."""
+    over = dict(overrides or {})
     table = merge(read_toml(path), {"sweep": over.pop("sweep", {})})
     try:
         file = checked(SweepFile, table)
@@ -142,16 +142,6 @@ def _runs(settings: Settings, axes: Sequence[Axis], base: dict[str, Any], over: 
             name, words, {axis.name: label for axis, label in zip(axes, labels, strict=True)}, table, config
         )
     return tuple(runs.values())
-
-
-def _overrides(words: Sequence[str]) -> dict[str, Any]:
-    request = parse(words)
-    *files, over = request.layers
-    if files:
-        raise UsageError("one SWEEP.toml at a time; files that its runs share go into sweep.files")
-    if request.flags:
-        raise UsageError(f"{sorted(request.flags)[0]}: not an option of fedddp sweep; --dry-run shows what it would do")
-    return over
 
 
 def _axes(file: SweepFile, order: Sequence[str]) -> tuple[Axis, ...]:

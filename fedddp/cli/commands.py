@@ -1,0 +1,190 @@
+"""The commands: what each does in a line, its options, and the module that does it.
+
+Options are read by argparse, which is in the standard library and enough, since the keys of a configuration come from a
+schema anyway. Nothing here imports torch: the module of a command is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import options
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "privacy"
+"""The demonstrations, in a checkout of the repository; an installed package does not have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of ``fedddp``.
+
+    Attributes:
+        about: what it does, in a line.
+        module: its ``run(args)`` does it and returns the exit code, None for 0.
+        options: adds its own options to a parser.
+        takes: what stands on the command line besides options, as the usage has it.
+        more: the rest of what help says of it.
+        keys: the keys that its help lists: "first", or those of a section.
+        examples: command lines.
+        configured: whether it takes a configuration: files, names of shipped ones, and keys.
+        stops: whether it looks for requests to stop by itself, between steps.
+        answers: whether its module has ``answer(args)`` instead, the text to print, and imports no torch.
+    """
+
+    about: str
+    module: str
+    options: Callable[[ArgumentParser], None] = lambda parser: None
+    takes: str = ""
+    more: str = ""
+    keys: str = ""
+    examples: tuple[str, ...] = ()
+    configured: bool = False
+    stops: bool = False
+    answers: bool = False
+
+
+COMMANDS = {
+    "train": Command(
+        about="train a federation in one process, or as a rank of several",
+        module="fedddp.train",
+        options=options.train,
+        more="Without arguments: embedded MNIST digits, one client per rank.",
+        keys="first",
+        examples=(
+            "fedddp train --rounds=5 --clients=4",
+            "fedddp train mnist/fedavg_e5 --data.root=data --lr=0.05",
+            "torchrun --nproc_per_node=4 -m fedddp.train --algorithm=scaffold",
+        ),
+        configured=True,
+        stops=True,
+    ),
+    "launch": Command(
+        about="start several ranks of fedddp train on this machine, or on each of several",
+        module="fedddp.cli.launch",
+        options=options.launch,
+        more="It takes the configuration of fedddp train. On several machines start the same command on each, with its "
+        "own --node-rank.",
+        examples=(
+            "fedddp launch -n 4 --rounds=5",
+            "fedddp launch -n 8 --nnodes=2 --node-rank=0 --master=first-host:29400 mnist/fedavg",
+        ),
+        configured=True,
+    ),
+    "show": Command(
+        about="print and draw a partition: which client owns which examples",
+        module="fedddp.cli.show",
+        options=options.show,
+        more="The population is data.partition.num_clients (default: 4). --save writes a partition for "
+        "data.partition.name=file; --images draws the examples as clients see them, data.skew included.",
+        examples=("fedddp show --data.partition=dirichlet --clients=10 --out=partition.png",),
+        configured=True,
+    ),
+    "show configs": Command(
+        about="list the configurations that come with the package",
+        module="fedddp.cli.show_configs",
+        answers=True,
+    ),
+    "plot": Command(
+        about="draw the accuracy curves of runs",
+        module="fedddp.cli.plot",
+        options=options.plot,
+        takes="RUN ...",
+        examples=("fedddp plot runs/fedavg runs/scaffold --target=0.99",),
+    ),
+    "sweep": Command(
+        about="run a grid of experiments and compare them",
+        module="fedddp.cli.sweep.command",
+        options=options.sweep,
+        takes="SWEEP.toml",
+        more="The same command resumes it where it was stopped, within a run too. A folder per run, table.md, "
+        "table.csv, curves.png and logs/ are written to <sweep.dir>/<sweep.name>/. Keys are set for all runs.",
+        keys="sweep",
+        examples=("fedddp sweep sweeps/quickstart --dry-run", 'fedddp sweep mine.toml --only=iid --only="seed=[01]"'),
+        configured=True,
+        stops=True,
+    ),
+    "tune": Command(
+        about="choose parameters by federated cross-validation",
+        module="fedddp.cli.tune",
+        options=options.tune,
+        more="Each client's own examples are cut into folds. For every combination of the grid and every fold, the "
+        "clients train together without it, and the result is scored on it where it lies: only counts leave a rank. "
+        "The test set is not used. Writes results.json, results.md and chosen.toml, which follows the file in a "
+        "command of fedddp train.",
+        examples=("fedddp tune --grid lr=0.05,0.1 --grid batch-size=10,50 --folds=3",),
+        configured=True,
+        stops=True,
+    ),
+    "generate": Command(
+        about="draw images with a trained conditional GAN",
+        module="fedddp.cli.generate",
+        options=options.generate,
+        takes="RUN CLASSES",
+        more="The newest checkpoint is used. --judge reports how many drawings a classifier takes for the class that "
+        "was asked for. Keys replace those of the run, should its data be elsewhere by now.",
+        examples=("fedddp generate runs/gan 0123456789 --judge=runs/cnn",),
+        configured=True,
+    ),
+    "doctor": Command(
+        about="report what the network, processes and files of a run protect",
+        module="fedddp.cli.doctor.report",
+        more="Each finding is ok, warn (what is not protected, and what to do about it) or fail (the run would be "
+        "refused, or a secret lies open); the exit code is 1 if something fails. Run it on each machine, or under "
+        "torchrun as the ranks see it. It starts two ranks and looks at their sockets; it cannot see firewalls, nor "
+        "what other machines do.",
+        examples=("fedddp doctor --privacy.secure_aggregation.enabled=true",),
+        configured=True,
+    ),
+    "split": Command(
+        about="divide a dataset into one folder per client and a public one",
+        module="fedddp.cli.split",
+        options=options.split,
+        more="Of the keys, data.* and run.seed count. Copy public/ and one client's folder to the machine of its "
+        "owner, and train there with --data.name=parts --data.root=FOLDER.",
+        examples=("fedddp split --out=parts --data=mnist --clients=4",),
+        configured=True,
+    ),
+    "keygen": Command(
+        about="make signature keys and rosters for secure aggregation",
+        module="fedddp.cli.keygen",
+        options=options.keygen,
+        more="On one machine, to try it: --parties=4 writes rank-0.key to rank-3.key and roster.toml. In a deployment "
+        "no key leaves its owner: each party runs --rank=K and sends rank-K.pub to the others, who compare it over a "
+        "second channel; --merge *.pub makes the roster, the same file on every party. No file is ever replaced.",
+        examples=("fedddp keygen --parties=4 --out=keys",),
+    ),
+    "demo": Command(
+        about="demonstrate what updates give away, and what protects them",
+        module="fedddp.cli.demo",
+        options=options.demo,
+        takes="NAME [OPTION ...]",
+        more="The demonstrations are in examples/privacy of the repository.",
+        examples=("fedddp demo inversion",),
+    ),
+    "schema": Command(
+        about="print the JSON Schema of configuration files, for editors",
+        module="fedddp.cli.schema",
+        examples=("fedddp schema > fedddp.schema.json",),
+        answers=True,
+    ),
+    "completion": Command(
+        about="print a completion script for bash or zsh",
+        module="fedddp.cli.completion",
+        options=options.completion,
+        takes="bash|zsh",
+        examples=('eval "$(fedddp completion bash)"',),
+        answers=True,
+    ),
+    "help": Command(
+        about="describe a command, a section, a choice or a key",
+        module="fedddp.cli.help",
+        options=options.help,
+        takes="[TOPIC]",
+        examples=("fedddp help model", "fedddp help algorithm.scaffold", "fedddp help run.rounds"),
+        answers=True,
+    ),
+}
+"""All commands by name, in the order in which they are listed."""

@@ -1,0 +1,108 @@
+"""The options of each command, for argparse. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from argparse import REMAINDER, SUPPRESS, ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+
+DEMONSTRATIONS = ("inversion", "matching", "membership")
+
+
+def user_path(word: str) -> Path:
+    """A path that a user wrote, with ``~`` for the home."""
+    return Path(os.path.expanduser(word))
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of options that take a whole number of at least ``least``."""
+
+    def number(word: str) -> int:
+        if not word.isdecimal() or int(word) < least:
+            raise ArgumentTypeError(f"{word!r} should be a whole number of at least {least}")
+        return int(word)
+
+    return number
+
+
+def train(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--print-config",
+        metavar="all",
+        choices=("changed", "all"),
+        help="print the keys that differ from the defaults as TOML, and exit; --print-config=all prints every key",
+    )
+
+
+def launch(parser: ArgumentParser) -> None:
+    parser.add_argument("-n", "--ranks", type=whole(1), help="ranks on this machine [one per GPU, or 2 without one]")
+    parser.add_argument("--nnodes", type=whole(1), default=1, help="number of machines [1]")
+    parser.add_argument("--node-rank", type=whole(0), default=0, help="number of this machine, from 0 [0]")
+    parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")
+    parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
+    train(parser)
+
+
+def show(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=user_path, default=Path("partition.png"), help="the picture [partition.png]")
+    parser.add_argument("--save", type=user_path, metavar="FILE", help="write the partition: .json, .csv or .npz")
+    parser.add_argument("--images", type=user_path, metavar="FILE", help="draw the first examples of some clients")
+
+
+def plot(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders")
+    parser.add_argument("--target", type=float, help="draw a line at this accuracy")
+    parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
+
+
+def sweep(parser: ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="show the runs and how far each is, and exit")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN",
+        help='runs whose name or label matches: fedavg, "seed=[01]", iid,shards; given again, both must match',
+    )  # fmt: skip
+
+
+def tune(parser: ArgumentParser) -> None:
+    parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="a key and values to try")
+    parser.add_argument("--folds", type=whole(2), default=5, help="folds that each client's examples are cut into [5]")
+    parser.add_argument("--examples", type=whole(0), default=0, help="use at most so many per client; 0 = all [0]")
+    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="[<run.dir>/<run.name>-tune]")
+
+
+def generate(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder of a conditional GAN")
+    parser.add_argument("classes", nargs="?", metavar="CLASSES", help="what to draw: 0123456789, or 3,14,15")
+    parser.add_argument("--generate", metavar="CLASSES", help=SUPPRESS)
+    parser.add_argument("--out", default="digits.png", help="the picture [digits.png]")
+    parser.add_argument("--rows", type=whole(1), default=8, help="[8]")
+    parser.add_argument("--seed", type=whole(0), default=0, help="[0]")
+    parser.add_argument("--judge", type=user_path, metavar="RUN", help="classify drawings by the model of this run")
+    parser.add_argument("--samples", type=whole(1), default=1000, help="drawings to classify [1000]")
+
+
+def split(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=user_path, metavar="FOLDER", required=True, help="a new folder")
+
+
+def keygen(parser: ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--parties", type=whole(3), metavar="N", help="keys of N parties and the roster, on one machine")
+    what.add_argument("--rank", type=whole(0), metavar="K", help="the key of party K alone, and its public half")
+    what.add_argument("--merge", nargs="+", type=user_path, metavar="FILE", help="the roster, from all rank-K.pub")
+    parser.add_argument("--out", type=user_path, required=True, metavar="FOLDER", help="where the files are written")
+
+
+def demo(parser: ArgumentParser) -> None:
+    parser.add_argument("name", choices=DEMONSTRATIONS, metavar="NAME", help=", ".join(DEMONSTRATIONS))
+    parser.add_argument("given", nargs=REMAINDER, metavar="...", help="its options: fedddp demo NAME --help")
+
+
+def completion(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "words"), metavar="bash|zsh", help="the shell")
+    parser.add_argument("line", nargs="?", default="", help=SUPPRESS)  # of "words", as the scripts call it
+
+
+def help(parser: ArgumentParser) -> None:
+    parser.add_argument("topic", nargs="*", metavar="TOPIC", help="a command, section, choice or key")

@@ -1,0 +1,84 @@
+"""Start the ranks of a program by torchrun's own machinery, without what torchrun prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from .interrupt import Interrupted
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The machines that ranks start on, and which of them this is.
+
+    Attributes:
+        ranks: ranks on this machine.
+        count: number of machines.
+        number: the number of this machine.
+        master: HOST:PORT where they meet, on machine 0; of one machine empty.
+        max_restarts: how often all ranks are started again after one failed.
+    """
+
+    ranks: int
+    count: int = 1
+    number: int = 0
+    master: str = ""
+    max_restarts: int = 0
+
+
+def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, int]:
+    """Start ``python -m module words`` as every rank of this machine, and wait for their end.
+
+    Returns:
+        The exit codes of the ranks that failed, the one that failed first in front; minus the signal where one ended
+        it. Empty if all are done.
+
+    Raises:
+        Interrupted: this process was asked to stop. The ranks were asked in turn, and given 30 s.
+    """
+    for name in ("torch.distributed", "torch.distributed.elastic"):
+        logging.getLogger(name).handlers[:] = [logging.NullHandler()]
+        logging.getLogger(name).propagate = False
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not find the last one's addresses
+    signal.signal(signal.SIGTERM, _stop)  # until the ranks have started, when torch has a handler of its own
+    safe = ["-P"] if sys.flags.safe_path else []
+    try:
+        elastic_launch(_config(machines), sys.executable)(*safe, "-u", "-m", module, *words)
+    except ChildFailedError as error:
+        first, _ = error.get_first_failure()
+        ranks = [first, *(rank for rank in error.failures if rank != first)]
+        return {rank: error.failures[rank].exitcode for rank in ranks}
+    except SignalException as received:
+        raise Interrupted(received.sigval.name) from None
+    return {}
+
+
+def _config(machines: Machines) -> LaunchConfig:
+    """One machine meets itself at a free port of its loopback interface, several at ``master``."""
+    alone = machines.count == 1
+    return LaunchConfig(
+        min_nodes=machines.count,
+        max_nodes=machines.count,
+        nproc_per_node=machines.ranks,
+        run_id=str(uuid.uuid4()) if alone else "none",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint="localhost:0" if alone else machines.master,
+        rdzv_configs={} if alone else {"rank": machines.number},
+        local_addr="127.0.0.1" if alone else None,
+        max_restarts=machines.max_restarts,
+    )
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Interrupted(signal.Signals(number).name)
