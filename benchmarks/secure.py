@@ -74,20 +74,15 @@ def start(n: int, clock: Clock) -> list[Party]:
 
 
 def play(parties: list[Party], round: int, inputs: Sequence[Tensor], lost: int, clock: Clock) -> Tensor:
-    """One round, in which the last ``lost`` parties masked but never came to the sum; what the timed party gets."""
+    """One round, in which the last ``lost`` parties are lost after they have masked; what the timed party gets."""
     for rank, party in enumerate(parties):
         with clock.part("keys", rank == TIMED):
             party.begin(round, inputs[rank])
-    for step, part in ((Step.KEYS, "keys"), (Step.SHARES, "shares")):
-        gather(parties, step, part, clock)
-    total = torch.zeros_like(inputs[0])
     left = parties[: len(parties) - lost]
-    for rank, party in enumerate(left):
-        with clock.part("mask", rank == TIMED):
-            masked = party.masked()
-        total += masked
-    for party in left:
-        party.regrouped([p.rank for p in left])
+    total = attempt(parties, inputs[0], clock)
+    if lost:
+        recover(left, clock, len(parties))
+        total = attempt(left, inputs[0], clock, count=len(parties))
     for rank, party in enumerate(left):
         received = total.clone()
         with clock.part("commit", rank == TIMED):
@@ -98,10 +93,35 @@ def play(parties: list[Party], round: int, inputs: Sequence[Tensor], lost: int, 
     for party in parties[len(left) :]:
         party._burnt("lost")  # so that the next round can begin
     for party in parties:
-        party.regrouped(range(len(parties)))
+        party.regrouped(range(len(parties)), left[0].epoch)
     result = parties[TIMED].result
     assert result is not None
     return result
+
+
+def attempt(parties: list[Party], like: Tensor, clock: Clock, count: int = 0) -> Tensor:
+    """Keys, shares and masks of ``parties``; the masked sum."""
+    for step, part in ((Step.KEYS, "keys"), (Step.SHARES, "shares")):
+        gather(parties, step, part, clock, count)
+    total = torch.zeros_like(like)
+    for rank, party in enumerate(parties):
+        with clock.part("mask", rank == TIMED):
+            masked = party.masked()
+        total += masked
+    return total
+
+
+def recover(left: list[Party], clock: Clock, count: int) -> None:
+    """Lose the parties that are not ``left``: these tell each other where they stand, and begin anew."""
+    for party in left:
+        party.regrouped([p.rank for p in left], party.epoch + 1)
+    statuses = [b""] * count
+    for party in left:
+        with clock.part("keys", party.rank == TIMED):
+            statuses[party.rank] = party.status()
+    for party in left:
+        with clock.part("keys", party.rank == TIMED):
+            party.follow(statuses)
 
 
 def gather(parties: list[Party], step: Step, part: str, clock: Clock, count: int = 0) -> None:
@@ -170,19 +190,19 @@ def on_paper(
 ) -> tuple[dict[str, float], dict[str, float], tuple[int, int]]:
     """Seconds a rank a round of ``n`` parties by part, the primitives they are made of, and (k, threshold).
 
-    A party that is in the sum leaves one mask in it. One of the ``lost`` leaves one for each neighbour that is in it.
+    If ``lost`` parties are lost after they have masked, the others begin a second attempt.
     """
     k, threshold = shape_for(n)
     p = primitives(length, dtype, k, threshold)
     verify = n * p["verify"] + p["sign"]
-    masks = (n - lost) + lost * k * (n - lost) / n
+    attempts = 2 if lost else 1
     return (
         {
-            "keys": verify + 2 * k * p["agree"] + k * p["derive"],
-            "shares": verify + 2 * p["split"] + 2 * k * p["derive"],
-            "mask": (k + 1) * p["mask"],
+            "keys": attempts * (verify + 2 * k * p["agree"] + k * p["derive"]),
+            "shares": attempts * (verify + p["split"] + 2 * k * p["derive"]),
+            "mask": attempts * (k + 1) * p["mask"],
             "commit": verify + p["hash"],
-            "reveal and unmask": verify + n * p["restore"] + masks * (p["derive"] + p["mask"]) + lost * k * p["agree"],
+            "reveal and unmask": verify + (n - lost) * (p["restore"] + p["derive"] + p["mask"]),
         },
         p,
         (k, threshold),
@@ -194,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parties", type=int, default=8)
     parser.add_argument("--length", type=int, default=1_663_370, help="integers in the vector")
     parser.add_argument("--bits", type=int, default=64, choices=(32, 64))
-    parser.add_argument("--lost", type=int, default=0, help="parties that masked but never came to the sum")
+    parser.add_argument("--lost", type=int, default=0, help="parties that are lost after they have masked")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=int, metavar="N", help="N parties on paper instead")
     chosen = parser.parse_args(argv)

@@ -123,6 +123,11 @@ class Comm:
         """A warning about the backend."""
         return self._group.remark if self._group else None
 
+    @property
+    def epoch(self) -> int:
+        """How often the members were decided anew; grows, and is the same on all of them."""
+        return self._heartbeat.epoch
+
     # -- what may be sent, and what was -----------------------------------------------------------------------
 
     @property

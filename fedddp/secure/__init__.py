@@ -4,7 +4,8 @@ from ..types import RoundBurnt
 from .exchange import SecureExchange, identity_of
 from .hello import LEAST_PARTIES, Greeting, HelloError, Session
 from .identity import Identity, IdentityError, Roster
-from .party import Party, TooFewParties, quorum
+from .party import Party, TooFewParties
+from .reveal import quorum
 
 __all__ = [
     "LEAST_PARTIES",

@@ -4,9 +4,9 @@ Party i masks its vector as
 
     y_i = x_i + PRG(b_i) + sum_{j > i} PRG(s_ij) - sum_{j < i} PRG(s_ij)
 
-over its neighbours j. The pairwise masks cancel in the sum; the self masks are taken off with the seeds b_i, which the
-others restore from shares. Of a party that is missing from the sum the key behind s_ij is restored instead. Both kinds
-together would bare x_i, so a party reveals one kind of each other party, and deletes the other kind as it does.
+over its neighbours j. The pairwise masks cancel in the sum over all members; the self masks are taken off with the
+seeds b_i, which the others restore from shares, also of a party that was lost after the sum. The keys behind s_ij are
+never shared: a sum without one of the members is not made, the others begin a new attempt (reveal.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from cryptography.exceptions import InvalidTag
@@ -23,13 +23,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
 from . import masks, shamir
-from .envelope import Refused, digest_of
+from .envelope import Place, Refused
 from .graph import Graph
 from .hello import Session
+from .reveal import Certificate
 
 KEYS_BYTES = 64
-SEALED_BYTES = 2 * shamir.SHARE_BYTES + 16
-"""Two shares and AES-GCM's tag. The key serves once, so the nonce is zero."""
+SEALED_BYTES = shamir.SHARE_BYTES + 16
+"""A share and AES-GCM's tag. The key serves once, so the nonce is zero."""
 
 
 def shares_bytes(neighbours: int) -> int:
@@ -49,22 +50,19 @@ class Attempt:
     def __init__(
         self,
         session: Session,
-        round: int,
-        serial: int,
+        place: Place,
         graph: Graph,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        self.serial, self.graph = serial, graph
+        self.place, self.graph = place, graph
         self.rank, self.neighbours = session.rank, graph.neighbours[session.rank]
         self._session, self._random = session, random_bytes
-        self._context = struct.pack(">qq", round, serial) + digest_of(graph.members)
         self._channel, self._pairwise, self._seed = random_bytes(32), random_bytes(32), random_bytes(32)
         self._channels: dict[int, bytes] = {}
         self._pairs: dict[int, bytes] = {}
-        self._points: dict[int, bytes] = {}
         self._seals: dict[int, bytes] = {}
-        self._held: dict[int, dict[str, bytes]] = {}  # by owner: my share of its "seed" and of its pairwise "key"
-        self._revealed: dict[int, str] = {}
+        self._held: dict[int, bytes] = {}
+        """My share of each one's seed, by owner."""
 
     # -- 1 keys -----------------------------------------------------------------------------------------------
 
@@ -85,7 +83,6 @@ class Attempt:
                 if point in seen:
                     raise Refused(f"rank {rank} sends a key twice, or that of rank {seen[point]}")
                 seen[point] = rank
-            self._points[rank] = body[32:]
         channel, pairwise = map(X25519PrivateKey.from_private_bytes, (self._channel, self._pairwise))
         for rank in self.neighbours:
             shared = _exchange(channel, bodies[rank][:32], rank)
@@ -95,16 +92,14 @@ class Attempt:
     # -- 2 shares ---------------------------------------------------------------------------------------------
 
     def shares(self) -> bytes:
-        """A seal of the seed, then for each neighbour, encrypted to it, shares of the seed and of the pairwise key."""
+        """A seal of the seed, then for each neighbour, encrypted to it, a share of the seed."""
         points = [holder + 1 for holder in self.graph.holders(self.rank)]
-        of_seed, of_key = (
-            shamir.split(secret, points, self.graph.threshold, self._random) for secret in (self._seed, self._pairwise)
-        )
-        self._held[self.rank] = {"seed": of_seed[self.rank + 1], "key": of_key[self.rank + 1]}
+        shares = shamir.split(self._seed, points, self.graph.threshold, self._random)
+        self._held[self.rank] = shares[self.rank + 1]
         sealed = []
         for rank in self.neighbours:
             cipher, bound = self._cipher(self.rank, rank)
-            sealed.append(cipher.encrypt(bytes(12), of_seed[rank + 1] + of_key[rank + 1], bound))
+            sealed.append(cipher.encrypt(bytes(12), shares[rank + 1], bound))
         return self._seal(self.rank, self._seed) + b"".join(sealed)
 
     def accept(self, bodies: Mapping[int, bytes]) -> None:
@@ -117,10 +112,9 @@ class Attempt:
             begin = 32 + self.graph.neighbours[rank].index(self.rank) * SEALED_BYTES
             cipher, bound = self._cipher(rank, self.rank)
             try:
-                plain = cipher.decrypt(bytes(12), bodies[rank][begin : begin + SEALED_BYTES], bound)
+                self._held[rank] = cipher.decrypt(bytes(12), bodies[rank][begin : begin + SEALED_BYTES], bound)
             except InvalidTag:
                 raise Refused(f"rank {rank}'s shares for rank {self.rank} do not decrypt") from None
-            self._held[rank] = {"seed": plain[: shamir.SHARE_BYTES], "key": plain[shamir.SHARE_BYTES :]}
 
     # -- 3 mask -----------------------------------------------------------------------------------------------
 
@@ -131,25 +125,17 @@ class Attempt:
 
     # -- 5 reveal ---------------------------------------------------------------------------------------------
 
-    def reveal(self, summed: Sequence[int]) -> bytes:
-        """For each party whose share is held, ascending: that of its seed if it is in the sum, of its key if not.
+    def reveal(self, certificate: Certificate) -> bytes:
+        """The shares that this party holds, of all members' seeds or of its neighbours', in the order of their owners.
 
-        Raises RuntimeError rather than reveal the second kind for one party, or for a sum that this party is not in or
-        that is not over members, whatever leads here.
+        Raises RuntimeError for the certificate of another attempt, whatever leads here.
         """
-        if not {self.rank} <= set(summed) <= set(self.graph.members):
-            raise RuntimeError(f"shares would be revealed for a sum over {list(summed)}")
-        told = b""
-        for owner in self.graph.holders(self.rank):
-            kind, other = ("seed", "key") if owner in summed else ("key", "seed")
-            if self._revealed.setdefault(owner, kind) != kind:
-                raise RuntimeError(f"both kinds of shares of rank {owner} would be revealed")
-            self._held[owner].pop(other, None)
-            told += self._held[owner][kind]
-        return told
+        if certificate.place != self.place:
+            raise RuntimeError(f"shares of {self.place} would be revealed for {certificate.place}")
+        return b"".join(self._held[owner] for owner in self.graph.holders(self.rank))
 
-    def unmask(self, total: Tensor, summed: Sequence[int], bodies: Mapping[int, bytes]) -> Tensor:
-        """Take the masks off the sum [L] over ``summed``, in place, with the shares that the survivors reveal."""
+    def unmask(self, total: Tensor, bodies: Mapping[int, bytes]) -> Tensor:
+        """Take the self masks off the sum [L], in place, with the shares that the survivors reveal."""
         shares: dict[int, dict[int, bytes]] = {owner: {} for owner in self.graph.members}
         for rank, body in bodies.items():
             owners = self.graph.holders(rank)
@@ -157,48 +143,36 @@ class Attempt:
                 raise Refused(f"rank {rank} reveals {len(body)} bytes for {len(owners)} shares")
             for at, owner in enumerate(owners):
                 shares[owner][rank + 1] = body[at * shamir.SHARE_BYTES : (at + 1) * shamir.SHARE_BYTES]
-        taken = []
-        for owner in self.graph.members:
-            try:
-                secret = shamir.combine(shares[owner], self.graph.threshold)
-            except ValueError as error:
-                raise Refused(f"the secret of rank {owner} cannot be restored: {error}") from None
-            taken += self._masks_by(owner, secret, summed)
-        return masks.add(total, taken)
+        return masks.add(total, [(self._restored(owner, found), -1) for owner, found in shares.items()])
 
-    def _masks_by(self, owner: int, secret: bytes, summed: Sequence[int]) -> list[tuple[bytes, int]]:
-        """Minus the self mask of a party in the sum, or minus what the masks of one that is not have left in it."""
-        if owner in summed:
-            if self._seal(owner, secret) != self._seals[owner]:
-                raise Refused(f"the seed restored for rank {owner} is not the one it sealed")
-            return [(self._self_key(owner, secret), -1)]
-        private = X25519PrivateKey.from_private_bytes(secret)
-        if private.public_key().public_bytes_raw() != self._points[owner]:
-            raise Refused(f"the key restored for rank {owner} does not belong to its public key")
-        return [
-            (self._mask_key(_exchange(private, self._points[rank], rank), owner, rank), -1 if owner > rank else 1)
-            for rank in self.graph.neighbours[owner]
-            if rank in summed
-        ]
+    def _restored(self, owner: int, shares: Mapping[int, bytes]) -> bytes:
+        """The key of a party's self mask."""
+        try:
+            seed = shamir.combine(shares, self.graph.threshold)
+        except ValueError as error:
+            raise Refused(f"the seed of rank {owner} cannot be restored: {error}") from None
+        if self._seal(owner, seed) != self._seals[owner]:
+            raise Refused(f"the seed restored for rank {owner} is not the one it sealed")
+        return self._self_key(owner, seed)
 
     # -- keys from secrets ------------------------------------------------------------------------------------
 
     def _self_key(self, rank: int, seed: bytes) -> bytes:
-        return masks.derive(seed, self._session.transcript, b"self mask", self._context + struct.pack(">I", rank))
+        return masks.derive(seed, self._session.transcript, b"self mask", self.place.context + struct.pack(">I", rank))
 
     def _mask_key(self, shared: bytes, one: int, other: int) -> bytes:
         pair = struct.pack(">II", min(one, other), max(one, other))
-        return masks.derive(shared, self._session.transcript, b"pairwise mask", self._context + pair)
+        return masks.derive(shared, self._session.transcript, b"pairwise mask", self.place.context + pair)
 
     def _cipher(self, sender: int, receiver: int) -> tuple[AESGCM, bytes]:
         """Encryption of what one party sends another, with a key for this direction, and what it is bound to."""
-        bound = self._context + struct.pack(">II", sender, receiver)
+        bound = self.place.context + struct.pack(">II", sender, receiver)
         secret = self._channels[receiver if sender == self.rank else sender]
         return AESGCM(masks.derive(secret, self._session.transcript, b"share", bound)), bound
 
     def _seal(self, rank: int, seed: bytes) -> bytes:
         """Binds a party to its seed without telling it."""
-        text = b"fedddp seed\0" + self._session.transcript + self._context + struct.pack(">I", rank)
+        text = b"fedddp seed\0" + self._session.transcript + self.place.context + struct.pack(">I", rank)
         return hashlib.sha256(text + seed).digest()
 
 

@@ -1,15 +1,13 @@
 """A message of the protocol: one byte, a body, and a signature that binds both to where they belong.
 
-Signed is: the kind of message, the session's transcript, the round, the attempt's serial number, the sender, the
-members, and the body. So a message of another session, round, attempt, step, sender or membership is refused
-like a forged one.
+Signed is: the kind of message, the session's transcript, the round, the epoch, the sender, the members, and the body.
+So a message of another session, round, epoch, step, sender or membership is refused like a forged one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .hello import SIGNATURE, Session
@@ -17,7 +15,7 @@ from .identity import signed_by
 
 OVERHEAD = 1 + SIGNATURE
 REASON_BYTES = 160
-_USUAL, _BURNT = b"\0", b"\1"
+_USUAL, _ABORTED = b"\0", b"\1"
 
 
 class Refused(ValueError):
@@ -25,49 +23,55 @@ class Refused(ValueError):
 
 
 class RefusedElsewhere(Refused):
-    """A signed message by which another party burns the round; everybody reads the same."""
-
-
-def digest_of(members: Sequence[int]) -> bytes:
-    """SHA-256 over ascending ranks: short for a set."""
-    return hashlib.sha256(struct.pack(f">{len(members)}I", *sorted(members))).digest()
+    """A signed message by which another party aborts the round; everybody reads the same."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a message belongs; also the context of the keys that serve there."""
+    """Where a message belongs; also the context of the keys that serve there.
 
-    kind: bytes
+    ``epoch``: how often the members were decided anew when an attempt began. A party begins one attempt at a round in
+    an epoch, so round and epoch name an attempt.
+    """
+
     round: int
-    serial: int
-    members: bytes
+    epoch: int
+    members: tuple[int, ...]
 
-    def bound(self, transcript: bytes, sender: int) -> bytes:
-        place = struct.pack(">qqI", self.round, self.serial, sender)
-        return b"fedddp secure\0" + self.kind.ljust(8, b"\0") + transcript + place + self.members
+    @property
+    def context(self) -> bytes:
+        """The place in 48 bytes."""
+        ranks = struct.pack(f">{len(self.members)}I", *self.members)
+        return struct.pack(">qq", self.round, self.epoch) + hashlib.sha256(ranks).digest()
 
 
-def seal(session: Session, place: Place, body: bytes) -> bytes:
+def seal(session: Session, place: Place, kind: str, body: bytes) -> bytes:
     """This party's message."""
-    return _sealed(session, place, _USUAL + body)
+    return _sealed(session, place, kind, _USUAL + body)
 
 
-def seal_refusal(session: Session, place: Place, reason: str) -> bytes:
-    """This party's message where it has found what burns the round."""
-    return _sealed(session, place, _BURNT + reason.encode()[:REASON_BYTES])
+def seal_refusal(session: Session, place: Place, kind: str, reason: str) -> bytes:
+    """This party's message where it has found what aborts the round."""
+    return _sealed(session, place, kind, _ABORTED + reason.encode()[:REASON_BYTES])
 
 
-def _sealed(session: Session, place: Place, text: bytes) -> bytes:
-    return text + session.identity.sign(place.bound(session.transcript, session.rank) + text)
+def _sealed(session: Session, place: Place, kind: str, text: bytes) -> bytes:
+    return text + session.identity.sign(_bound(session, place, kind, session.rank) + text)
 
 
-def unseal(session: Session, place: Place, sender: int, message: bytes) -> bytes:
+def _bound(session: Session, place: Place, kind: str, sender: int) -> bytes:
+    """What a signature covers besides the message."""
+    sent = kind.encode().ljust(8, b"\0") + session.transcript + struct.pack(">I", sender)
+    return b"fedddp secure\0" + sent + place.context
+
+
+def unseal(session: Session, place: Place, kind: str, sender: int, message: bytes) -> bytes:
     """The body of a party's message. Raises Refused, or RefusedElsewhere."""
     if not message:
         raise Refused(f"rank {sender} sent nothing")
     text, signature = message[:-SIGNATURE], message[-SIGNATURE:]
-    if not text or not signed_by(session.keys[sender], signature, place.bound(session.transcript, sender) + text):
+    if not text or not signed_by(session.keys[sender], signature, _bound(session, place, kind, sender) + text):
         raise Refused(f"rank {sender}'s message is not signed by it for this step")
-    if text[:1] == _BURNT:
+    if text[:1] == _ABORTED:
         raise RefusedElsewhere(f"rank {sender} refused: {text[1:].decode(errors='replace')}")
     return text[1:]

@@ -60,7 +60,7 @@ class SecureExchange:
         alike; ``buffer`` is then as it was, and the next round can begin. Raises CommError when too few ranks are left.
         """
         try:
-            self.party.regrouped(self._comm.members)
+            self.party.regrouped(self._comm.members, self._comm.epoch)
             self.party.begin(round, buffer.to("cpu"))
             self._settled(self._run)
         except TooFewParties as error:
@@ -104,7 +104,7 @@ class SecureExchange:
     def _agree(self) -> None:
         """Where everybody stands, and what follows from it."""
         party, comm = self.party, self._comm
-        party.regrouped(comm.members)
+        party.regrouped(comm.members, comm.epoch)
         plan = party.follow(comm.gather_bytes(party.status(), party.status_size, Purpose.SECURE_STATUS))
         help_for_others = party.assistance(plan)
         if help_for_others:

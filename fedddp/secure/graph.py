@@ -7,10 +7,10 @@ against the others and a fraction LOST gone (a union bound over the n parties; B
 
     n P[Hypergeometric(n - 1, COLLUDING n, k) >= t]       <= 2^-40   colluders restore a secret on their own
     n (COLLUDING + LOST)^(k/2)                            <= 2^-40   the honest survivors fall apart into two groups
-    n P[Hypergeometric(n - 1, (1 - LOST) n, k) < t]       <= 2^-20   too few are left to restore a secret: a burnt round
+    n P[Hypergeometric(n - 1, (1 - LOST) n, k) < t]       <= 2^-20   too few are left to restore a secret: an abort
 
-The parties are taken to be honest but curious here: one that picks its nonce after seeing the others' hellos has some
-influence on the order, and a threshold near k/2 does not keep lies about who is gone from revealing both kinds.
+The parties are taken to be honest but curious here: one that picks its nonce after seeing the others' hellos, or makes
+the others begin attempt after attempt, chooses among many orders.
 """
 
 from __future__ import annotations

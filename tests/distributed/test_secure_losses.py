@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,28 +113,35 @@ def test_one_of_four_is_killed_while_the_vectors_are_summed(run_ranks, how):
 
 
 class Liar(Party):
-    """Says after a loss that it has the sum of ranks 0, 1 and 5, and supplies rank 0's masked vector plus its own."""
+    """After the second loss it says that it has the sum, and supplies rank 0's masked vector plus its own."""
 
     seen: Path
 
-    def status(self):
-        told = self.step, self._summed
-        if self.step is Step.MASK:
-            self.step, self._summed = Step.COMMIT, (0, 1, 5)
-        message = super().status()
-        self.step, self._summed = told
-        return message
+    def _status(self):
+        status = super()._status()
+        return replace(status, step=Step.COMMIT) if self.epoch == 2 and self.step is Step.MASK else status
 
     def masked(self):
-        return torch.load(self.seen) + self._now().mask(self._x.clone()) if self._supply else super().masked()
+        lies = self._now.supplier == self.rank and not self._now.commitment
+        return torch.load(self.seen) + self._now.attempt.mask(self._now.x.clone()) if lies else super().masked()
 
 
-def lied_to(comm, seen):
+class Replayer(Party):
+    """After the second loss it repeats what it said after the first."""
+
+    old = b""
+
+    def status(self):
+        self.old = self.old or super().status()
+        return self.old
+
+
+def lied_to(comm, seen, liar):
     """What a rank gets from two rounds, in the first of which ranks 5 and 4 are killed and rank 1 lies."""
     regroup = comm.regroup
     comm.regroup = lambda: regroup(GRACE)
     Liar.seen = seen
-    party = Liar if comm.rank == 1 else Party
+    party = liar if comm.rank == 1 else Party
     exchange, told, reduce = SecureExchange(comm, Identity.new(), None, b"", party=party), [], comm.all_reduce
 
     def tapped(x, purpose):
@@ -147,15 +155,24 @@ def lied_to(comm, seen):
     for round in range(2):
         try:
             told.append(exchange.sum_(vector(comm.rank, round, torch.int64), round))
-        except RoundBurnt:
-            told.append(None)
+        except RoundBurnt as reason:
+            told.append(str(reason))
     return told
 
 
-def test_a_rank_that_lies_about_who_is_in_the_sum_does_not_unmask_another(run_ranks, tmp_path):
-    results = run_ranks(lied_to, 6, tmp_path / "seen", timeout=4.0, lost=(4, 5))
+def test_a_rank_that_says_it_has_the_sum_does_not_unmask_another(run_ranks, tmp_path):
+    """It chooses the sum that all commit to; unmasked is what ranks 0 to 4 masked: it has noise, and no update."""
+    results = run_ranks(lied_to, 6, tmp_path / "seen", Liar, timeout=4.0, lost=(4, 5))
     for first, second in results[:4]:
-        assert first is None, f"of ranks 0 and 1 alone: {torch.equal(first, of_ranks([0, 1], 0, torch.int64))}"
+        assert not torch.equal(first[1:-1], of_ranks([0, 1], 0, torch.int64)[1:-1])
+        assert len(first[1:-1].unique()) == LENGTH - 2  # equal in each one's vector, and so in a sum of some of them
+        assert torch.equal(second, of_ranks(range(4), 1, torch.int64))
+
+
+def test_a_rank_that_repeats_an_old_status_makes_the_round_abort(run_ranks, tmp_path):
+    results = run_ranks(lied_to, 6, tmp_path / "seen", Replayer, timeout=4.0, lost=(4, 5))
+    for first, second in results[:4]:
+        assert "rank 1's message is not signed by it" in first
         assert torch.equal(second, of_ranks(range(4), 1, torch.int64))
 
 

@@ -95,7 +95,8 @@ class ThreadComm:
         self.rank, self.world_size = rank, world.size
         self.members = world.groups[0]
         self.device = torch.device("cpu")
-        self._world, self._epoch, self._at, self._count = world, 0, 0, {}
+        self.epoch = 0
+        self._world, self._at, self._count = world, 0, {}
         self._lost = False
 
     def gather_bytes(self, mine: bytes, size: int, purpose: str) -> list[bytes]:
@@ -118,7 +119,7 @@ class ThreadComm:
                 raise LostRank("the others have not regrouped")
             if death and death.how == "before":
                 self._die()
-            slot = world.slots.setdefault((self._epoch, self._at), _Slot())
+            slot = world.slots.setdefault((self.epoch, self._at), _Slot())
             self._at += 1
             slot.given[rank] = x.clone()
             same = {(tuple(t.shape), t.dtype) for t in slot.given.values()}
@@ -138,7 +139,7 @@ class ThreadComm:
         return x
 
     def regroup(self, grace: float = 0.0) -> tuple[int, ...]:
-        world, epoch = self._world, self._epoch
+        world, epoch = self._world, self.epoch
         with world.changed:
             world.asking[epoch].add(self.rank)
             world.changed.notify_all()
@@ -149,15 +150,15 @@ class ThreadComm:
                 world.groups.append(tuple(sorted(set(world.groups[epoch]) - world.dead)))
                 world.asking.append(set())
                 world.changed.notify_all()
-            self._epoch, self._at, self._lost = epoch + 1, 0, False
-            self.members = world.groups[self._epoch]
+            self.epoch, self._at, self._lost = epoch + 1, 0, False
+            self.members = world.groups[self.epoch]
         if 0 not in self.members:
             raise CommError("regroup: rank 0 is gone")
         return self.members
 
     def _broken(self, slot: _Slot) -> bool:
         missing = set(self.members) - set(slot.given)
-        return bool(missing & self._world.dead or self._world.asking[self._epoch])
+        return bool(missing & self._world.dead or self._world.asking[self.epoch])
 
     def _complete(self, slot: _Slot) -> None:
         if set(slot.given) == set(self.members):
