@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -91,10 +91,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Mean:
-    """All that reaches the server: the weighted means (same names, [d]), the summed weight, how many clients.
+    """All that reaches the server: the weighted means (same names, [d]), the summed weight, the number of clients.
 
-    ``count`` is 0 after a round that brought nothing, and None where it is not told how many took part. ``examples``:
-    n, how many all clients of the population own together, which is public.
+    ``count`` is 0 after a round that brought nothing, None where it is not reported. ``examples``: n, which all clients
+    of the population own together and which is public.
     """
 
     vectors: Mapping[str, Tensor]
@@ -107,51 +107,11 @@ class RoundBurnt(RuntimeError):
     """A round that brings nothing, on every rank alike, because its protocol could not be completed safely."""
 
 
-class Report(Protocol):
-    """What a round tells about itself, equal on every rank; None where that is not told.
-
-    ``train_loss`` and ``train_accuracy``: means over examples; ``trained_on``: examples of clients that succeeded.
-    """
-
-    @property
-    def train_loss(self) -> float | None: ...
-
-    @property
-    def train_accuracy(self) -> float | None: ...
-
-    @property
-    def failures(self) -> int | None: ...
-
-    @property
-    def trained_on(self) -> int | None: ...
-
-    @property
-    def seconds_train(self) -> tuple[float, ...]: ...
-
-    @property
-    def reasons(self) -> Mapping[str, int]:
-        """Why clients of this rank failed, reason -> how many; empty where single failures may not be told.
-
-        The only entry that differs between ranks.
-        """
-        ...
-
-    @property
-    def aborted(self) -> bool:
-        """Whether the round brought nothing because its protocol could not be completed."""
-        ...
-
-    @property
-    def per_client(self) -> dict[str, Tensor]:
-        """What is known of single clients, for histograms."""
-        ...
-
-
 @dataclass(frozen=True)
 class RoundReport:
-    """A report in which every client is told apart, in the cohort's order.
+    """What a round reports, client by client in the cohort's order; the properties are those of `SummedReport`.
 
-    ``loss`` and ``accuracy`` are NaN for a client that failed; ``seconds_train`` holds one figure a rank.
+    ``loss`` and ``accuracy`` are NaN for a client that failed.
     """
 
     loss: Tensor  # [m]
@@ -192,7 +152,17 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class SummedReport:
-    """A report of sums, where no client may be told apart; None for what a privacy protocol does not release."""
+    """What a round reports where no client may be identified; None for what a privacy protocol does not release.
+
+    Attributes:
+        seconds_train: training time of each rank (or of this rank alone).
+        failures, trained_on: number of clients that failed, and of examples of those that succeeded.
+        train_loss, train_accuracy: means over examples.
+        per_client: values of single clients, for histograms.
+        reasons: why clients of this rank failed -> how many; empty where single failures may not be reported. The only
+            entry that differs between ranks.
+        aborted: whether the round brought nothing because its protocol could not be completed.
+    """
 
     seconds_train: tuple[float, ...]
     failures: int | None = None
@@ -202,6 +172,10 @@ class SummedReport:
     per_client: dict[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
     aborted: bool = False
+
+
+Report = RoundReport | SummedReport
+"""What a round reports besides its mean, equal on every rank."""
 
 
 def _finite(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Aggregation: the clients' updates become one weighted mean, by one all_reduce."""
+"""Aggregation: from the clients' updates to one weighted mean, by one all_reduce."""
 
 from .pipeline import Inbox, Pipeline, checksum
 from .reduce import ExactSum, FastSum, Reduce

@@ -1,17 +1,19 @@
 """Aggregate the clients' updates to the server's mean, by one collective per round.
 
-The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight, one slot a rank
-for the checksum of the model it started from, and what the round tells about itself (`Tally`). A slot is written by one
-rank and zero elsewhere, so the sum is a gather.
+The buffer of that collective holds the weighted sum of the updates and, behind it, the summed weight, one slot per rank
+for the checksum of the model it started from, and what the round reports besides (`Tally`). A slot is written by one
+rank and zero elsewhere, so that the sum gathers.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 
 import torch
@@ -20,7 +22,6 @@ from torch import Tensor
 from ..comm import Comm, CommError
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
-from .failures import Failures
 from .reduce import Reduce
 from .tally import ClientTally, Tally
 
@@ -28,7 +29,18 @@ log = logging.getLogger("fedddp")
 
 
 class Pipeline:
-    """What every round's aggregation has in common: the layout of an update and the sum."""
+    """What every round's aggregation has in common.
+
+    Args:
+        layout: vector names of an update and their lengths.
+        reduce: the sum over clients and ranks.
+        sizes: examples of each client, [N].
+        comm: the ranks.
+        tally: what a round reports besides its mean.
+        denominator: what the sum is divided by, instead of the summed weight (which is then not sent).
+        perturb: called with the server's state before the sum leaves this rank, to add its part of the noise or to
+            give a rule what the server remembers for it.
+    """
 
     def __init__(
         self,
@@ -41,12 +53,6 @@ class Pipeline:
         denominator: float | None = None,
         perturb: Callable[[ServerState], None] | None = None,
     ) -> None:
-        """``layout``: vector names and lengths. ``sizes [N]``: examples a client.
-
-        ``denominator``: what the sum is divided by, instead of the summed weight (which is then not sent).
-        ``perturb``: called with the server's state before the sum leaves this rank, to add its part of the noise or
-        to give a rule what the server remembers for it.
-        """
         self._shown = False
         self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
@@ -62,12 +68,27 @@ class Pipeline:
         return Inbox(self, cohort, server)
 
 
+@dataclass
+class FailedClients:
+    """Clients that failed for one reason, and the exception of the first of them, if it was one."""
+
+    reason: str
+    error: Exception | None
+    clients: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        if len(self.clients) == 1:
+            return f"client {self.clients[0]} failed; its update is ignored: {self.reason}"
+        failed = f"{len(self.clients)} clients failed; their updates are ignored"
+        return f"{failed}: {self.reason}, first client {self.clients[0]}"
+
+
 class Inbox:
     """One round's running sum on this rank. A client that fails costs its own contribution, not the round."""
 
     def __init__(self, pipeline: Pipeline, cohort: Cohort, server: ServerState) -> None:
         self._pipeline, self._cohort, self._server = pipeline, cohort, server
-        self._failures = Failures()
+        self._failures: dict[str, FailedClients] = {}
         examples, ranks = pipeline.sizes[list(cohort.ids)], pipeline.comm.world_size
         self._tally = pipeline.tally(cohort, examples, ranks)
         total_weight = float(examples.clamp(min=1).sum())
@@ -78,7 +99,7 @@ class Inbox:
         self._began = time.perf_counter()
 
     def blocks(self, ids: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
-        """``ids`` in blocks of at most ``width``; those of a block that failed come again, one by one."""
+        """``ids`` in blocks of at most ``width``; clients of a block that failed come again, one by one."""
         for block in blocks(ids, width):
             self._again: tuple[int, ...] = ()
             yield block
@@ -88,7 +109,7 @@ class Inbox:
     def tolerate(self, ids: Sequence[int]) -> Iterator[None]:
         """Turn an exception of a client's own work into weight 0; `mean` warns of it.
 
-        That of a block has its clients tried again alone: one that fails costs its own contribution only.
+        If a block fails, its clients are tried again alone, so that only the failing one is lost.
         """
         try:
             yield
@@ -97,13 +118,24 @@ class Inbox:
         except Exception as error:
             if len(ids) > 1:
                 self._again = tuple(ids)
-                return
-            self._failures.add(ids, f"{type(error).__name__}: {error}", error)
+            else:
+                self._failed(ids[0], f"{type(error).__name__}: {error}", error)
+
+    def _failed(self, client: int, reason: str, error: Exception | None = None) -> None:
+        """Record a failure. Reasons that differ in their numbers only are one, in the first one's words."""
+        line = (reason.splitlines() or [""])[0]
+        kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", line)
+        if kind not in self._failures:
+            if error is not None:
+                traceback.clear_frames(error.__traceback__)  # it can still be printed, and holds no tensors
+            self._failures[kind] = FailedClients(line, error)
+        self._failures[kind].clients.append(client)
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
-        """Accumulate the updates of the clients ``ids``; what is not finite is left out.
+        """Accumulate the updates of the clients ``ids``; one that is not finite is a failure.
 
-        Which rows were taken: only those clients took part, and only their state may change.
+        Returns:
+            The rows that were accepted: only these clients took part, and only their state may change.
         """
         rows = update.pack(self._pipeline.layout)
         largest = torch.linalg.vector_norm(rows, dim=1)  # no entry is larger; NaN if one is
@@ -115,53 +147,50 @@ class Inbox:
         keep = [row for row, good in enumerate(usable) if good]
         for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
             if not good:
-                self._failures.add([k], self._why(float(largest[row]), float(weight[row])))
+                self._failed(k, self._why(float(largest[row]), float(weight[row])))
         if len(keep) < len(ids):
             rows, weight = rows[keep], weight[keep]
         if not keep:
             return keep
-        self._pipeline.reduce.add(rows, weight, [ids[row] for row in keep])
+        kept_ids = [ids[row] for row in keep]
+        self._pipeline.reduce.add(rows, weight, kept_ids)
         if self._pipeline.denominator is None:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
-        self._tally.add([ids[row] for row in keep], kept)  # last: what the sum refused is a failure
+        self._tally.add(kept_ids, kept)  # last: what the sum refused is a failure
         return keep
 
     def mean(self) -> tuple[Mean, Report]:
         """The weighted mean over all ranks' clients, by the round's one all_reduce. Warns of this rank's failures.
 
-        Raises CommError if the ranks did not start the round from the same model.
+        Raises:
+            CommError: the ranks did not start the round from the same model.
         """
         pipeline, comm = self._pipeline, self._pipeline.comm
         seconds = time.perf_counter() - self._began
-        self._warn()
-        self._tally.close(seconds, comm.rank)
-        self._tally.explain(self._failures.counts())
+        for group in self._failures.values():
+            error = pipeline.first(group.error) if group.error else None
+            log.warning("round %d: %s", self._cohort.round + 1, group, exc_info=error)
+        self._tally.close(seconds, comm.rank, {group.reason: len(group.clients) for group in self._failures.values()})
         self._checksum[comm.rank] = checksum(self._server.w)
         pipeline.perturb(self._server)
         try:
             total = pipeline.reduce.total(comm, self._cohort.round)
         except RoundBurnt as reason:
             log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
-            return Mean({}, 0.0, 0, pipeline.examples), self._tally.burnt(seconds)
-        self._compare(self._checksum)
+            return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
+        self._compare_models()
         weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()
         return Mean(parts, weight, count if weight else 0, pipeline.examples), report
 
-    def _compare(self, checksums: Tensor) -> None:
-        seen = checksums.tolist()
+    def _compare_models(self) -> None:
+        seen = self._checksum.tolist()
         odd = [r for r in self._pipeline.comm.members if seen[r] != seen[0]]
         if odd:
             raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
-
-    def _warn(self) -> None:
-        """One line per reason, and once per run the traceback: a mistake in an algorithm fails every client alike."""
-        for group in self._failures:
-            error = self._pipeline.first(group.error) if group.error else None
-            log.warning("round %d: %s", self._cohort.round + 1, group, exc_info=error)
 
     def _why(self, largest: float, weight: float) -> str:
         if not isfinite(largest):
@@ -172,6 +201,6 @@ class Inbox:
 
 
 def checksum(w: Tensor) -> int:
-    """24 bits of ``w``'s bytes: exact in float32, so that it can ride in the round's collective."""
+    """24 bits of ``w``'s bytes: exact in float32, so that it can be a slot of the round's collective."""
     words = w.detach().contiguous().view(torch.int32)
     return int(words.sum(dtype=torch.int64)) % (2**24 - 3)  # a prime: no power of two vanishes, so no flipped bit does

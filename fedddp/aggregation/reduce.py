@@ -1,4 +1,4 @@
-"""Sums of weighted rows over clients and ranks: O(D) memory whatever the cohort, one all_reduce."""
+"""Sum weighted rows over clients and ranks, by one all_reduce and in O(D) memory for any cohort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ..comm import Comm, Purpose
 class Reduce(Protocol):
     """A running sum of ``length`` coordinates with a ``tail`` of slots in the same buffer."""
 
-    def open(self, length: int, tail: int, total_weight: float) -> None: ...
+    def open(self, length: int, tail: int, total_weight: float) -> None:
+        """Begin a round. ``total_weight``: the largest sum of weights that can occur in it."""
+        ...
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         """Add ``weight [K] @ rows [K, length]``, the updates of the clients ``ids``."""
@@ -32,7 +34,7 @@ class Reduce(Protocol):
 
     @property
     def bound(self) -> float:
-        """The largest magnitude of an entry that can be summed in the round that is open."""
+        """The largest magnitude of an entry that can be summed in this round."""
         ...
 
 
@@ -68,7 +70,7 @@ class ExactSum(FastSum):
     Every term is rounded to a multiple of one quantum q before it is added, in float64, by adding and subtracting
     C = 1.5 * 2^52 q. With q = 2^(ceil(log2(bound * sum n)) - 51) no partial sum needs more than 53 bits, so every
     addition is exact and order does not matter (pre-rounding: Demmel and Nguyen 2013). The mean's absolute error is
-    at most m q / (2 sum n), under 1e-10 at the default bound. 8 bytes a coordinate on the wire.
+    at most m q / (2 sum n), under 1e-10 at the default bound. 8 bytes per coordinate on the network.
     """
 
     def __init__(self, device: torch.device | str, bound: float = 2.0**12) -> None:

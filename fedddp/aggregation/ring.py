@@ -1,7 +1,7 @@
-"""Sums in the ring of integers modulo 2^64 or 2^32: exact, the same for any order, and able to carry masks and noise.
+"""Sum in the ring of integers modulo 2^64 or 2^32: exact, independent of order, compatible with masks and noise.
 
 A weighted row n_k u_k becomes the integers trunc(n_k u_k 2^f). Truncation is toward zero, so that no norm grows, and
-happens once a client, after weighting: the mean is off by at most m 2^-f / sum n. The ring wraps silently; that it
+happens once per client, after weighting: the mean is off by at most m 2^-f / sum n. The ring wraps silently; that it
 never does is checked at start, in Python integers: sum n * ceil(bound 2^f) + noise < 2^(bits - 1).
 """
 
@@ -18,13 +18,13 @@ from ..comm import Comm, Purpose
 FINEST = 40
 """No more fraction bits than this: 2^-40 is finer than float32 updates, and float64 holds 53 bits."""
 LARGEST_NOISE = 2**48
-"""In units of the ring: what bounds the noise is a dozen standard deviations, of which samplers take up to 2^45."""
+"""In units of the ring: the noise's bound is a dozen standard deviations, of which samplers take up to 2^45."""
 
 Exchange = Callable[[Tensor, int], Tensor]
-"""This rank's integers [L] and the round (0-based) to the sum over ranks: an all_reduce, masked or not."""
+"""From this rank's integers [L] and the round (0-based) to the sum over ranks: an all_reduce, masked or not."""
 
 Sampler = Callable[[int, float], Tensor]
-"""``(n, std)`` to n int64 draws of noise with that standard deviation, in units of the ring."""
+"""From ``(n, std)`` to n int64 draws of noise with that standard deviation, in units of the ring."""
 
 
 def in_the_clear(comm: Comm) -> Exchange:
@@ -43,7 +43,7 @@ def fraction_bits(bound: float, total_weight: float, bits: int, noise: float = 0
     noisy = f", with noise up to {noise:g}," if noise else ""
     raise ValueError(
         f"entries up to {bound:g} of {total_weight:g} examples{noisy} do not fit into {bits} bits; use a smaller "
-        "bound, more bits, or fewer clients a round"
+        "bound, more bits, or fewer clients per round"
     )
 
 
@@ -59,10 +59,10 @@ def _ceil_scaled(x: float, f: int) -> int:
 
 
 class RingSum:
-    """A `Reduce` of integers; ``tail`` is real, and rides in the same buffer with 20 fraction bits.
+    """A `Reduce` of integers; ``tail`` is real, in the same buffer with 20 fraction bits.
 
-    ``shares``: how many ranks' noise a sum is sure to hold. Each rank adds std / sqrt(shares), so that no one rank
-    has to be trusted with the noise, and what the ranks together added is at least what was promised.
+    ``noisy_ranks``: the number of ranks whose noise is sure to be in a sum. Each rank adds std / sqrt(noisy_ranks), so
+    that no single rank has to be trusted with the noise, and together they add at least the noise that was promised.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class RingSum:
         bound: float = 8.0,
         total_weight: float,
         noise_bound: float = 0.0,
-        shares: int = 1,
+        noisy_ranks: int = 1,
     ) -> None:
         self._exchange, self._device, self._bits = exchange, torch.device(device), bits
         self._dtype = torch.int64 if bits == 64 else torch.int32
-        self.bound, self._shares = bound, shares
+        self.bound, self._noisy_ranks = bound, noisy_ranks
         self.fraction_bits = fraction_bits(bound, total_weight, bits, noise_bound)
         self._sum = torch.empty(0, dtype=torch.int64)
         self._words = 1 if bits == 64 else 4
@@ -92,12 +92,12 @@ class RingSum:
             self._sum += row.to(torch.float64, copy=True).mul_(n * 2.0**self.fraction_bits).to(torch.int64)
 
     def perturb(self, stds: Sequence[tuple[int, float]], sampler: Sampler) -> None:
-        """Add this rank's share of the noise: for each vector its length and the noise's std in the sum."""
+        """Add this rank's part of the noise: for each vector its length and the noise's std in the sum."""
         start = 0
         for length, std in stds:
-            share = std * 2.0**self.fraction_bits / math.sqrt(self._shares)
-            if share:
-                self._sum[start : start + length] += sampler(length, share).to(self._device)
+            own = std * 2.0**self.fraction_bits / math.sqrt(self._noisy_ranks)
+            if own:
+                self._sum[start : start + length] += sampler(length, own).to(self._device)
             start += length
 
     def total(self, comm: Comm, round: int) -> Tensor:
@@ -110,7 +110,7 @@ class RingSum:
 
 
 def _words(x: Tensor, count: int) -> Tensor:
-    """int64 [n] as [n * count] non-negative numbers of 64 / count bits, the lowest first; as it is for count 1."""
+    """int64 [n] as [n * count] non-negative numbers of 64 / count bits, the lowest first; unchanged for count 1."""
     if count == 1:
         return x
     width = 64 // count

@@ -1,7 +1,7 @@
-"""Rules that need single updates, over ranks of which none ever holds them all.
+"""Apply rules that need single updates, without a rank that ever holds them all.
 
 Each rank has the rows of the clients it trained. One all_to_all turns them into columns: rank r gets its d / R
-coordinates of every client's update, and a rule works on these. A round is
+coordinates of every client's update, and the rule works on these. A round is
 
     all_reduce   the tail, and how many rows each rank has
     all_to_all   rows [m / R, d] to columns [m, d / R]; ranks with fewer rows pad
@@ -24,18 +24,18 @@ from ..types import RoundBurnt
 from .rules import Rule
 
 Tamper = Callable[[Tensor, Tensor], Tensor]
-"""``(x [m, c], ids [m])`` to what takes the place of x: clients that know each other's updates, in a simulation."""
+"""From ``(x [m, c], ids [m])`` to what replaces x: colluding clients that know each other's updates, simulated."""
 
 LABELS = 3
-"""Numbers that travel with each piece of a row: two halves of the client's id, and its weight."""
+"""Numbers sent with each piece of a row: two halves of the client's id, and its weight."""
 HALF = 1 << 20  # of an id: both halves are exact in float32
 
 
 class CoordinateShards:
     """A `Reduce` that applies ``rule`` to the clients' rows, whose weight is above 0 and that did not fail.
 
-    Its "sum" is the rule's result times the summed weight, which the pipeline divides by. Raises RoundBurnt in a round
-    in which fewer updates arrived than the rule needs: on every rank alike, and the model stays as it was.
+    Its "sum" is the rule's result times the summed weight, which the pipeline divides by. Raises RoundBurnt, on
+    every rank alike, if fewer updates arrived than the rule needs; the model is then unchanged.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CoordinateShards:
         self._last = last
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
-        counts = (weight > 0).tolist()  # what weighs nothing has no vote either
+        counts = (weight > 0).tolist()  # weight 0 has no vote
         self._rows += [row for row, taken in zip(rows, counts, strict=True) if taken]
         labels = torch.tensor([[k // HALF, k % HALF, n] for k, n in zip(ids, weight.tolist(), strict=True)])
         self._labels += [label for label, taken in zip(labels, counts, strict=True) if taken]
@@ -80,8 +80,8 @@ class CoordinateShards:
         if not any(counts):
             return torch.zeros(self._length, dtype=torch.float64, device=self._device)
         if sum(counts) < self._rule.least:
-            told = f"{type(self._rule).__name__} needs {self._rule.least} updates"
-            raise RoundBurnt(f"{told} ({self._rule.needs}), {sum(counts)} arrived")
+            needed = f"{type(self._rule).__name__} needs {self._rule.least} updates"
+            raise RoundBurnt(f"{needed} ({self._rule.needs}), {sum(counts)} arrived")
         x, ids, weight = self._columns(comm, [counts[r] for r in comm.members])
         x = self._tamper(x, ids)
         if self._rule.remembers:

@@ -25,9 +25,9 @@ class ClientStore:
         self._initial = initial  # -> name -> [1, d], the state of a client that never took part
         self._kept: dict[int, ClientState] = {}
         self._pending: dict[int, ClientState] = {}
-        self.shared: dict[str, Tensor] = {}
-        """What all ranks remember alike, name -> [d]."""
-        self._sharing: dict[str, Tensor] = {}
+        self.common: dict[str, Tensor] = {}
+        """State common to all clients, name -> [d], equal on every rank."""
+        self._pending_common: dict[str, Tensor] = {}
         self._beside = beside
 
     @property
@@ -57,23 +57,23 @@ class ClientStore:
         for row in rows if state else ():
             self._pending[ids[row]] = {name: vectors[row : row + 1].clone() for name, vectors in state.items()}
 
-    def share(self, state: Mapping[str, Tensor]) -> None:
-        """Hold what every rank remembers alike until `commit`."""
-        self._sharing = dict(state)
+    def put_common(self, state: Mapping[str, Tensor]) -> None:
+        """Hold the state common to all clients until `commit`."""
+        self._pending_common = dict(state)
 
     def commit(self) -> None:
         """The round is over: what it wrote is what clients remember."""
         self._kept.update(self._pending)
-        self.shared |= self._sharing
+        self.common |= self._pending_common
         self._pending.clear()
-        self._sharing.clear()
+        self._pending_common.clear()
         if self._beside:
             self._beside.commit()
 
     def discard(self) -> None:
         """The round brought nothing: what it wrote is forgotten."""
         self._pending.clear()
-        self._sharing.clear()
+        self._pending_common.clear()
         if self._beside:
             self._beside.discard()
 
@@ -82,23 +82,23 @@ class ClientStore:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept, "client/name" -> [d]; for the client, ``all`` stands before what is shared."""
+        """Everything kept, "client/name" -> [d]; the state common to all clients has ``all`` as its client."""
         own = {f"{k}/{name}": v[0] for k, state in self._kept.items() for name, v in state.items()}
-        own |= {f"all/{name}": vector for name, vector in self.shared.items()}
+        own |= {f"all/{name}": vector for name, vector in self.common.items()}
         beside = self._beside.state_dict() if self._beside else {}
         return own | {key.replace("/", f"/{BESIDE}", 1): vector for key, vector in beside.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor], mine: Callable[[int], bool]) -> None:
         """Take over the clients that live here, whatever rank they lived on when they were saved."""
         self._kept.clear()
-        self.shared.clear()
+        self.common.clear()
         like = self._initial()  # on the device where states are
         for key, vector in saved.items():
             client, name = key.split("/", 1)
             if name.startswith(BESIDE):
                 continue
             if client == "all":
-                self.shared[name] = vector
+                self.common[name] = vector
             elif mine(int(client)):
                 self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name].device)
         if self._beside:

@@ -64,9 +64,9 @@ def plain_sum(rows, weight=WEIGHT):
 def test_columns_leave_statistics_and_what_is_no_model_alone():
     """Compressed is what trains; not BatchNorm's running mean and variance, nor tau."""
     columns = Columns.of(LAYOUT, SPEC)
-    assert (columns.squeezed, columns.plain) == (SPEC.num_trainable, 2 * 20 + 1)
+    assert (columns.compressed, columns.plain) == (SPEC.num_trainable, 2 * 20 + 1)
     both = Columns.of({"delta": SPEC.dim, "tau": 1, "control": SPEC.num_trainable}, SPEC)
-    assert (both.squeezed, both.plain) == (2 * SPEC.num_trainable, 41)
+    assert (both.compressed, both.plain) == (2 * SPEC.num_trainable, 41)
     matrices = PowerSGD(rank=2).columns(LAYOUT, SPEC)
     assert [shape for _, shape in matrices.tensors] == [(20, 30), (10, 20)]
 
@@ -75,10 +75,10 @@ def test_columns_leave_statistics_and_what_is_no_model_alone():
 def test_columns_are_put_back_where_they_were(method):
     layout = {"delta": SPEC.dim, "tau": 1, "control": SPEC.num_trainable}
     columns, row = method.columns(layout, SPEC), torch.arange(float(sum(layout.values())))
-    squeezed, plain = columns.split(row)
-    assert (len(squeezed), len(plain)) == (columns.squeezed, columns.plain)
-    assert torch.equal(columns.join(squeezed, plain), row)
-    assert torch.equal(columns.split(torch.stack([row, 2 * row]))[0], torch.stack([squeezed, 2 * squeezed]))
+    compressed, plain = columns.split(row)
+    assert (len(compressed), len(plain)) == (columns.compressed, columns.plain)
+    assert torch.equal(columns.join(compressed, plain), row)
+    assert torch.equal(columns.split(torch.stack([row, 2 * row]))[0], torch.stack([compressed, 2 * compressed]))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -135,10 +135,10 @@ def test_int8_is_unbiased_with_the_error_that_is_documented():
     """Over 400 rounds: the mean error within 4.5 standard errors in every place, the variance below q^2 m / 4."""
     method, rows, rounds = Int8(bucket=64), updates(), 400
     run = Run(method)
-    squeezed = run.columns.split(rows)[0]
-    padded = torch.nn.functional.pad(squeezed, (0, -squeezed.shape[1] % 64)).view(5, -1, 64)
+    compressed = run.columns.split(rows)[0]
+    padded = torch.nn.functional.pad(compressed, (0, -compressed.shape[1] % 64)).view(5, -1, 64)
     scale = WEIGHT.double() @ padded.abs().amax(dim=2).double()
-    quantum = (scale / levels(5)).repeat_interleave(64)[: squeezed.shape[1]]
+    quantum = (scale / levels(5)).repeat_interleave(64)[: compressed.shape[1]]
     errors = torch.stack([run.columns.split(run.round(t, rows)[0].double())[0] for t in range(rounds)])
     errors = (errors - run.columns.split(plain_sum(rows))[0]) / quantum
     assert errors.abs().max() < 5  # each rounding is off by less than one quantum
@@ -171,7 +171,7 @@ def test_random_k_keeps_the_same_coordinates_of_all_and_scales_them():
     rows, run = updates(), Run(RandomK(share=0.2))
     total, expected = run.columns.split(run.round(7, rows)[0])[0], run.columns.split(plain_sum(rows))[0]
     kept = total.nonzero().flatten()
-    size = run.columns.squeezed
+    size = run.columns.compressed
     assert len(kept) == round(0.2 * size)
     torch.testing.assert_close(total[kept].double(), expected[kept] * size / len(kept), rtol=1e-4, atol=1e-4)
     again, other = (run.columns.split(run.round(t, rows)[0])[0].nonzero().flatten() for t in (7, 8))
@@ -193,14 +193,14 @@ def test_random_k_draws_every_coordinate_equally_often():
 def test_top_k_sends_the_largest_and_remembers_the_rest():
     run, rows = Run(TopK(share=0.1, values="float32")), updates()
     total, _ = run.round(0, rows)
-    squeezed = run.columns.split(rows)[0]
-    k = round(0.1 * run.columns.squeezed)
-    expected = torch.zeros_like(squeezed)
-    for row, out in zip(squeezed, expected, strict=True):
+    compressed = run.columns.split(rows)[0]
+    k = round(0.1 * run.columns.compressed)
+    expected = torch.zeros_like(compressed)
+    for row, out in zip(compressed, expected, strict=True):
         largest = row.abs().topk(k).indices
         out[largest] = row[largest]
     torch.testing.assert_close(run.columns.split(total)[0].double(), plain_sum(expected), rtol=1e-5, atol=1e-4)
-    assert torch.equal(run.error(), squeezed - expected)
+    assert torch.equal(run.error(), compressed - expected)
 
 
 @pytest.mark.parametrize("method", [TopK(share=0.05), TopK(share=0.05, values="float32"), PowerSGD(rank=1)], ids=repr)

@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused_with_the_reason():
         fraction_bits(8.0, 2**27, 32)
 
 
-def test_noise_is_added_by_vector_and_in_shares():
+def test_noise_is_added_by_vector_and_in_parts():
     asked = []
 
     def sampler(n, std):
@@ -93,7 +93,7 @@ def test_noise_is_added_by_vector_and_in_shares():
         return torch.full((n,), 7)
 
     comm = Comm.alone()
-    ring = RingSum(in_the_clear(comm), "cpu", total_weight=1.0, shares=4)
+    ring = RingSum(in_the_clear(comm), "cpu", total_weight=1.0, noisy_ranks=4)
     ring.open(5, 0, 0.0)
     ring.perturb([(2, 1.0), (2, 0.0), (1, 0.5)], sampler)
     scale = 2.0**ring.fraction_bits

@@ -1,4 +1,4 @@
-"""What a round tells besides its mean: by client, in sums, counted, or nothing."""
+"""What a round reports besides its mean: by client, in sums, counted, or nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def result(loss, accuracy):
     return LocalResult(torch.zeros(1), torch.zeros(k, 1), torch.ones(k), torch.tensor(loss), torch.tensor(accuracy))
 
 
-def told(kind):
+def reported(kind):
     """Two ranks' tallies, summed: rank 0 trained clients 9 and 2, rank 1 client 5, which failed."""
     parts = []
     for rank in range(2):
@@ -26,7 +26,7 @@ def told(kind):
         tally.bind(slots)
         if rank == 0:
             tally.add([9, 2], result([0.5, 1.5], [0.75, 0.25]))
-        tally.close(3.0 + rank, rank)
+        tally.close(3.0 + rank, rank, {})
         parts.append((tally, slots))
     total = parts[0][1] + parts[1][1]
     parts[0][1].copy_(total)
@@ -34,7 +34,7 @@ def told(kind):
 
 
 def test_by_client():
-    (count, report), _ = told(ClientTally)
+    (count, report), _ = reported(ClientTally)
     assert (count, report.failures, report.failed, report.trained_on) == (2, 1, (5,), 40)
     assert report.loss.tolist()[::2] == [1.5, 0.5]
     assert report.train_loss == pytest.approx((10 * 1.5 + 30 * 0.5) / 40)
@@ -42,8 +42,8 @@ def test_by_client():
     assert set(report.per_client) == {"train_loss", "examples"}
 
 
-def test_in_sums_the_means_are_the_same_and_no_client_can_be_told_apart():
-    (count, report), slots = told(SumTally)
+def test_in_sums_the_means_are_the_same_and_no_client_can_be_identified():
+    (count, report), slots = reported(SumTally)
     assert (count, report.failures, report.trained_on) == (2, 1, 40)
     assert report.train_loss == pytest.approx((10 * 1.5 + 30 * 0.5) / 40)
     assert report.train_accuracy == pytest.approx((10 * 0.25 + 30 * 0.75) / 40)
@@ -51,23 +51,29 @@ def test_in_sums_the_means_are_the_same_and_no_client_can_be_told_apart():
     assert slots.tolist() == [2, 40, 10 * 1.5 + 30 * 0.5, 10 * 0.25 + 30 * 0.75, 3, 4]
 
 
-def test_counted_nothing_computed_from_examples_is_told():
-    (count, report), slots = told(CountTally)
+def test_counted_nothing_computed_from_examples_is_reported():
+    (count, report), slots = reported(CountTally)
     assert (count, report.failures, report.trained_on) == (2, 1, 40)
     assert (report.train_loss, report.train_accuracy) == (None, None)
     assert slots.tolist() == [2, 40, 3, 4]
 
 
 def test_silent_nothing_leaves_the_rank():
-    (count, report), slots = told(SilentTally)
+    (count, report), slots = reported(SilentTally)
     assert len(slots) == 0
     assert (count, report.failures, report.trained_on, report.train_loss) == (None, None, None, None)
     assert report.seconds_train == (3.0,)
 
 
-def test_a_burnt_round_is_a_failure_of_all_but_silent_where_the_cohort_is_secret():
+def test_an_aborted_round_is_a_failure_of_all_but_silent_where_the_cohort_is_secret():
+    def aborted(kind):
+        tally = kind(COHORT, EXAMPLES, 2)
+        tally.bind(torch.zeros(tally.size, dtype=torch.float64))
+        tally.close(4.0, 1, {})
+        return tally.aborted()
+
     for kind in (ClientTally, CountTally, SumTally):
-        report = kind(COHORT, EXAMPLES, 2).burnt(4.0)
+        report = aborted(kind)
         assert (report.failures, report.trained_on, report.seconds_train) == (3, 0, (4.0,))
-    report = SilentTally(COHORT, EXAMPLES, 2).burnt(4.0)
+    report = aborted(SilentTally)
     assert (report.failures, report.trained_on, report.seconds_train) == (None, None, (4.0,))

@@ -111,8 +111,8 @@ def test_a_store_beside_is_committed_and_saved_with_the_first():
     s, another = with_another()
     s.put((3,), {"c": torch.tensor([[1.0]])}, [0])
     another.put((3, 4), {"error": torch.tensor([[2.0], [3.0]])}, [0, 1])
-    another.share({"q": torch.tensor([5.0, 6.0])})
-    assert not another.shared
+    another.put_common({"q": torch.tensor([5.0, 6.0])})
+    assert not another.common
     s.commit()
     saved = s.state_dict()
     assert sorted(saved) == ["3/beside/error", "3/c", "4/beside/error", "all/beside/q"]
@@ -120,8 +120,8 @@ def test_a_store_beside_is_committed_and_saved_with_the_first():
     again.load_state_dict(saved, lambda client: client == 3)
     assert again.get((3, 4))["c"].tolist() == [[1], [0]]
     assert its.get((3, 4))["error"].tolist() == [[2], [0]]
-    assert its.shared["q"].tolist() == [5, 6]
-    assert not again.shared
+    assert its.common["q"].tolist() == [5, 6]
+    assert not again.common
 
 
 def test_what_is_discarded_was_never_written():
@@ -130,7 +130,7 @@ def test_what_is_discarded_was_never_written():
     s.commit()
     s.put((3, 4), {"c": torch.tensor([[2.0], [3.0]])}, [0, 1])
     another.put((3,), {"error": torch.tensor([[4.0]])}, [0])
-    another.share({"q": torch.tensor([5.0])})
+    another.put_common({"q": torch.tensor([5.0])})
     s.discard()
     assert s.latest((3, 4))["c"].tolist() == [[1], [0]]
     s.commit()

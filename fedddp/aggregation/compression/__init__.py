@@ -1,4 +1,4 @@
-"""Sums that send less: one paper a file. A compression's dataclass is its own configuration section."""
+"""Compressions: sums that send less, one paper per file. A compression's dataclass is its configuration section."""
 
 from .base import Columns, Compression, Memory, NoCompression, Setting
 from .int8 import Int8

@@ -1,9 +1,9 @@
-"""What every compression is, which part of an upload it may squeeze, and what it is given to build on.
+"""The interface of compressions, and the columns of an upload that are compressed.
 
-A compression stands where the plain sum stands: rows go in, the weighted sum over all ranks' clients comes out. That
-one object encodes, sends and decodes, since what a client may send can depend on the others (a common scale, a common
-subspace). Each client's row is compressed as its paper says, whatever rank hosts it, so that the result does not depend
-on the number of ranks; what passes between ranks are the compressed numbers.
+A compression replaces the plain sum: rows go in, the weighted sum over all ranks' clients comes out. One object
+encodes, sends and decodes, since what a client may send can depend on the others (a common scale, a common subspace).
+Each client's row is compressed by itself, whatever rank hosts it, so that the result does not depend on the number of
+ranks; ranks exchange the compressed numbers.
 
 Letters: C columns of a row that are compressed, m clients of a round, R ranks.
 """
@@ -24,22 +24,29 @@ from ..reduce import Reduce
 
 
 class Memory(Protocol):
-    """What clients remember of what was not sent, on CPU, and what all ranks remember alike (``shared``)."""
+    """State between rounds, on CPU: of each client, and ``common`` to all, equal on every rank."""
 
     @property
-    def shared(self) -> Mapping[str, Tensor]: ...
+    def common(self) -> Mapping[str, Tensor]: ...
 
     def get(self, ids: Sequence[int]) -> ClientState: ...
 
     def put(self, ids: Sequence[int], state: ClientState, rows: Sequence[int]) -> None: ...
 
-    def share(self, state: Mapping[str, Tensor]) -> None: ...
+    def put_common(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What there is to build on. ``new_sum(dtype)``: an uncompressed sum for what is not compressed, exact (and then
-    float64) or of ``dtype``, as `aggregation.sum` says. ``ranks``: R."""
+    """The run that a compressed sum is made for.
+
+    Attributes:
+        layout: vector names of an upload and their lengths.
+        spec: tensors of the uploaded model.
+        ranks: R.
+        memory: state of clients between rounds.
+        new_sum: from a dtype to a sum for what is not compressed, of that dtype or exact (``aggregation.sum``).
+    """
 
     layout: Mapping[str, int]
     spec: FlatSpec
@@ -55,15 +62,15 @@ class Compression(Protocol):
     @property
     def delivery(self) -> Delivery:
         """What becomes of what it leaves out: an algorithm may rest on it."""
-        ...
+        return "lossy"
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
-        """What of an upload is compressed."""
-        ...
+        """The columns of an upload that are compressed."""
+        return Columns.of(layout, spec)
 
     def init_client(self, columns: Columns) -> ClientState:
-        """What a client that never took part remembers, name -> [1, d]; empty for a method without memory."""
-        ...
+        """The state of a client that never took part, name -> [1, d]; empty for a method without memory."""
+        return {}
 
     def sum(self, setting: Setting) -> Reduce:
         """The sum that sends less."""
@@ -71,7 +78,7 @@ class Compression(Protocol):
 
 
 @dataclass(frozen=True)
-class NoCompression:
+class NoCompression(Compression):
     """Every number as it is: one all_reduce, 8 (R-1)/R D bytes from each rank in float32."""
 
     @property
@@ -80,9 +87,6 @@ class NoCompression:
 
     def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
         return Columns(sum(layout.values()), ())
-
-    def init_client(self, columns: Columns) -> ClientState:
-        return {}
 
     def sum(self, setting: Setting) -> Reduce:
         return setting.new_sum(setting.spec.dtype)
@@ -93,7 +97,7 @@ class Columns:
     """The columns of a packed row [L] that are compressed: ``tensors``, (start, shape) of each, ascending.
 
     Compressed are the trainable tensors of every vector that is as long as the model or its trainable part. The rest
-    travels as it is: BatchNorm's statistics, which noise could make negative, and vectors that are no model (a
+    is sent as it is: BatchNorm's statistics, which noise could make negative, and vectors that are no model (a
     normaliser of length 1).
     """
 
@@ -107,7 +111,7 @@ class Columns:
         spec: FlatSpec,
         chosen: Callable[[tuple[int, ...]], bool] = lambda shape: True,
     ) -> Columns:
-        """Of uploads with ``layout``, the tensors of whose shapes ``chosen`` holds."""
+        """The tensors of uploads with ``layout`` whose shapes are ``chosen``."""
         tensors, start = [], 0
         for length in layout.values():
             offset = start if length in (spec.dim, spec.num_trainable) else None
@@ -122,45 +126,41 @@ class Columns:
         return cls(start, tuple(tensors))
 
     @property
-    def squeezed(self) -> int:
-        """C, how many are compressed."""
+    def compressed(self) -> int:
+        """C, the number of columns that are compressed."""
         return sum(prod(shape) for _, shape in self.tensors)
 
     @property
     def plain(self) -> int:
-        """How many are not."""
-        return self.length - self.squeezed
+        """The number of columns that are not."""
+        return self.length - self.compressed
 
     def split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``rows [..., L]`` to what is compressed [..., C] and what is not [..., L - C]."""
-        taken, left = ([r for r, chosen in self._ranges() if chosen == wanted] for wanted in (True, False))
-        return _joined(rows, taken), _joined(rows, left)
+        """``rows [..., L]`` to what is compressed, [..., C], and what is not, [..., L - C]."""
+        parts: dict[bool, list[Tensor]] = {True: [], False: []}
+        for start, stop, compressed in self._ranges():
+            parts[compressed].append(rows[..., start:stop])
+        joined = [p[0] if len(p) == 1 else torch.cat(p, dim=-1) if p else rows[..., :0] for p in parts.values()]
+        return joined[0], joined[1]
 
-    def join(self, squeezed: Tensor, plain: Tensor) -> Tensor:
+    def join(self, compressed: Tensor, plain: Tensor) -> Tensor:
         """The inverse of `split`, of vectors."""
         parts, at = [], {True: 0, False: 0}
-        for (start, stop), taken in self._ranges():
-            source = squeezed if taken else plain
-            parts.append(source[at[taken] : at[taken] + stop - start].to(squeezed.dtype))
-            at[taken] += stop - start
+        for start, stop, kind in self._ranges():
+            source = compressed if kind else plain
+            parts.append(source[at[kind] : at[kind] + stop - start].to(compressed.dtype))
+            at[kind] += stop - start
         return torch.cat(parts)
 
-    def _ranges(self) -> list[tuple[tuple[int, int], bool]]:
-        """[start, stop) and whether it is compressed, covering all L columns in order."""
-        marks: list[tuple[tuple[int, int], bool]] = []
+    def _ranges(self) -> list[tuple[int, int, bool]]:
+        """[start, stop) and whether it is compressed, covering all L columns in order, neighbours of a kind merged."""
+        ranges: list[tuple[int, int, bool]] = []
         for start, shape in (*self.tensors, (self.length, (0,))):
-            reached = marks[-1][0][1] if marks else 0
-            for a, b, taken in ((reached, start, False), (start, start + prod(shape), True)):
+            reached = ranges[-1][1] if ranges else 0
+            for a, b, kind in ((reached, start, False), (start, start + prod(shape), True)):
                 if a == b:
                     continue
-                if marks and marks[-1][1] == taken:
-                    a = marks.pop()[0][0]
-                marks.append(((a, b), taken))
-        return marks
-
-
-def _joined(rows: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
-    parts = [rows[..., start:stop] for start, stop in ranges]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, dim=-1) if parts else rows[..., :0]
+                if ranges and ranges[-1][2] == kind:
+                    a = ranges.pop()[0]
+                ranges.append((a, b, kind))
+        return ranges

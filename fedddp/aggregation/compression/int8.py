@@ -1,8 +1,8 @@
-"""Eight bits a coordinate, on a grid that all clients share, so that integers add up inside the all_reduce."""
+"""Int8: eight bits per coordinate on a grid common to all clients, so that the all_reduce sums integers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,18 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ...comm import Comm, Purpose
-from ...flat import FlatSpec
 from ...rng import generator
-from ...types import ClientState, Delivery
 from ..reduce import Reduce
-from .base import Columns, Setting
+from .base import Compression, Setting
 
 LEAST_LEVELS = 50
-TINY = 1e-30  # a bucket whose values are below it is zero: its quantum would leave float32
+TINY = 1e-30  # a bucket of smaller values is taken for zero: its quantum would be no float32
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Compression):
     """Stochastic rounding in buckets (QSGD: Alistarh et al. 2017, arXiv 1610.02132) to integers on a common grid that
     are summed as such (IntSGD: Mishchenko et al. 2022, arXiv 2102.08374).
 
@@ -31,8 +29,8 @@ class Int8:
         S_b = sum_k n_k max_{i in b} |u_{k,i}|     q_b = S_b / L     C(u_k)_i = (q_b / n_k) round(n_k u_{k,i} / q_b)
 
     where ``round`` goes up or down at random such that its mean is its argument. Hence unbiased. Integers are summed
-    modulo 256; S_b bounds any sum of the arguments, so that L = 126 - m levels leave room for every rounding of m
-    clients. From 76 clients on L stays at 50: the sum of the arguments is at most L in magnitude, their roundings'
+    modulo 256; S_b bounds any sum of the arguments, so that with L = 126 - m levels every rounding of m clients
+    fits. From 76 clients on L stays at 50: the sum of the arguments is at most L in magnitude, their roundings'
     variance at most L too, so that a sum leaves int8 with a probability below 1e-16 (Bernstein's inequality).
     The error of the mean has a standard deviation of at most sqrt(min(m / 4, L)) q_b / sum n: of the bucket's largest
     magnitudes' mean 1.4% for 10 clients, 10% for 100, 14% for any number. A grid for each client alone, as in QSGD, has
@@ -44,17 +42,7 @@ class Int8:
     until the scales are known: 4 D m / R bytes.
     """
 
-    bucket: Annotated[int, Field(ge=16, description="coordinates that share a scale")] = 1024
-
-    @property
-    def delivery(self) -> Delivery:
-        return "lossy"
-
-    def columns(self, layout: Mapping[str, int], spec: FlatSpec) -> Columns:
-        return Columns.of(layout, spec)
-
-    def init_client(self, columns: Columns) -> ClientState:
-        return {}
+    bucket: Annotated[int, Field(ge=16, description="coordinates per scale")] = 1024
 
     def sum(self, setting: Setting) -> Reduce:
         return Int8Sum(self, setting)
@@ -66,12 +54,12 @@ def levels(clients: int) -> int:
 
 
 class Int8Sum:
-    """The scales by one small all_reduce, then the integers."""
+    """Sums the scales by one small all_reduce, then the integers."""
 
     def __init__(self, method: Int8, setting: Setting) -> None:
         self._columns, self._seed = method.columns(setting.layout, setting.spec), setting.seed
         self._bucket, self._dtype = method.bucket, setting.spec.dtype
-        self._buckets = -(-self._columns.squeezed // method.bucket)
+        self._buckets = -(-self._columns.compressed // method.bucket)
         self._small = setting.new_sum(torch.float64)  # so that the scales do not depend on the order of ranks
 
     def open(self, length: int, tail: int, total_weight: float) -> None:
@@ -84,8 +72,8 @@ class Int8Sum:
         return min(self._small.bound, torch.finfo(torch.float32).max)
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
-        squeezed, plain = self._columns.split(rows)
-        kept = self._in_buckets(squeezed)  # [K, buckets, bucket]
+        compressed, plain = self._columns.split(rows)
+        kept = self._in_buckets(compressed)  # [K, buckets, bucket]
         self._small.add(torch.cat([kept.abs().amax(dim=-1), plain], dim=1).double(), weight, ids)
         self._count += len(rows)
         self._kept += zip(ids, weight.tolist(), kept, strict=True)
@@ -99,12 +87,12 @@ class Int8Sum:
         for client, n, row in self._kept:
             integers += self._rounded(row, (n * per_quantum)[:, None], client, round)
         self._kept.clear()
-        integers = comm.all_reduce(integers.flatten()[: self._columns.squeezed], Purpose.AGGREGATE)
+        integers = comm.all_reduce(integers.flatten()[: self._columns.compressed], Purpose.AGGREGATE)
         total = self._in_buckets(integers.to(self._dtype)) * quantum.to(self._dtype)[:, None]
-        return self._columns.join(total.flatten()[: self._columns.squeezed], plain)
+        return self._columns.join(total.flatten()[: self._columns.compressed], plain)
 
     def _rounded(self, row: Tensor, factor: Tensor, client: int, round: int) -> Tensor:
-        """row * factor, up with the probability of the fraction, by draws that are the client's own."""
+        """``row * factor`` rounded up with the probability of its fraction, by draws of the client's own."""
         draws = torch.rand(row.shape, generator=generator(self._seed, "int8", round, client)).to(row)
         return torch.addcmul(draws, row, factor.to(row)).floor_().to(torch.int8)
 

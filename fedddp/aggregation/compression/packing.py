@@ -1,4 +1,4 @@
-"""A sparse vector in few bytes, as many as its length and number of entries say: packets of one size can be gathered.
+"""Pack a sparse vector into few bytes; their number follows from its length and number of entries.
 
 Indices: k ascending numbers below n cost log2(n choose k) bits at least, 8.1 an index at k = n / 100. Elias and Fano's
 code (Elias 1974, "Efficient storage and retrieval by content and address of static files") takes 8.6: the l =
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 RUN = 256
-"""Values that share a scale; neighbours in the vector, hence often of one layer."""
+"""Values per scale; neighbours in the vector, hence often of one layer."""
 
 
 @dataclass(frozen=True)

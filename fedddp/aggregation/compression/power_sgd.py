@@ -1,4 +1,4 @@
-"""PowerSGD: each weight matrix's update as a product of two thin ones, found by one step of power iteration."""
+"""PowerSGD: the update of each weight matrix as a product of two thin ones, by one step of power iteration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ...flat import FlatSpec
 from ...rng import generator
 from ...types import ClientState, Delivery
 from ..reduce import Reduce
-from .base import Columns, Setting
+from .base import Columns, Compression, Setting
 
 Shape = tuple[int, int, int]
-"""Of a weight matrix: its rows n, its columns c, and the rank r of its factors."""
+"""Rows n and columns c of a weight matrix, and the rank r of its factors."""
 
 
 @dataclass(frozen=True)
-class PowerSGD:
+class PowerSGD(Compression):
     """Vogels, Karimireddy, Jaggi 2019 (arXiv 1905.13727), Algorithms 1 and 2, on the updates of clients.
 
     For the update matrix M_k [n, c] of each layer and client, its memory e_k added, and Q [c, r] of the last round:
@@ -33,9 +33,9 @@ class PowerSGD:
 
     Linear: both products are sums over clients. Two all_reduces, of P (with what is not compressed and the tail) and of
     Q: 8 (R-1)/R sum r (n + c) bytes from each rank. Convolutions are matrices of their output channels; biases, and
-    matrices that the factors would not make smaller, go as they are. Biased (a projection), hence the memory; Q is
-    remembered too, so that the subspace improves from round to round. Both are in the checkpoint. Orthogonalized is by
-    QR, Q's columns too before the next round, which leaves the subspace what it is.
+    matrices that the factors would not make smaller, are sent as they are. Biased (a projection), hence the memory; Q
+    is kept too, so that the subspace improves from round to round. Both are in the checkpoint. QR orthogonalizes P, and
+    Q's columns before the next round, which does not change their subspace.
     """
 
     rank: Annotated[int, Field(ge=1, le=10_000, description="r, columns of the factors")] = 4
@@ -48,7 +48,7 @@ class PowerSGD:
         return Columns.of(layout, spec, self._worth_it)
 
     def init_client(self, columns: Columns) -> ClientState:
-        return {"error": torch.zeros(1, columns.squeezed)}
+        return {"error": torch.zeros(1, columns.compressed)}
 
     def sum(self, setting: Setting) -> Reduce:
         return PowerSum(self, setting)
@@ -82,7 +82,7 @@ class PowerSum:
         self._p_sum.open(_numbers(self._p_shapes) + self._columns.plain, tail, total_weight)
         self._q_sum.open(_numbers(self._q_shapes), 0, total_weight)
         self.tail = self._p_sum.tail
-        q = self._memory.shared.get("q", self._q_start).to(self.tail.device, self._dtype)
+        q = self._memory.common.get("q", self._q_start).to(self.tail.device, self._dtype)
         self._q = _matrices(q, self._q_shapes)
         self._kept: list[tuple[int, Tensor, Tensor]] = []
 
@@ -92,8 +92,8 @@ class PowerSum:
         return self._p_sum.bound / self._growth
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
-        squeezed, plain = self._columns.split(rows)
-        corrected = squeezed + self._memory.get(ids)["error"].to(squeezed)  # M_k [K, C]
+        compressed, plain = self._columns.split(rows)
+        corrected = compressed + self._memory.get(ids)["error"].to(compressed)  # M_k [K, C]
         if corrected.numel() and not float(corrected.abs().amax()) <= self.bound:
             raise ValueError(f"its update and what it remembers together exceed {self.bound:g}")
         for i, client in enumerate(ids):
@@ -115,7 +115,7 @@ class PowerSum:
         q_sum = self._q_sum.total(comm, round)
         q = _matrices(q_sum, self._q_shapes)
         if q_sum.any():  # else nobody took part, or nobody moved
-            self._memory.share({"q": _flat(_orthogonal(q)).to(self._dtype)})
+            self._memory.put_common({"q": _flat(_orthogonal(q)).to(self._dtype)})
         approximated = [b.to(q) @ q.T for b, q in zip(basis, q, strict=True)]
         return self._columns.join(_flat(approximated), plain)
 

@@ -1,4 +1,4 @@
-"""Rules by which single updates become one, one paper a file. A rule's dataclass is its configuration section."""
+"""Robust aggregation rules, one paper per file. A rule's dataclass is its configuration section."""
 
 from .base import Combination, Coordinatewise, Rule, summed
 from .centered_clipping import CenteredClipping

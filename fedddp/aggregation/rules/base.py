@@ -1,10 +1,10 @@
-"""What a rule is: from the rows of all clients, of which a rank sees some columns, to one row.
+"""The interface of robust aggregation rules: from the updates of all clients, column by column, to one update.
 
 Letters: m clients of a round, c columns of one rank, d length of a whole update (several vectors: side by side).
 
-A rank has ``x [m, c]``: its columns of every client's update, in ascending order of the clients. What a rule has to
-know of whole rows (their norms, their dot products) is a sum over columns: each rank computes the part of its own, one
-small all_reduce adds them up, and every rank combines its columns in the same way.
+A rank has ``x [m, c]``: its columns of every client's update, in ascending order of the clients. The norms and dot
+products of whole rows are sums over columns: each rank computes the part of its own, one small all_reduce adds them up,
+and every rank combines its columns in the same way.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ class Rule(ABC):
     """From single updates to one. A rule's dataclass holds its configuration keys."""
 
     needs: ClassVar[str] = ""
-    """Why there is a smallest number of updates, in the paper's letters."""
+    """The condition on the number of updates, in the paper's letters."""
     streams: ClassVar[bool] = False
-    """Whether a running sum gives the same, so that no single update has to be kept."""
+    """True if a running sum gives the same result, so that no single update has to be kept."""
     bit_stable: ClassVar[bool] = True
-    """Whether the last bits do not depend on the number of ranks."""
+    """True if the last bits of the result do not depend on the number of ranks."""
 
     @property
     def least(self) -> int:
-        """The smallest number of updates it works with."""
+        """The smallest number of updates that the rule works with."""
         return 1
 
     @property
     def remembers(self) -> bool:
-        """Whether `partial` and `combine` get the last round's result as one more row, behind the clients'."""
+        """True if `partial` and `combine` get the last round's result as one more row, behind the clients'."""
         return False
 
     @property
     def client_momentum(self) -> float:
-        """beta of the momentum in which clients upload their updates; 0 = updates as they are."""
+        """beta of the momentum with which clients upload their updates; 0 = none."""
         return 0.0
 
     def facing(self, num_byzantine: int) -> Self:
-        """The rule against so many Byzantine clients, where its keys do not say how many."""
+        """The rule against ``num_byzantine`` clients, unless its own keys give a number."""
         return self
 
     def partial(self, x: Tensor) -> Tensor | None:
-        """What these columns contribute to what is known of whole rows, float64; None if nothing need be known."""
+        """The part of these columns in the sums over whole rows, float64; None if the rule needs none."""
         return None
 
     @abstractmethod
     def combine(self, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
-        """The result's columns [c]. ``weight [m]`` float64, above 0; ``known``: the sum of all ranks' `partial`."""
+        """The columns [c] of the result. ``weight [m]`` float64, above 0; ``known``: all ranks' `partial`, summed."""
 
     def finish(self, result: Tensor, stream: torch.Generator) -> Tensor:
-        """The whole result [d], the same on every rank, as it goes to the server; ``stream`` is the round's own."""
+        """The whole result [d], the same on every rank, as the server gets it; ``stream``: randomness of the round."""
         return result
 
 
@@ -81,7 +81,7 @@ class ByzantineRule(Rule):
 
 
 class Coordinatewise(Rule):
-    """A rule that looks at each coordinate alone: nothing has to be known of whole rows."""
+    """Base class of rules that treat each coordinate by itself."""
 
     def combine(self, x: Tensor, weight: Tensor, known: Tensor | None) -> Tensor:
         return torch.cat([self.columns(part, weight) for part in x.split(COLUMNS_AT_ONCE, dim=1)])
@@ -92,11 +92,11 @@ class Coordinatewise(Rule):
 
 
 class Combination(Rule):
-    """A rule whose result is a combination a of the rows, sum_i a_i x_i, and a follows from their Gram matrix.
+    """Base class of rules whose result is a combination of the rows, sum_i a_i x_i, where a follows from their Gram
+    matrix G.
 
-    The last row is the last round's result if the rule `remembers`: then there is one more than there are weights.
-
-    Iterations cost nothing on the wire: the distance of a row from any combination z = sum_j a_j x_j is
+    If the rule `remembers`, the last row is the last round's result: there is one row more than there are weights.
+    Iterations send nothing, since the distance of a row from any combination z = sum_j a_j x_j is
     |x_i - z|^2 = G_ii - 2 (G a)_i + a' G a.
     """
 
@@ -111,7 +111,7 @@ class Combination(Rule):
 
     @abstractmethod
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
-        """a [rows], float64, for the Gram matrix ``known [rows, rows]``, or for whatever else `partial` makes."""
+        """a [rows], float64, from the Gram matrix ``known [rows, rows]``, or from the sum of another `partial`."""
 
 
 def gram(x: Tensor) -> Tensor:

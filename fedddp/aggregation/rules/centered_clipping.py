@@ -1,4 +1,4 @@
-"""Centred clipping: each update is clipped around the current guess of their centre.
+"""Centred clipping: clip each update around the current estimate of their centre.
 
 Karimireddy, He, Jaggi 2021, "Learning from history for Byzantine robust optimization", centred clipping:
 

@@ -1,4 +1,4 @@
-"""The geometric median by the smoothed Weiszfeld algorithm (RFA).
+"""Geometric median of the updates, by the smoothed Weiszfeld algorithm (RFA).
 
 Pillutla, Kakade, Harchaoui 2022, "Robust aggregation for federated learning", the smoothed Weiszfeld iteration:
 
@@ -32,29 +32,25 @@ class GeometricMedian(Combination):
 
     iterations: Annotated[
         int,
-        Field(
-            ge=1,
-            le=1000,
-            description="steps of the Weiszfeld algorithm from the medoid, which send nothing",
-        ),
+        Field(ge=1, le=1000, description="steps of the Weiszfeld algorithm from the medoid, which send nothing"),
     ] = 3
     smoothing: Annotated[float, Field(gt=0, description="nu, the distance below which all weigh alike")] = 1e-6
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
-        share = weight / weight.sum()
-        coefficients = self._from_medoid(known, share)
+        alpha = weight / weight.sum()
+        coefficients = self._from_medoid(known, alpha)
         for _ in range(self.iterations):
-            pull = share / distances(known, coefficients).clamp(min=self.smoothing)
+            pull = alpha / distances(known, coefficients).clamp(min=self.smoothing)
             coefficients = pull / pull.sum()
         return coefficients
 
-    def _from_medoid(self, known: Tensor, share: Tensor) -> Tensor:
-        rows = torch.eye(len(share), dtype=share.dtype, device=share.device)
+    def _from_medoid(self, known: Tensor, alpha: Tensor) -> Tensor:
+        rows = torch.eye(len(alpha), dtype=alpha.dtype, device=alpha.device)
         apart = torch.stack([distances(known, row) for row in rows])
-        j = (apart @ share).argmin()
-        pull = (share / apart[j].clamp(min=self.smoothing)).index_fill(0, j, 0.0)
+        j = (apart @ alpha).argmin()
+        pull = (alpha / apart[j].clamp(min=self.smoothing)).index_fill(0, j, 0.0)
         if not pull.any():  # nobody else
             return rows[j]
         step = pull / pull.sum()
         r = pull.sum() * distances(known, step)[j]
-        return step + (share[j] / r).clamp(max=1) * (rows[j] - step)
+        return step + (alpha[j] / r).clamp(max=1) * (rows[j] - step)

@@ -1,4 +1,4 @@
-"""Krum and multi-Krum: the updates that have the closest neighbours.
+"""Krum and multi-Krum: choose the updates with the closest neighbours.
 
 Blanchard, El Mhamdi, Guerraoui, Stainer 2017, "Machine learning with adversaries: Byzantine tolerant gradient descent",
 section 4:
@@ -23,7 +23,7 @@ from .base import ByzantineRule, Combination
 
 @dataclass(frozen=True)
 class Krum(ByzantineRule, Combination):
-    """One client's update; of equally good ones that of the lower client id."""
+    """One client's update; of equal scores, that of the lower client id."""
 
     needs: ClassVar[str] = "m >= 2 f + 3"
 

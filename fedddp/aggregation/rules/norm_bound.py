@@ -1,4 +1,4 @@
-"""Norm bounding: no update is longer than a bound.
+"""Norm bounding: scale updates down to at most a given norm.
 
 Sun, Kairouz, Suresh, McMahan 2019, "Can you really backdoor federated learning?":
 

@@ -149,7 +149,7 @@ def _incompressible(f: Facts) -> bool:
         return False
     algorithm = f.config.algorithm.for_model(f.spec)
     columns = f.config.aggregation.compression.columns(algorithm.vectors(f.spec.dim), algorithm.uploaded(f.spec))
-    return not columns.squeezed
+    return not columns.compressed
 
 
 POPULATION: tuple[Check[Facts], ...] = (

@@ -72,8 +72,8 @@ class ClientPrivacy(Private):
         noise = self._randomness("noise", self._comm.rank)
         algorithm, dim, ranks = self.algorithm, self._p.spec.dim, self._comm.world_size
         bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
-        shares = quorum(ranks) if self._masked else ranks
-        ring = self._ring(bound, weight, noise_bound=noise_bound, shares=shares)
+        noisy = quorum(ranks) if self._masked else ranks
+        ring = self._ring(bound, weight, noise_bound=noise_bound, noisy_ranks=noisy)
 
         def perturb(server: ServerState) -> None:
             self._warn_at_bound(algorithm, server)
