@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import warnings
 
 import numpy as np
@@ -28,6 +27,7 @@ from fedddp.flat import flatten
 from fedddp.models import MLP
 from fedddp.optim import SGD
 from fedddp.train import main
+from tests.helpers.waiting import until
 
 QUIET = {
     "data": {"name": "synthetic", "args": {"num_train": 120, "num_test": 40}, "partition.num_clients": 3},
@@ -150,10 +150,7 @@ def test_twenty_runs_leave_no_open_file_and_no_thread(run):
             one(**broken)
     with pytest.raises(KeyboardInterrupt):
         one(sinks=[Stop(after=1)])
-    deadline = time.monotonic() + 10  # a writing thread ends soon after its run
-    while left() != before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left() == before
+    until(lambda: left() == before)  # a writing thread ends soon after its run
 
 
 def test_the_import_alone_costs_nothing():

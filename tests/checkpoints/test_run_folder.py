@@ -120,10 +120,10 @@ def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
 
 
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    hold = "import sys, time; from fedddp.checkpoints.lock import Path, hold; kept = hold(Path(sys.argv[1]))"
-    words = [sys.executable, "-c", f"{hold}; print('held', flush=True); time.sleep(60)", str(tmp_path)]
+    hold = "import sys; from fedddp.checkpoints.lock import Path, hold; kept = hold(Path(sys.argv[1]))"
+    words = [sys.executable, "-c", f"{hold}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
     folder = RunFolder(tmp_path, resumed=True)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Busy, match=f"process {other.pid} on .*, started 20"):

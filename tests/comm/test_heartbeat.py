@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedddp.comm import interrupt
+from fedddp.comm import LostRank, interrupt
+from fedddp.comm import heartbeat as module
 from fedddp.comm.heartbeat import Heartbeat
 
 
@@ -16,8 +17,25 @@ class Held(dict):
         return all(key in self for key in keys)
 
 
-def heartbeat(store):
-    return Heartbeat(store, 0, 1, 60.0, lambda key, value, purpose: None)
+def heartbeat(store, world_size=1, timeout=60.0):
+    return Heartbeat(store, 0, world_size, timeout, lambda key, value, purpose: None)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on while somebody sleeps."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+    monkeypatch.setattr(module, "time", Clock())
+    return module.time
 
 
 def test_a_message_does_not_say_how_many_steps_a_rank_has_made():
@@ -51,3 +69,27 @@ def test_nothing_is_written_after_the_end(end):
     end(beat)
     beat.enter("late")
     assert ("at/0" in store) == (end is not Heartbeat.close)
+
+
+def waiting(store):
+    beat = heartbeat(store, world_size=2, timeout=3.0)
+    beat.reached = 1
+    beat.enter("aggregate")
+    return beat
+
+
+def test_a_rank_without_progress_is_waited_for_as_long_as_the_timeout(clock):
+    with pytest.raises(LostRank, match="aggregate: waited 3 s; rank 1 is missing, last seen in 'train in round 1'"):
+        waiting(Held({"at/1": b"0|7|train in round 1"})).wait(lambda: False, "aggregate")
+    assert 3 <= clock.now < 3.5  # the pause for the others' last messages is in it
+
+
+def test_a_rank_that_makes_progress_is_waited_for_as_long_as_it_takes(clock):
+    store = Held()
+
+    def completed():
+        store.set("at/1", f"0|{clock.now:.0f}|train in round 1")
+        return clock.now > 30
+
+    waiting(store).wait(completed, "aggregate")
+    assert clock.now > 30

@@ -6,13 +6,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from fedddp.comm import CommError
 from fedddp.train import main
+from tests.helpers.waiting import until
 
 SMALL = [
     *("--run.name=trial", "--run.threads=1", "--run.device=cpu", "--telemetry.tensorboard=false"),
@@ -88,9 +88,7 @@ def test_without_space_for_a_checkpoint_a_run_ends_in_one_line(kilobytes, pages)
 def test_a_second_run_of_a_folder_is_refused_until_the_first_is_gone(program, tmp_path, capsys):
     words = [*SMALL, "--run.resume=auto", "--run.rounds=100000", "--data.partition.num_clients=30", "--model.hidden=9"]
     first = program([sys.executable, "-m", "fedddp.train", *words], os.environ)
-    while not list(Path("runs/trial").glob("checkpoints/round-*")):  # the first of them are soon removed
-        assert first.poll() is None
-        time.sleep(0.05)
+    until(lambda: list(Path("runs/trial").glob("checkpoints/round-*")), program=first)  # the first are soon removed
     for resume in ("auto", "runs/trial"):
         assert main([*words, f"--run.resume={resume}"]) == 2
         (line,) = lines(capsys)

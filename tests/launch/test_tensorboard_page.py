@@ -4,8 +4,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import matplotlib.image
 import pytest
 
 from fedddp.train import main
+from tests.helpers.waiting import until
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
@@ -44,23 +44,24 @@ def tensorboard(tmp_path):
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                if b"digits" in urllib.request.urlopen(f"{address}/data/runs", timeout=5).read():
-                    break
-            except (urllib.error.URLError, OSError):
-                pass
-            time.sleep(0.1)
+        until(lambda: _lists_the_run(address))
         yield address
     finally:
         server.kill()
         server.wait()
 
 
+def _lists_the_run(address: str) -> bool:
+    try:
+        return b"digits" in urllib.request.urlopen(f"{address}/data/runs", timeout=5).read()
+    except OSError:
+        return False
+
+
 def browse(url: str, tmp_path: Path, picture: Path | None = None) -> str:
     """The page as it stands after its scripts ran; a screenshot of it if asked for."""
     assert BROWSER is not None
-    profile = f"--user-data-dir={tmp_path / f'profile-{time.monotonic_ns()}'}"
+    profile = f"--user-data-dir={tempfile.mkdtemp(dir=tmp_path)}"
     what = f"--screenshot={picture}" if picture else "--dump-dom"
     result = subprocess.run([BROWSER, *QUIET, profile, what, url], capture_output=True, text=True, timeout=120)
     return result.stdout

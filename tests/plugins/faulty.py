@@ -1,17 +1,17 @@
-"""Algorithms and models that misbehave on purpose, named by import path in tests."""
+"""Algorithms that misbehave on purpose, named by import path in tests."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from fedddp.algorithms import FedAvg
+from fedddp.comm import interrupt
 from fedddp.types import Update
 
 
@@ -41,7 +41,9 @@ class Faulty(FedAvg):
         if self.how == "exit":
             os._exit(0)
         if self.how == "hang":
-            time.sleep(600)
+            threading.Event().wait()  # a signal does not end it
+        while self.how == "work":  # until it is asked to stop
+            interrupt.check()
         value = {"nan": float("nan"), "inf": float("inf"), "huge": 1e6}[self.how]
         return Update({"delta": torch.full_like(result.w, value)}, update.weight), state, result
 
@@ -57,16 +59,3 @@ class Counting(FedAvg):
         update, _, result = super().client_update(server, client, local)
         times = client["rounds"] + 1
         return Update({"delta": update.vectors["delta"] * times}, update.weight), {"rounds": times}, result
-
-
-class SlowMLP(nn.Sequential):
-    """A small perceptron that takes ``seconds`` for every training step."""
-
-    def __init__(self, seconds: float = 0.02) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
-        self.seconds = seconds
-
-    def forward(self, x):
-        if self.training:
-            time.sleep(self.seconds)
-        return super().forward(x)

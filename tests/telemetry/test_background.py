@@ -1,7 +1,6 @@
 """fedddp.telemetry.background, and what is written by it: checkpoints and TensorBoard's pages."""
 
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -24,11 +23,12 @@ class Gate:
     """Work that notes that it was begun, and done when it is let."""
 
     def __init__(self):
-        self.begun, self.done, self.open = [], [], threading.Event()
+        self.begun, self.done, self.reached, self.open = [], [], threading.Event(), threading.Event()
 
     def __call__(self, number, error=None):
         self.begun.append(number)
-        assert self.open.wait(5)
+        self.reached.set()
+        assert self.open.wait(60)
         if error:
             raise error
         self.done.append(number)
@@ -143,8 +143,7 @@ def test_an_interrupt_while_one_is_being_written_ends_with_it_whole(tmp_path, sl
 
         def on(self, ids, round):
             if round == 1:
-                while not slow.begun:
-                    time.sleep(0.01)
+                assert slow.reached.wait(60)
                 interrupt.request("SIGTERM")
             return f.trainer.on(ids, round)
 

@@ -110,15 +110,14 @@ def test_the_last_evaluation_is_drawn_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize(("done", "trained", "evaluated"), [(4, [3, 4, 6], [3, 4]), (0, [6], [])])
-def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, done, trained, evaluated):
+def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, monkeypatch, done, trained, evaluated):
     """Also where no checkpoint was whole and the run starts again."""
     pages = board(tmp_path)
     for t in (3, 4, 5):
         pages.round(record(t))
     pages.close(None)
-    first = int(time.time())
-    while int(time.time()) == first:  # TensorBoard reads the files of one second in the order of their names
-        time.sleep(0.05)
+    clock = time.time  # TensorBoard reads the files of one second in the order of their names
+    monkeypatch.setattr(time, "time", lambda: clock() + 1)
     pages = board(tmp_path, done)
     pages.round(record(6, evaluated=False))
     pages.close(None)
