@@ -7,6 +7,7 @@ named by import path. `Choice` annotates the field that holds one of a family.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
@@ -167,6 +168,7 @@ def dump(section: Any) -> dict[str, Any]:
     return table
 
 
+@functools.cache  # dumping a configuration asks some thirty times; type hints take a millisecond
 def fields_of(cls: type) -> dict[str, Choice | None]:
     """A section's keys in order, with the `Choice` of those that are one."""
     hints = typing.get_type_hints(cls, include_extras=True)
