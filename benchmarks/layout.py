@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedddp.clients import SequentialTrainer
-from fedddp.data import DATASETS, ClientData, Partition
+from fedddp.clients import LocalTrainingSpec, SequentialTrainer
+from fedddp.data import DATASETS, ClientData, Partition, Work
 from fedddp.models import MODELS
 from fedddp.optim import SGD
 from fedddp.tasks import Task
@@ -38,7 +38,7 @@ def trainer(model: str, batch_size: int, as_they_are: bool) -> SequentialTrainer
     data = ClientData(dataset.train, Partition.dealt(np.arange(EXAMPLES), np.array([EXAMPLES])), normalize)
     factory = MODELS[model](**KEYS.get(model, {}))
     task = Task(lambda: factory.build(tuple(dataset.train.x.shape[1:]), 10), 10)
-    made = SequentialTrainer(task, data, SGD(lr=0.01), local_epochs=1, batch_size=batch_size, seed=0)
+    made = SequentialTrainer(task, data, LocalTrainingSpec(SGD(lr=0.01), Work(batch_size=batch_size)))
     if as_they_are:
         made._innermost = False
     return made

@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from rich.table import Table
 from torch import Tensor
 
 from examples.privacy.attacks.shadows import Pool, Verdict, attack, confidences, trained
-from fedddp.clients import Trainer, choose
+from fedddp.clients import LocalTrainingSpec, Trainer, choose
 from fedddp.clients.private import choose_private, private_steps, sampling_rate
-from fedddp.data import DATASETS, ClientData, Dataset, Examples
+from fedddp.data import DATASETS, ClientData, Dataset, Examples, Work
 from fedddp.models import MODELS
 from fedddp.optim import SGD
 from fedddp.privacy import Randomness, calibrate
@@ -32,8 +33,8 @@ from fedddp.tasks import Task
 from fedddp.telemetry import console, lasting_output
 
 DELTA, CLIP = 1e-5, 1.0
-PLAIN = {"local_epochs": 20, "batch_size": 10}, SGD(lr=0.1)
-PRIVATE = {"local_epochs": 10, "batch_size": 100}, SGD(lr=1.0)
+PLAIN = LocalTrainingSpec(SGD(lr=0.1), Work(epochs=20, batch_size=10))
+PRIVATE = LocalTrainingSpec(SGD(lr=1.0), Work(epochs=10, batch_size=100))
 CPU = torch.device("cpu")
 
 
@@ -54,9 +55,9 @@ class Study:
 
     def sigma(self, epsilon: float) -> float:
         """The noise multiplier for ``epsilon``, of the model with the fewest examples: it samples the most often."""
-        how, _ = PRIVATE
-        rates = [sampling_rate(n, how["batch_size"]) for n in self._data.sizes.tolist()]
-        steps = [private_steps(n, how["local_epochs"], how["batch_size"]) for n in self._data.sizes.tolist()]
+        work, sizes = PRIVATE.work, self._data.sizes.tolist()
+        rates = [sampling_rate(n, work.batch_size) for n in sizes]
+        steps = [private_steps(n, work.epochs, work.batch_size) for n in sizes]
         return calibrate(epsilon, max(rates), max(steps), DELTA)
 
     def judged(self, sigma: float | None) -> tuple[Verdict, float, float]:
@@ -71,12 +72,11 @@ class Study:
         return confidences(self._task, w, of, self._data.normalize)
 
     def _trainer(self, sigma: float | None) -> Trainer:
-        how, optimizer = PLAIN if sigma is None else PRIVATE
-        common = {"name": "auto", "width": 0, "device": CPU, "dtype": torch.float32, "seed": self._seed, **how}
-        inputs = self._task, self._data, optimizer, self._dataset.test
+        spec = replace(PLAIN if sigma is None else PRIVATE, seed=self._seed)
+        inputs = self._task, self._data, self._dataset.test, spec
         if sigma is None:
-            return choose(*inputs, **common)[0]
-        return choose_private(*inputs, Randomness.secret(), clip=CLIP, noise_multiplier=sigma, **common)[0]
+            return choose(*inputs)[0]
+        return choose_private(*inputs, Randomness.secret(), clip=CLIP, noise_multiplier=sigma)[0]
 
 
 @lasting_output()

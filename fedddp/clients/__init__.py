@@ -2,7 +2,7 @@
 
 from .choose import choose
 from .features import compared_layer
-from .local import Correction, Local, Trainer
+from .local import Correction, Local, LocalTrainingSpec, Trainer
 from .private import PrivateTrainer, choose_private, private_steps, sampling_rate
 from .sequential import SequentialTrainer
 from .store import ClientStore
@@ -12,6 +12,7 @@ __all__ = [
     "ClientStore",
     "Correction",
     "Local",
+    "LocalTrainingSpec",
     "PrivateTrainer",
     "SequentialTrainer",
     "Trainer",

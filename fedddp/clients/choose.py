@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from ..data import ClientData, Examples, Normalizer, Partition
+from ..data import ClientData, Examples, Normalizer, Partition, Work
 from ..errors import first_line
-from ..optim import SGD, Optimizer
+from ..optim import SGD
 from ..tasks import Task
 from .folded import FoldedModel
 from .graphed import WARM_UP, GraphedModel
-from .local import Trainer
+from .local import LocalTrainingSpec, Trainer
 from .sequential import SequentialTrainer
 from .timed import slower
 from .vectorized import Descending, Oracle, VectorizedTrainer
@@ -44,16 +43,12 @@ AUTOCAST: dict[str, Build] = {f"{VMAP} (folded layers do without autocast)": par
 def choose(
     task: Task,
     data: ClientData,
-    optimizer: Optimizer,
     examples: Examples,
+    spec: LocalTrainingSpec,
     *,
-    name: str,
-    width: int,
+    name: str = "auto",
+    width: int = 0,
     at_most: int = MOST_CLIENTS,
-    device: torch.device,
-    dtype: torch.dtype,
-    autocast: bool = False,
-    **how: Any,
 ) -> tuple[Trainer, str]:
     """The trainer for ``client.execution.name`` and ``width`` (0 = as many clients as the rule says), and why.
 
@@ -61,39 +56,39 @@ def choose(
     else `vmap`, on a GPU or for a small model; else sequential. Where torch has no batching rule for a part of the
     model, both ways are timed on a few steps. Batching is taken only if two clients of unequal size, trained by it in
     float64 on a few of ``examples``, end where sequential training takes them; on a GPU, replayed steps likewise.
-    ``at_most``: how many clients a round has. ``how``: the trainers' keywords.
+    ``at_most``: how many clients a round has.
     """
-    small = SequentialTrainer(task, data, optimizer, device=device, dtype=dtype, autocast=autocast, **how)
+    device, seed = spec.device, spec.seed
+    small = SequentialTrainer(task, data, spec)
     if name == "sequential":
         return small, "sequential: as configured"
     if not task.classifies:
         return small, "sequential: this task draws noise of its own in every step"
     reasons = []
-    for told, build in (AUTOCAST if autocast else ORACLES).items():
+    for told, build in (AUTOCAST if spec.autocast else ORACLES).items():
         try:
-            trial = build(task.model(how["seed"]).double(), device)
+            trial = build(task.model(seed).double(), device)
             gains = isinstance(trial, Descending) or device.type != "cpu" or small.spec.dim <= SMALL_MODEL
             if name == "auto" and not gains:  # found without trying out a large model
                 return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
-            _try_out(trial, task, examples, how["seed"], device)
+            _try_out(trial, task, examples, seed, device)
         except Exception as error:
             reasons.append(f"{told}: {first_line(error)}")
             continue
         k = width or max(
             1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
         )
-        oracle = build(task.model(how["seed"]).to(dtype), device)
-        if isinstance(oracle, FoldedModel) and device.type == "cuda" and optimizer.plain_lr is not None:
-            oracle, found = _replayed(oracle, build, task, examples, how["seed"], device)
+        oracle = build(task.model(seed).to(spec.dtype), device)
+        if isinstance(oracle, FoldedModel) and device.type == "cuda" and spec.optimizer.plain_lr is not None:
+            oracle, found = _replayed(oracle, build, task, examples, seed, device)
             told = f"{told}, {found}"
         if name == "auto" and isinstance(oracle, VmappedModel):
-            sizes = {"clients": k, "batch_size": how.get("batch_size", 10), "seed": how["seed"]}
-            worse, found = slower(oracle, task, examples, device=device, dtype=dtype, autocast=autocast, **sizes)
+            worse, found = slower(oracle, task, examples, spec, clients=k)
             if worse:
                 return small, f"sequential: {told} {found}"
             told = f"{told}{found}"
         why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {told}"
-        return VectorizedTrainer(task, data, optimizer, oracle, k, small, **how), why
+        return VectorizedTrainer(task, data, spec, oracle, k, small), why
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
 
 
@@ -127,10 +122,9 @@ def _try_out(
     sizes = [min(5, len(few) - len(few) // 3), len(few) // 3]
     partition = Partition.dealt(torch.arange(sum(sizes)).numpy(), torch.tensor(sizes).numpy())
     data = ClientData(few, partition, Normalizer((0.5,), (0.5,), torch.float64, device), device=device)
-    optimizer = SGD(lr=0.1)
-    how: dict[str, Any] = {"local_epochs": epochs, "batch_size": 3, "seed": seed}
-    sequential = SequentialTrainer(task, data, optimizer, device=device, dtype=torch.float64, **how)
-    batched = VectorizedTrainer(task, data, optimizer, oracle, 2, **how)
+    work = Work(epochs, batch_size=3)
+    spec = LocalTrainingSpec(SGD(lr=0.1), work, seed=seed, device=device, dtype=torch.float64)
+    sequential, batched = SequentialTrainer(task, data, spec), VectorizedTrainer(task, data, spec, oracle, 2)
     start = task.initial_params(seed).to(device, torch.float64)
     for round in range(rounds):
         both = batched.on((0, 1), round).train(start).w

@@ -24,34 +24,39 @@ Correction = Callable[[Tensor, Tensor], Tensor]
 NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the call, 13 MB in float32
 
 
-class Trainer(ABC):
-    """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each.
+@dataclass(frozen=True)
+class LocalTrainingSpec:
+    """How every client trains, whatever trains it.
 
-    ``local_steps``, ``stragglers``, ``smallest_batch``: see `Work`. ``schedule``: of the learning rate over rounds.
-    ``clip_norm``: largest L2 norm of the gradient that a step follows, an algorithm's correction included; None: any.
+    Attributes:
+        optimizer: the client optimizer.
+        work: how many steps a client takes in a round, on batches of which size.
+        schedule: the learning rate over rounds.
+        clip_norm: the largest L2 norm of the gradient that a step follows, an algorithm's correction included; None:
+            any.
+        seed: the seed of the run.
+        device: where clients train.
+        dtype: the precision of the weights.
+        autocast: whether forward passes compute in bfloat16.
     """
+
+    optimizer: Optimizer = SGD()
+    work: Work = Work()
+    schedule: LearningRate = CONSTANT
+    clip_norm: float | None = None
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    autocast: bool = False
+
+
+class Trainer(ABC):
+    """How a rank trains its clients: at most ``width`` of them at once, E epochs of minibatch steps each."""
 
     width: int
 
-    def __init__(
-        self,
-        task: Task,
-        data: ClientData,
-        optimizer: Optimizer,
-        *,
-        local_epochs: int = 1,
-        local_steps: int | None = None,
-        stragglers: float = 0.0,
-        batch_size: int = 10,
-        smallest_batch: int = 1,
-        clip_norm: float | None = None,
-        schedule: LearningRate = CONSTANT,
-        seed: int = 0,
-    ) -> None:
-        self._task, self.data, self._optimizer = task, data, optimizer
-        self._epochs, self._batch_size, self._seed = local_epochs, batch_size, seed
-        self._work = Work(local_epochs, local_steps, batch_size, stragglers, smallest_batch)
-        self._learning_rate, self._clip_norm = schedule, clip_norm
+    def __init__(self, task: Task, data: ClientData, spec: LocalTrainingSpec) -> None:
+        self._task, self.data, self._training = task, data, spec
         self._scoring: FlatModule | None = None
 
     @cached_property
@@ -65,25 +70,32 @@ class Trainer(ABC):
 
     def optimizer(self, round: int) -> Optimizer:
         """The client optimizer as it is in ``round`` (0-based)."""
-        return scaled(self._optimizer, self._learning_rate.factor(round))
+        return scaled(self._training.optimizer, self._training.schedule.factor(round))
 
     @property
     def planned_at_once(self) -> int:
         """How many clients can train together before their plan takes too much memory."""
-        return max(1, MOST_PLANNED // max(1, int(self._work.planned(self.data.sizes).max())))
+        return max(1, MOST_PLANNED // max(1, int(self._training.work.planned(self.data.sizes).max())))
 
     def plan(self, local: Local) -> Plan:
         """The batches of each client's steps."""
-        work = replace(self._work, epochs=local.epochs, steps=None) if local.epochs else self._work
-        steps = work.drawn(local.num_examples, local.ids, local.round, self._seed)
-        sizes = local.num_examples.tolist()
-        how = {"batch_size": work.batch_size, "smallest": work.smallest, "seed": self._seed}
-        return plan(sizes, local.ids, local.round, steps=steps, **how)
+        work, seed = self._training.work, self._training.seed
+        if local.epochs:
+            work = replace(work, epochs=local.epochs, steps=None)
+        return plan(
+            local.num_examples.tolist(),
+            local.ids,
+            local.round,
+            steps=work.drawn(local.num_examples, local.ids, local.round, seed),
+            batch_size=work.batch_size,
+            smallest=work.smallest,
+            seed=seed,
+        )
 
     def loss(self, local: Local, w: Tensor) -> Tensor:
         """See `Local.loss`."""
         if self._scoring is None:
-            self._scoring = FlatModule(self._task.model(self._seed).to(w.dtype), w.device)
+            self._scoring = FlatModule(self._task.model(self._training.seed).to(w.dtype), w.device)
             self._scoring.module.eval()
         rows = w.view(-1, w.shape[-1]).expand(len(local.ids), -1)
         losses = [self._mean_loss(self._scoring, k, row) for k, row in zip(local.ids, rows, strict=True)]
@@ -94,7 +106,7 @@ class Trainer(ABC):
         at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel() if len(x) else 1))
         model.load(w)
         total = 0.0
-        with torch.no_grad(), global_seed(self._seed, "loss", client):  # a task may draw noise
+        with torch.no_grad(), global_seed(self._training.seed, "loss", client):  # a task may draw noise
             for first in range(0, len(y), at_once):
                 interrupt.check()
                 labels = y[first : first + at_once]
@@ -104,7 +116,7 @@ class Trainer(ABC):
 
     def limited(self, correct: Correction | None) -> Correction | None:
         """``correct``, then the gradient of each client scaled down to the norm ``clip_norm``, if there is one."""
-        bound = self._clip_norm
+        bound = self._training.clip_norm
         if bound is None:
             return correct
 

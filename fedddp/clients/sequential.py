@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..tasks import Task
 from ..types import LocalResult
 from .arithmetic import arithmetic, channels_innermost, gains_innermost
 from .features import Comparison
-from .local import NUMBERS_AT_ONCE, Correction, Local, Trainer
+from .local import NUMBERS_AT_ONCE, Correction, Local, LocalTrainingSpec, Trainer
 
 
 class SequentialTrainer(Trainer):
@@ -29,21 +28,11 @@ class SequentialTrainer(Trainer):
 
     width = 1
 
-    def __init__(
-        self,
-        task: Task,
-        data: ClientData,
-        optimizer: Optimizer,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        autocast: bool = False,
-        **how: Any,
-    ) -> None:
-        super().__init__(task, data, optimizer, **how)
-        self._flat = FlatModule(task.model(self._seed).to(dtype), device)
+    def __init__(self, task: Task, data: ClientData, spec: LocalTrainingSpec) -> None:
+        super().__init__(task, data, spec)
+        self._flat = FlatModule(task.model(spec.seed).to(spec.dtype), spec.device)
         self.spec = self._flat.spec
-        self._arithmetic = arithmetic(device, autocast)
+        self._arithmetic = arithmetic(spec.device, spec.autocast)
         self._innermost: bool | None = None  # whether images are laid out so; found out on the first
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
@@ -54,7 +43,10 @@ class SequentialTrainer(Trainer):
         self._flat.load(start.view(-1))
         self._flat.module.train()
         compared = self._compared(local, x)
-        with global_seed(self._seed, "local", local.round, client), compared or nullcontext():  # the seed: of dropout
+        with (
+            global_seed(self._training.seed, "local", local.round, client),
+            compared or nullcontext(),
+        ):  # the seed: of dropout
             sizes = order.mask[0].sum(dim=1).tolist()
             loss, correct_count = self._steps(
                 x, y, sent(order.index[0], x.device), sizes, correct, local.optimizer, compared

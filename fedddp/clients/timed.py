@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from ..data import ClientData, Examples, Normalizer, Partition
-from ..optim import SGD
+from ..data import ClientData, Examples, Normalizer, Partition, Work
+from ..optim import CONSTANT, SGD
 from ..tasks import Task
-from .local import Trainer
+from .local import LocalTrainingSpec, Trainer
 from .sequential import SequentialTrainer
 from .vectorized import VectorizedTrainer
 from .vmapped import VmappedModel
@@ -25,26 +25,23 @@ def slower(
     oracle: VmappedModel,
     task: Task,
     examples: Examples,
+    spec: LocalTrainingSpec,
     *,
     clients: int,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    autocast: bool,
 ) -> tuple[bool, str]:
     """Whether ``oracle`` takes longer than one client after the other, and by how much, in words.
 
     Timed only where torch has no batching rule for an operation of the model, and does it client by client. One client
     at a time is not timed: then the choice does not depend on who else uses the machine.
     """
-    k, b = max(2, min(clients, CLIENTS)), min(batch_size or BATCH, BATCH)
+    k, b = max(2, min(clients, CLIENTS)), min(spec.work.batch_size or BATCH, BATCH)
+    device, dtype = spec.device, spec.dtype
     some = Examples(examples.x[:b].cpu(), examples.y[:b].cpu())
     partition = Partition(np.arange(len(some)), np.zeros(k, dtype=np.int64), np.full(k, len(some)))  # all own the same
     data = ClientData(some, partition, Normalizer((0.5,), (0.5,), dtype, device), device=device)
-    how: dict[str, Any] = {"batch_size": b, "seed": seed}
-    together = VectorizedTrainer(task, data, SGD(), oracle, k, **how)
-    start = task.initial_params(seed).to(device, dtype)
+    once = replace(spec, optimizer=SGD(), work=Work(batch_size=b), schedule=CONSTANT, clip_norm=None)
+    together = VectorizedTrainer(task, data, once, oracle, k)
+    start = task.initial_params(spec.seed).to(device, dtype)
 
     def seconds(trainer: Trainer) -> float:
         begun = time.perf_counter()
@@ -59,7 +56,7 @@ def slower(
         return False, ""
     if clients == 1:
         return True, f"gains nothing for one client at a time ({NO_RULE})"
-    single = SequentialTrainer(task, data, SGD(), device=device, dtype=dtype, autocast=autocast, **how)
+    single = SequentialTrainer(task, data, once)
     seconds(single)
     both, one = (min(times) for times in zip(*((seconds(together), seconds(single)) for _ in range(2)), strict=True))
     if both >= one:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..tasks import Task
 from ..types import LocalResult
-from .local import NUMBERS_AT_ONCE, Correction, Local, Trainer
+from .local import NUMBERS_AT_ONCE, Correction, Local, LocalTrainingSpec, Trainer
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """``x [K, B, ...]``, ``y [K, B]``, ``share [K, B]`` of each example in its client's gradient."""
@@ -67,14 +67,13 @@ class VectorizedTrainer(Trainer):
         self,
         task: Task,
         data: ClientData,
-        optimizer: Optimizer,
+        spec: LocalTrainingSpec,
         oracle: Oracle,
         width: int,
         alone: Trainer | None = None,
-        **how: Any,
     ) -> None:
         """``alone``: trains one client at a time, for what cannot be batched: losses that compare features."""
-        super().__init__(task, data, optimizer, **how)
+        super().__init__(task, data, spec)
         self._oracle, self.width, self._alone = oracle, width, alone
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
@@ -102,8 +101,10 @@ class VectorizedTrainer(Trainer):
         for row, client in enumerate(local.ids):
             own = replace(contrast, models=contrast.models[:, row : row + 1])
             mine = self._alone.on((client,), local.round)
-            how = {"epochs": local.epochs, "optimizer": local.chosen, "contrast": own}
-            results.append(mine.train(starts[row], _of_row(correct, row, len(local.ids)), **how))
+            correct_row = _of_row(correct, row, len(local.ids))
+            results.append(
+                mine.train(starts[row], correct_row, epochs=local.epochs, optimizer=local.chosen, contrast=own)
+            )
         parts = {
             name: torch.cat([getattr(r, name) for r in results]) for name in ("delta", "steps", "loss", "accuracy")
         }

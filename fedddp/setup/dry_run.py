@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..clients import SequentialTrainer
+from ..clients import LocalTrainingSpec, SequentialTrainer
 from ..config import ResolvedConfig, chosen
-from ..data import ClientData, Dataset, Examples, Normalizer, Partition, extreme_batches
+from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, extreme_batches
 from ..errors import UsageError, first_line, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
@@ -58,7 +59,7 @@ def laid_out(
 
 
 def rehearse(
-    config: ResolvedConfig, task: Task, module: nn.Module, dataset: Dataset, sizes: Tensor, how: dict[str, Any]
+    config: ResolvedConfig, task: Task, module: nn.Module, dataset: Dataset, sizes: Tensor, spec: LocalTrainingSpec
 ) -> None:
     """Take a training step from ``module`` on a batch of the largest and one of the smallest size that will occur.
 
@@ -66,24 +67,23 @@ def rehearse(
 
     Args:
         sizes: the number of training examples of each client, [N].
-        how: the trainers' keywords.
+        spec: how clients train.
 
     Raises:
         UsageError: a step fails.
     """
-    work, device, dtype = config.client, how["device"], how["dtype"]
-    extremes = extreme_batches(sizes, work.batch_size, work.local_steps, how["smallest_batch"])
+    work, device, dtype = spec.work, spec.device, spec.dtype
+    extremes = extreme_batches(sizes, work.batch_size, work.steps, work.smallest)
     batches = [*dict.fromkeys(min(n, LARGEST) for n in extremes if n)]
     few = _few(dataset.train, 2)
     rows = torch.arange(sum(batches)) % len(few)
     examples = Examples(few.x[rows], few.y[rows])
     partition = Partition.dealt(np.arange(len(rows)), np.array(batches))
-    once = {"local_epochs": 1, "local_steps": None, "stragglers": 0.0, "batch_size": 0}
-    how = {name: value for name, value in (how | once).items() if name not in ("name", "width")}
+    once = replace(spec, work=Work(batch_size=0, smallest=work.smallest))
     problem, n = "cannot be trained", 0
     try:
         data = ClientData(examples, partition, dataset.normalizer(dtype, device), device=device)
-        trainer = SequentialTrainer(task, data, work.optimizer, **how)
+        trainer = SequentialTrainer(task, data, once)
         for client, n in enumerate(batches):
             problem = f"a training step on {_described(examples.x[:n])} fails"
             trainer.on((client,), 0).train(flatten(module).to(device, dtype))

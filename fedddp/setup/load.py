@@ -7,14 +7,13 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ..clients import Trainer
+from ..clients import LocalTrainingSpec, Trainer
 from ..comm import Place
 from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
-from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, given, load
+from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, Work, given, load
 from ..errors import UsageError
 from ..flat import FlatSpec
 from ..models.weights import start_signature
@@ -86,9 +85,9 @@ def prepare(
     shared = config.placement == "shared"  # every rank holds all of them
     placed = dataclasses.replace(dataset, train=dataset.train.to(device)) if shared else dataset
     data = _placed(config, place, placed, used, spec, device)
-    how = _training(config, spec, device, smallest)
-    rehearse(config, task, module, dataset, data.sizes, how)
-    trainer = _trainer(config, task, dataset, data, how)
+    training = _training(config, spec.dtype, device, smallest)
+    rehearse(config, task, module, dataset, data.sizes, training)
+    trainer = _trainer(config, task, dataset, data, training)
     first = place.rank == 0
     folder, saved = found(config, place, spec) if first else (None, None)
     return Prepared(
@@ -131,24 +130,19 @@ def checked(facts: Facts) -> ResolvedConfig:
     return config
 
 
-def _training(config: ResolvedConfig, spec: FlatSpec, device: torch.device, smallest: int) -> dict[str, Any]:
-    """Return the keywords of a trainer; ``smallest`` is the fewest examples of a batch."""
+def _training(config: ResolvedConfig, dtype: torch.dtype, device: torch.device, smallest: int) -> LocalTrainingSpec:
+    """Return how clients train; ``smallest`` is the fewest examples of a batch."""
     client = config.client
-    return {
-        "name": client.execution.name,
-        "width": client.execution.width,
-        "device": device,
-        "dtype": spec.dtype,
-        "autocast": client.precision == "bfloat16",
-        "local_epochs": client.local_epochs,
-        "local_steps": client.local_steps,
-        "stragglers": client.stragglers,
-        "batch_size": client.batch_size,
-        "smallest_batch": smallest,
-        "clip_norm": client.clip_norm,
-        "schedule": client.schedule,
-        "seed": config.run.seed,
-    }
+    return LocalTrainingSpec(
+        optimizer=client.optimizer,
+        work=Work(client.local_epochs, client.local_steps, client.batch_size, client.stragglers, smallest),
+        schedule=client.schedule,
+        clip_norm=client.clip_norm,
+        seed=config.run.seed,
+        device=device,
+        dtype=dtype,
+        autocast=client.precision == "bfloat16",
+    )
 
 
 def _placed(
@@ -172,11 +166,11 @@ def _placed(
 
 
 def _trainer(
-    config: ResolvedConfig, task: Task, dataset: Dataset, data: ClientData, how: dict[str, Any]
+    config: ResolvedConfig, task: Task, dataset: Dataset, data: ClientData, spec: LocalTrainingSpec
 ) -> tuple[Trainer, str]:
     """Return how this rank trains its clients, and the reason in words. Raises UsageError."""
     try:
-        return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, how)
+        return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, spec)
     except ValueError as error:
         raise UsageError(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}: {error}") from error
 

@@ -13,27 +13,18 @@ from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.data import Examples
 from fedddp.optim import SGD
 from fedddp.privacy.randomness import Randomness
-from tests.helpers.zoo import BATCHED, CLASSES, CPU, SIZES, TOTAL, clients, images, start_of, task_of
+from tests.helpers.zoo import BATCHED, CLASSES, SIZES, TOTAL, clients, images, start_of, task_of, training
 
 FEW = {"mlp": GHOST, "a forward that views": f"{GHOST}, contiguous", "group norm": VMAP}
 
 
 def private(make, *, sigma=1.0, clip=0.5, width=10, optimizer=None, data=None, dtype=torch.float64, seed=0, **how):
     """(the trainer that is chosen, why)."""
-    how = {"local_epochs": 2, "batch_size": 5, "seed": 3} | how
+    spec = training(optimizer, dtype=dtype, **{"local_epochs": 2, "batch_size": 5, "seed": 3} | how)
+    randomness = Randomness.seeded(seed, "dp-sgd")
+    noise = {"clip": clip, "noise_multiplier": sigma}
     return choose_private(
-        task_of(make, dtype),
-        data or clients(dtype=dtype),
-        optimizer or SGD(lr=0.1),
-        images(8),
-        Randomness.seeded(seed, "dp-sgd"),
-        clip=clip,
-        noise_multiplier=sigma,
-        name="auto",
-        width=width,
-        device=CPU,
-        dtype=dtype,
-        **how,
+        task_of(make, dtype), data or clients(dtype=dtype), images(8), spec, randomness, **noise, width=width
     )
 
 
@@ -67,7 +58,7 @@ def test_without_noise_clipping_and_sampling_it_is_gradient_descent(model):
     how = {"local_epochs": 3, "batch_size": 0, "seed": 3}
     for optimizer in (SGD(lr=0.1), SGD(lr=0.1, momentum=0.8)):
         trainer, _ = private(make, sigma=0.0, clip=1e9, optimizer=optimizer, **how)
-        plain = SequentialTrainer(task_of(make), clients(), optimizer, dtype=torch.float64, **how)
+        plain = SequentialTrainer(task_of(make), clients(), training(optimizer, **how))
         w = start_of(make)
         expected = torch.cat([plain.on((k,), 0).train(w).delta for k in range(6)])
         result = trainer.on(range(6), 0).train(w)
@@ -123,9 +114,8 @@ def drawing(sizes, *, sigma=0.0, clip=1.0, optimizer=None, randomness=None, **ho
     oracle = Drawn(VmappedExamples(task_of(make).model(3)).spec)
     data = clients(Examples(numbered, few.y), sizes=sizes)
     randomness = randomness or Randomness.seeded(0, "drawing")
-    trainer = PrivateTrainer(
-        task_of(make), data, optimizer or SGD(lr=1.0), oracle, 8, randomness, clip=clip, noise_multiplier=sigma, **how
-    )
+    spec, noise = training(optimizer or SGD(lr=1.0), **how), {"clip": clip, "noise_multiplier": sigma}
+    trainer = PrivateTrainer(task_of(make), data, spec, oracle, 8, randomness, **noise)
     return trainer, oracle, start_of(make)
 
 

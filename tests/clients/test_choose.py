@@ -12,10 +12,22 @@ from fedddp.clients.folded.linear import FoldedLinear
 from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.models import MODELS
-from fedddp.optim import SGD
 from fedddp.setup.resolve import resolve
 from tests.helpers.support import assemble
-from tests.helpers.zoo import BATCHED, CLASSES, FOLDED, HOW, SIZES, clients, dataset, images, normed, task_of, trainers
+from tests.helpers.zoo import (
+    BATCHED,
+    CLASSES,
+    FOLDED,
+    HOW,
+    SIZES,
+    clients,
+    dataset,
+    images,
+    normed,
+    task_of,
+    trainers,
+    training,
+)
 
 RULE = import_module("fedddp.clients.choose")
 OTHERWISE = "clients trained together end elsewhere than one by one"
@@ -102,8 +114,7 @@ def test_as_many_clients_as_stay_near_the_cores(model, width, digits):
     """2^23 parameters: 42 of 199,210, five of 1,663,370, and never more than 64 clients."""
     build_model = MODELS[model]()
     task = task_of(lambda: build_model.build((1, 28, 28), 10), torch.float32)
-    how = {"name": "auto", "width": 0, "device": torch.device("cpu"), "dtype": torch.float32, "seed": 0}
-    assert choose(task, clients(), SGD(), digits.test, **how)[0].width == width
+    assert choose(task, clients(), digits.test, training(dtype=torch.float32))[0].width == width
 
 
 def test_a_width_that_is_given_is_taken_and_a_model_above_the_rule_gets_one_client(monkeypatch):
@@ -136,9 +147,8 @@ def test_a_layer_that_computes_something_else_is_found_out(monkeypatch, layer, m
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_few_examples_are_enough_to_try_a_model_out(count):
     few = images(count)
-    how = {"name": "auto", "width": 0, "device": torch.device("cpu"), "dtype": torch.float64, "seed": 0}
     for make, kind in ((FOLDED["mlp"], VectorizedTrainer), (perceptron(nn.BatchNorm1d(6)), SequentialTrainer)):
-        assert type(choose(task_of(make), clients(), SGD(), few, **how)[0]) is kind
+        assert type(choose(task_of(make), clients(), few, training())[0]) is kind
 
 
 def test_an_exact_sum_trains_one_by_one():

@@ -11,10 +11,9 @@ from fedddp.clients import SequentialTrainer, VectorizedTrainer, graphed
 from fedddp.clients.folded import FoldedModel
 from fedddp.clients.graphed import WARM_UP, GraphedModel
 from fedddp.optim import SGD
-from tests.helpers.zoo import FOLDED, clients, images, start_of, task_of
+from tests.helpers.zoo import FOLDED, clients, images, start_of, task_of, training
 
 LENGTHS = [20, 20, 20, 7, 20, 18]
-HOW = {"local_epochs": 3, "batch_size": 5, "seed": 3}
 """Steps of a client: 12, of client 3: 6."""
 
 
@@ -51,8 +50,8 @@ def trainers(model, optimizer=None):
     task, data = task_of(make), clients(images(sum(LENGTHS)), sizes=LENGTHS)
     optimizer = optimizer or SGD(lr=0.1)
     oracle = GraphedModel(FoldedModel(task.model(3)))
-    one = SequentialTrainer(task, data, optimizer, dtype=torch.float64, **HOW)
-    return one, VectorizedTrainer(task, data, optimizer, oracle, 10, **HOW), oracle
+    spec = training(optimizer, local_epochs=3, batch_size=5, seed=3)
+    return SequentialTrainer(task, data, spec), VectorizedTrainer(task, data, spec, oracle, 10), oracle
 
 
 def assert_same(one, many, ids, round, start, correct=None):

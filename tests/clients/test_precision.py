@@ -8,12 +8,11 @@ from fedddp.clients import SequentialTrainer, VectorizedTrainer, choose
 from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.federation import federate
-from fedddp.optim import SGD
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 from fedddp.tasks import Task
 from tests.helpers.support import Recorder, assemble
-from tests.helpers.zoo import CLASSES, CPU, FOLDED, SIZES, clients, dataset, images, normed, start_of, task_of
+from tests.helpers.zoo import CLASSES, FOLDED, SIZES, clients, dataset, images, normed, start_of, task_of, training
 
 WITHOUT_AUTOCAST = "torch.func.vmap (folded layers do without autocast)"
 
@@ -35,10 +34,10 @@ class Watched(nn.Module):
 
 
 def chosen(make, name="vectorized", dtype=torch.float32, autocast=True, **how):
-    how = {"local_epochs": 1, "batch_size": 5, "seed": 3, "width": 10} | how
+    how = {"batch_size": 5, "seed": 3} | how
     data = clients(dtype=dtype)
     return choose(
-        task_of(make, dtype), data, SGD(), images(8), name=name, device=CPU, dtype=dtype, autocast=autocast, **how
+        task_of(make, dtype), data, images(8), training(dtype=dtype, autocast=autocast, **how), name=name, width=10
     )
 
 
@@ -62,18 +61,8 @@ def test_parameters_and_data_are_never_smaller_than_float32(tmp_path, precision,
 def test_layers_compute_in_bfloat16_and_clients_move_in_float32(name, autocast):
     made = []
     task = Task(lambda: made.append(Watched()) or made[-1], CLASSES)
-    trainer, _ = choose(
-        task,
-        clients(dtype=torch.float32),
-        SGD(),
-        images(8),
-        name=name,
-        width=3,
-        device=CPU,
-        dtype=torch.float32,
-        autocast=autocast,
-        seed=3,
-    )
+    spec = training(dtype=torch.float32, autocast=autocast, seed=3)
+    trainer, _ = choose(task, clients(dtype=torch.float32), images(8), spec, name=name, width=3)
     for module in made:
         module.seen.clear()
     result = trainer.on((0, 2, 3)[: trainer.width], 0).train(task.initial_params(3))

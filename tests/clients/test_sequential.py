@@ -10,6 +10,7 @@ from fedddp.data import ClientData, Examples, Partition, plan
 from fedddp.flat import flatten
 from fedddp.optim import SGD
 from fedddp.tasks import Task
+from tests.helpers.zoo import training
 
 SIZES = [23, 0, 9, 10, 1, 1]
 SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
@@ -52,10 +53,8 @@ def trainer(digits):
 
     def make(model=mlp, dtype=torch.float32, *, epochs=2, batch_size=5, settings=None):
         normalize = digits.normalizer(dtype)
-        data, optimizer = ClientData(few, partition, normalize), SGD(**(settings or SETTINGS))
-        return SequentialTrainer(
-            Task(model, 10), data, optimizer, local_epochs=epochs, batch_size=batch_size, seed=3, dtype=dtype
-        )
+        spec = training(SGD(**(settings or SETTINGS)), local_epochs=epochs, batch_size=batch_size, seed=3, dtype=dtype)
+        return SequentialTrainer(Task(model, 10), ClientData(few, partition, normalize), spec)
 
     return make
 

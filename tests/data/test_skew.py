@@ -16,7 +16,7 @@ from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 from tests.helpers.commands import command
 from tests.helpers.support import few_digits
-from tests.helpers.zoo import FOLDED, start_of, task_of, trainers
+from tests.helpers.zoo import FOLDED, start_of, task_of, trainers, training
 
 N, EACH = 6, 5
 CPU = torch.device("cpu")
@@ -146,8 +146,7 @@ def test_training_at_once_sees_what_training_one_by_one_sees():
     one_by_one = torch.cat([sequential.on((k,), 0).train(start).delta for k in range(N)])
     assert torch.allclose(both, one_by_one, rtol=1e-9, atol=1e-11)
     plain = data(None, dtype=torch.float64, examples=examples)
-    how = {"local_epochs": 2, "batch_size": 5, "seed": 3, "dtype": torch.float64}
-    unskewed = SequentialTrainer(task_of(make), plain, SGD(lr=0.1), **how)
+    unskewed = SequentialTrainer(task_of(make), plain, training(SGD(lr=0.1), local_epochs=2, batch_size=5, seed=3))
     assert not torch.allclose(unskewed.on((5,), 0).train(start).delta[0], one_by_one[5], rtol=0.1)
 
 

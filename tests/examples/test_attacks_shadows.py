@@ -11,6 +11,7 @@ from fedddp.models import MODELS
 from fedddp.optim import SGD
 from fedddp.tasks import Task
 from tests.helpers.support import few_digits
+from tests.helpers.zoo import training
 
 MODELS_TRAINED, SIZE = 6, 60
 
@@ -30,8 +31,8 @@ def study(digits, pool):
     """Confidences [S, n] on the pool and on held-out digits of models that fit their half of the pool."""
     data = pool.clients(digits, torch.device("cpu"), torch.float32)
     task = Task(lambda: MODELS["mlp"](hidden=32).build((1, 28, 28), 10), 10)
-    how = {"local_epochs": 20, "batch_size": 5, "seed": 0, "name": "auto", "width": 4}
-    trainer, _ = choose(task, data, SGD(lr=0.1), digits.test, device=torch.device("cpu"), dtype=torch.float32, **how)
+    spec = training(SGD(lr=0.1), local_epochs=20, batch_size=5, dtype=torch.float32)
+    trainer, _ = choose(task, data, digits.test, spec, width=4)
     w = shadows.trained(trainer, task, MODELS_TRAINED, seed=0)
     held_out = Examples(digits.train.x[SIZE:], digits.train.y[SIZE:])
     return [shadows.confidences(task, w, examples, data.normalize) for examples in (pool.examples, held_out)]

@@ -8,7 +8,7 @@ from fedddp.clients.folded import FoldedModel
 from fedddp.clients.graphed import GraphedModel, Recording
 from fedddp.data import ClientData, Normalizer, Partition
 from fedddp.optim import SGD
-from tests.helpers.zoo import FOLDED, VMAPPED, images, start_of, task_of
+from tests.helpers.zoo import FOLDED, VMAPPED, images, start_of, task_of, training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,13 +22,13 @@ OPTIMIZERS = {"sgd": SGD(lr=0.1), "momentum": SGD(lr=0.1, momentum=0.8)}
 
 
 def parts(model, dtype, optimizer="sgd"):
-    """What trainers are made of, and their keywords."""
+    """What trainers are made of."""
     task, device = task_of((FOLDED | VMAPPED)[model], dtype), torch.device("cuda", torch.cuda.current_device())
     examples = images(sum(LENGTHS))
     partition = Partition.dealt(torch.arange(sum(LENGTHS)).numpy(), torch.tensor(LENGTHS).numpy())
     data = ClientData(examples, partition, Normalizer((0.0,), (1.0,), dtype, device), device=device)
-    how = {"local_epochs": 2, "batch_size": 5, "seed": 3}
-    return (task, data, OPTIMIZERS[optimizer]), device, how
+    spec = training(OPTIMIZERS[optimizer], local_epochs=2, batch_size=5, seed=3, device=device, dtype=dtype)
+    return task, data, spec
 
 
 def start(model, dtype):
@@ -52,13 +52,11 @@ def one_by_one(trainer, ids, round, w):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", [*FOLDED, "group norm"])
 def test_sequential_and_vectorized_end_alike(model, optimizer):
-    made, device, how = parts(model, torch.float64, optimizer)
-    many, why = choose(
-        *made, images(8), name="vectorized", width=10, device=device, dtype=torch.float64, autocast=False, **how
-    )
+    task, data, spec = parts(model, torch.float64, optimizer)
+    many, why = choose(task, data, images(8), spec, name="vectorized", width=10)
     assert isinstance(many, VectorizedTrainer)
     assert (REPLAYED in why) == (model in FOLDED and optimizer == "sgd")
-    one = SequentialTrainer(*made, device=device, dtype=torch.float64, **how)
+    one = SequentialTrainer(task, data, spec)
     w = start(model, torch.float64)
     for round, ids in enumerate(BLOCKS + BLOCKS):
         assert_close(many.on(ids, round).train(w), one_by_one(one, ids, round, w), 1e-9)
@@ -68,10 +66,9 @@ def test_sequential_and_vectorized_end_alike(model, optimizer):
 @pytest.mark.parametrize("model", FOLDED)
 def test_replayed_steps_end_where_the_same_steps_do(model, dtype, tolerance):
     """In float32 cuDNN may choose other algorithms, and a ReLU that flips on rounding moves a whole step (3% seen)."""
-    made, device, how = parts(model, dtype)
-    graphed = GraphedModel(FoldedModel(made[0].model(3), device))
-    plain = FoldedModel(made[0].model(3), device)
-    replaying, usual = (VectorizedTrainer(*made, oracle, 10, **how) for oracle in (graphed, plain))
+    task, data, spec = parts(model, dtype)
+    graphed, plain = GraphedModel(FoldedModel(task.model(3), spec.device)), FoldedModel(task.model(3), spec.device)
+    replaying, usual = (VectorizedTrainer(task, data, spec, oracle, 10) for oracle in (graphed, plain))
     w = start(model, dtype)
     for round, ids in enumerate(BLOCKS + BLOCKS):
         before = graphed.replayed
@@ -87,14 +84,12 @@ def test_a_model_that_waits_for_the_device_is_not_replayed():
             return super().forward(x)
 
     make = lambda: Waiting(torch.nn.Flatten(), torch.nn.Linear(64, 5)).double()  # noqa: E731
-    made, device, how = parts("mlp", torch.float64)
+    _, data, spec = parts("mlp", torch.float64)
     task = task_of(make)
-    trainer, why = choose(
-        task, *made[1:], images(8), name="vectorized", width=10, device=device, dtype=torch.float64, **how
-    )
+    trainer, why = choose(task, data, images(8), spec, name="vectorized", width=10)
     assert "steps not replayed as a CUDA graph (" in why
-    w = task.initial_params(3).to(device)
-    one = SequentialTrainer(task, *made[1:], device=device, dtype=torch.float64, **how)
+    w = task.initial_params(3).to(spec.device)
+    one = SequentialTrainer(task, data, spec)
     for ids in BLOCKS:
         assert_close(trainer.on(ids, 0).train(w), one_by_one(one, ids, 0, w), 1e-9)
 

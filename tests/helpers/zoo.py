@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedddp.clients import SequentialTrainer, choose
-from fedddp.data import ClientData, Dataset, Examples, Normalizer, Partition
+from fedddp.clients import LocalTrainingSpec, SequentialTrainer, choose
+from fedddp.data import ClientData, Dataset, Examples, Normalizer, Partition, Work
 from fedddp.models import CNN, MLP, Logistic
 from fedddp.optim import SGD
 from fedddp.tasks import Task
@@ -129,12 +129,17 @@ def clients(examples=None, dtype=torch.float64, sizes=SIZES):
     return ClientData(examples or images(), partition, Normalizer((0.0,), (1.0,), dtype, CPU))
 
 
+def training(optimizer=None, *, local_epochs=1, batch_size=10, dtype=torch.float64, **spec):
+    """How clients train."""
+    return LocalTrainingSpec(optimizer or SGD(), Work(local_epochs, batch_size=batch_size), dtype=dtype, **spec)
+
+
 def trainers(make, *, optimizer=None, width=0, name="vectorized", dtype=torch.float64, data=None, **how):
     """(sequential, the trainer that is chosen, why it is)."""
-    task, data, optimizer = task_of(make, dtype), data or clients(dtype=dtype), optimizer or SGD(lr=0.1)
-    how = {"local_epochs": 2, "batch_size": 5, "seed": 3} | how
-    batched, why = choose(task, data, optimizer, images(8), name=name, width=width, device=CPU, dtype=dtype, **how)
-    return SequentialTrainer(task, data, optimizer, dtype=dtype, **how), batched, why
+    task, data = task_of(make, dtype), data or clients(dtype=dtype)
+    spec = training(optimizer, dtype=dtype, **{"local_epochs": 2, "batch_size": 5, "seed": 3} | how)
+    batched, why = choose(task, data, images(8), spec, name=name, width=width)
+    return SequentialTrainer(task, data, spec), batched, why
 
 
 def start_of(make, dtype=torch.float64):

@@ -15,7 +15,7 @@ from fedddp.optim import SGD, Adam
 from fedddp.tasks import Task
 from fedddp.tasks.losses import MulticlassHinge
 from tests.helpers.support import assemble, few_digits
-from tests.helpers.zoo import CLASSES, SHAPE, clients, images, task_of
+from tests.helpers.zoo import CLASSES, SHAPE, clients, images, task_of, training
 
 
 def task(gamma=0.05):
@@ -76,11 +76,10 @@ def test_a_buffer_outside_the_vector_returns_to_what_it_was():
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.5), SGD(lr=0.5, weight_decay=0.01), Adam(lr=0.01, weight_decay=0.01)])
 def test_clients_are_trained_together_by_folded_layers(optimizer):
-    how = {"local_epochs": 1, "batch_size": 5, "seed": 3}
-    kind = {"name": "auto", "width": 3, "device": torch.device("cpu"), "dtype": torch.float64}
-    many, why = choose(task(), clients(), optimizer, images(8), **kind, **how)
+    spec = training(optimizer, batch_size=5, seed=3)
+    many, why = choose(task(), clients(), images(8), spec, width=3)
     assert "layers folded over clients" in why
-    one = SequentialTrainer(task(), clients(), optimizer, dtype=torch.float64, **how)
+    one = SequentialTrainer(task(), clients(), spec)
     start = task().initial_params(3)
     expected = torch.cat([one.on((k,), 0).train(start).delta for k in (0, 2, 3)])
     torch.testing.assert_close(many.on((0, 2, 3), 0).train(start).delta, expected, rtol=1e-9, atol=1e-11)

@@ -19,7 +19,7 @@ from fedddp.tasks.losses import CrossEntropy
 from fedddp.telemetry.figures import grid
 from fedddp.train import main as train
 from tests.helpers.commands import command
-from tests.helpers.zoo import CLASSES, SHAPE, clients, dataset, images
+from tests.helpers.zoo import CLASSES, SHAPE, clients, dataset, images, training
 
 generate = command("generate")
 
@@ -88,7 +88,7 @@ def test_the_discriminator_sees_drawings_as_it_sees_data():
 
 def test_noise_is_a_function_of_seed_round_and_client():
     gan, data = task(), clients()
-    one, again = (SequentialTrainer(gan, data, Adam(lr=0.01), dtype=torch.float64, **HOW) for _ in range(2))
+    one, again = (SequentialTrainer(gan, data, training(Adam(lr=0.01), **HOW)) for _ in range(2))
     start = gan.initial_params(3)
     state = torch.get_rng_state()
     first = one.on((2,), 0).train(start)
@@ -103,7 +103,7 @@ def test_noise_is_a_function_of_seed_round_and_client():
 def test_a_correction_of_the_gradient_reaches_both_networks():
     """The hook every algorithm uses: doing nothing changes nothing; the proximal term alone moves by itself."""
     gan, data = task(), clients()
-    trainer = SequentialTrainer(gan, data, SGD(lr=0.05), dtype=torch.float64, **HOW)
+    trainer = SequentialTrainer(gan, data, training(SGD(lr=0.05), **HOW))
     start = gan.initial_params(3)
     plain = trainer.on((0,), 0).train(start)
     torch.testing.assert_close(trainer.on((0,), 0).train(start, lambda g, w: g).delta, plain.delta)
@@ -114,8 +114,7 @@ def test_a_correction_of_the_gradient_reaches_both_networks():
 
 
 def test_a_task_with_noise_of_its_own_trains_one_by_one():
-    kind = {"name": "vectorized", "width": 3, "device": torch.device("cpu"), "dtype": torch.float64}
-    trainer, why = choose(task(), clients(), SGD(), images(8), **kind, **HOW)
+    trainer, why = choose(task(), clients(), images(8), training(**HOW), name="vectorized", width=3)
     assert trainer.width == 1
     assert why == "sequential: this task draws noise of its own in every step"
 

@@ -16,7 +16,7 @@ from fedddp.optim import SGD
 from fedddp.tasks import Task
 from fedddp.tasks.losses import LOSSES, CrossEntropy, Focal, LabelSmoothing, MulticlassHinge, check
 from tests.helpers.support import assemble, few_digits
-from tests.helpers.zoo import FOLDED, SIZES, VMAPPED, clients, images, task_of
+from tests.helpers.zoo import FOLDED, SIZES, VMAPPED, clients, images, task_of, training
 
 SOME = {"cross_entropy": CrossEntropy(), "focal": Focal(1.5), "label_smoothing": LabelSmoothing(0.2)}
 ALL = {**SOME, "multiclass_hinge": MulticlassHinge(0.5), "own": Poly()}
@@ -87,17 +87,16 @@ def test_clients_together_learn_what_they_learn_one_by_one(model, loss):
     """Folded layers, and vmap."""
     make = (FOLDED | VMAPPED)[model]
     task, data = Task(task_of(make).make_model, 5, loss), clients()
-    how = {"local_epochs": 1, "batch_size": 5, "seed": 3}
-    kind = {"name": "vectorized", "width": 6, "device": torch.device("cpu"), "dtype": torch.float64}
-    batched, why = choose(task, data, SGD(lr=0.1), images(8), **kind, **how)
+    spec = training(SGD(lr=0.1), batch_size=5, seed=3)
+    batched, why = choose(task, data, images(8), spec, name="vectorized", width=6)
     assert why.startswith("vectorized")
-    one = SequentialTrainer(task, data, SGD(lr=0.1), dtype=torch.float64, **how)
+    one = SequentialTrainer(task, data, spec)
     start = task.initial_params(3)
     expected = [one.on((k,), 0).train(start) for k in range(len(SIZES))]
     together = batched.on(tuple(range(len(SIZES))), 0).train(start)
     torch.testing.assert_close(together.delta, torch.cat([r.delta for r in expected]), rtol=1e-9, atol=1e-11)
     torch.testing.assert_close(together.loss, torch.cat([r.loss for r in expected]), rtol=1e-9, atol=1e-11)
-    plain = SequentialTrainer(task_of(make), data, SGD(lr=0.1), dtype=torch.float64, **how).on((0,), 0).train(start)
+    plain = SequentialTrainer(task_of(make), data, spec).on((0,), 0).train(start)
     assert torch.equal(plain.delta, expected[0].delta) == (loss == CrossEntropy())
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...data import ClientData, Examples, Normalizer
 from ...errors import first_line
-from ...optim import Optimizer
 from ...tasks import Task
+from ..local import LocalTrainingSpec
 from .ghost import GhostExamples
 from .oracle import ClippedSums, VmappedExamples, refuse_mixing
 from .trainer import PrivateTrainer, Randomness
@@ -34,18 +33,14 @@ ORACLES: dict[str, Build] = {
 def choose_private(
     task: Task,
     data: ClientData,
-    optimizer: Optimizer,
     examples: Examples,
+    spec: LocalTrainingSpec,
     randomness: Randomness,
     *,
     clip: float,
     noise_multiplier: float,
-    name: str,
-    width: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    autocast: bool = False,
-    **how: Any,
+    name: str = "auto",
+    width: int = 0,
 ) -> tuple[PrivateTrainer, str]:
     """The DP-SGD trainer for ``client.execution.name`` and ``width`` (0 = by model and batch size), and why.
 
@@ -53,17 +48,18 @@ def choose_private(
     of ``examples``, they give what `torch.func` gives; else `torch.func`. Raises ValueError, in one line, for a model
     in which an example has no gradient of its own.
     """
-    module = task.model(how["seed"]).to(device, torch.float64)
+    device, seed = spec.device, spec.seed
+    module = task.model(seed).to(device, torch.float64)
     refuse_mixing(module)
     rows = torch.arange(6) % len(examples)
     normalize = Normalizer((0.3,), (1.0,), torch.float64, device)
     few = Examples(normalize(examples.x[rows].to(device)), examples.y[rows].to(device))
     _refuse_mixing_seen(module, few.x)
-    build: Build = partial(VmappedExamples, autocast=autocast)
+    build: Build = partial(VmappedExamples, autocast=spec.autocast)
     told, reason = VMAP, ""
-    for faster, candidate in {} if autocast else ORACLES.items():
+    for faster, candidate in {} if spec.autocast else ORACLES.items():
         try:
-            _try_out(candidate, task, few, how["seed"], device)
+            _try_out(candidate, task, few, seed, device)
         except Exception as error:
             reason = f" (not {GHOST}: {first_line(error)})"
             continue
@@ -71,22 +67,20 @@ def choose_private(
         break
     if told == VMAP:
         try:
-            _sums(VmappedExamples(task.model(how["seed"]).double(), device), task, few, how["seed"])
+            _sums(VmappedExamples(task.model(seed).double(), device), task, few, seed)
         except Exception as error:
             raise ValueError(
                 f"per-example gradients of this model fail ({first_line(error)}); use layers that torch.func.vmap "
                 "knows (no recurrent ones), or privacy.level=client"
             ) from error
-    oracle = build(task.model(how["seed"]).to(dtype), device)
+    oracle = build(task.model(seed).to(spec.dtype), device)
     if name == "sequential":
         width = 1
     k = width or min(
         max(1, PARAMETERS_AT_ONCE[device.type] // oracle.spec.dim),
-        max(1, EXAMPLES_AT_ONCE[device.type] // (how["batch_size"] or int(data.sizes.max()) or 1)),
+        max(1, EXAMPLES_AT_ONCE[device.type] // (spec.work.batch_size or int(data.sizes.max()) or 1)),
     )
-    trainer = PrivateTrainer(
-        task, data, optimizer, oracle, k, randomness, clip=clip, noise_multiplier=noise_multiplier, **how
-    )
+    trainer = PrivateTrainer(task, data, spec, oracle, k, randomness, clip=clip, noise_multiplier=noise_multiplier)
     return trainer, f"by DP-SGD: {k} client{'s' if k > 1 else ''} at once, {told}{reason}"
 
 

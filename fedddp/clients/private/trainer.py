@@ -20,17 +20,16 @@ Letters: K clients of one block, A of them at work, B expected examples of a bat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ...comm import interrupt
 from ...data import ClientData
-from ...optim import Optimizer
 from ...tasks import Task
 from ...types import LocalResult
-from ..local import Correction, Local, Trainer
+from ..local import Correction, Local, LocalTrainingSpec, Trainer
 from .oracle import ClippedSums
 
 
@@ -77,17 +76,16 @@ class PrivateTrainer(Trainer):
         self,
         task: Task,
         data: ClientData,
-        optimizer: Optimizer,
+        spec: LocalTrainingSpec,
         oracle: ClippedSums,
         width: int,
         randomness: Randomness,
         *,
         clip: float,
         noise_multiplier: float,
-        **how: Any,
     ) -> None:
-        """``clip`` is C, ``noise_multiplier`` sigma; ``how``: the trainers' keywords. Raises ValueError."""
-        super().__init__(task, data, optimizer, **how)
+        """``clip`` is C, ``noise_multiplier`` sigma. Raises ValueError."""
+        super().__init__(task, data, spec)
         if not 0 < clip < float("inf"):
             raise ValueError(f"clip={clip}: should be above 0; without a bound no noise is enough")
         if not 0 <= noise_multiplier < float("inf"):
@@ -111,8 +109,9 @@ class PrivateTrainer(Trainer):
             )
         self._trained = asked
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
+        work = self._training.work
         clients = [
-            _Client(n, self._epochs, self._batch_size, self._randomness, (local.round, k))
+            _Client(n, work.epochs, work.batch_size, self._randomness, (local.round, k))
             for n, k in zip(local.num_examples.tolist(), local.ids, strict=True)
         ]
         w = start.expand(len(clients), -1).clone()

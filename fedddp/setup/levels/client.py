@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import logging
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from ...aggregation import Pipeline, SilentTally
 from ...algorithms import ClientLevel
-from ...clients import Trainer
 from ...comm import Purpose
 from ...config import ResolvedConfig
-from ...data import ClientData, Examples
 from ...privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
 from ...sampling import Losses, Sampler, home_rank
 from ...secure import quorum
-from ...tasks import Task
 from ...types import ServerState
 from ..noise import adaptive_clip, client_ring
 from .example import Private
-from .plain import Plain
 
 log = logging.getLogger("fedddp")
 
@@ -48,11 +43,8 @@ class ClientPrivacy(Private):
         return float(self._p.config.cohort_size)
 
     @staticmethod
-    def trainer(
-        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
-    ) -> tuple[Trainer, str]:
-        """See `Plain.trainer`; a cohort may consist of all clients."""
-        return Plain.trainer(config, task, data, examples, {"at_most": data.num_clients, **how})
+    def largest_cohort(config: ResolvedConfig) -> int:
+        return config.num_clients
 
     def sampler(self, losses: Losses) -> Sampler:
         """Each rank draws its own clients in secret; where any rank may train any client, all ranks draw the same."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...aggregation import CountTally, Pipeline
-from ...clients import Trainer, choose_private
+from ...clients import LocalTrainingSpec, Trainer, choose_private
 from ...config import ResolvedConfig
 from ...data import ClientData, Examples
 from ...privacy import Budget, ExampleBudget, Limits, Randomness, SpendLog
@@ -42,14 +40,23 @@ class ExamplePrivacy(Private):
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)
         return ExampleBudget(rate, steps, self._limits(spend_file))
 
-    @staticmethod
+    @classmethod
     def trainer(
-        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+        cls, config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, spec: LocalTrainingSpec
     ) -> tuple[Trainer, str]:
         """See `Plain.trainer`."""
-        keys, randomness = config.privacy, _randomness(config, "example level")
-        noise = {"clip": keys.clip, "noise_multiplier": config.noise_multiplier}
-        return choose_private(task, data, config.client.optimizer, examples, randomness, **{**how, **noise})
+        execution = config.client.execution
+        return choose_private(
+            task,
+            data,
+            examples,
+            spec,
+            _randomness(config, "example level"),
+            clip=config.privacy.clip,
+            noise_multiplier=config.noise_multiplier,
+            name=execution.name,
+            width=execution.width,
+        )
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), CountTally)

@@ -23,7 +23,7 @@ from ...aggregation import (
 from ...aggregation.compression import Setting
 from ...aggregation.ring import Exchange
 from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
-from ...clients import ClientStore, Trainer, choose
+from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
 from ...config import ResolvedConfig
 from ...data import ClientData, Examples
@@ -82,11 +82,18 @@ class Plain:
         return NoBudget()
 
     @staticmethod
+    def largest_cohort(config: ResolvedConfig) -> int:
+        """Return the largest number of clients that a round can have."""
+        return config.cohort_size
+
+    @classmethod
     def trainer(
-        config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, how: dict[str, Any]
+        cls, config: ResolvedConfig, task: Task, data: ClientData, examples: Examples, spec: LocalTrainingSpec
     ) -> tuple[Trainer, str]:
         """Return how a rank trains its clients, and the reason in words; tried on ``examples``. Raises ValueError."""
-        return choose(task, data, config.client.optimizer, examples, **{"at_most": config.cohort_size, **how})
+        execution = config.client.execution
+        most = cls.largest_cohort(config)
+        return choose(task, data, examples, spec, name=execution.name, width=execution.width, at_most=most)
 
     def pipeline(self) -> Pipeline:
         """Return the aggregation of a round."""
@@ -117,8 +124,14 @@ class Plain:
 
     def _shards(self) -> CoordinateShards:
         p, config = self._p, self._p.config
-        how = {"seed": config.run.seed, "tamper": config.adversary.tamper}
-        return CoordinateShards(config.aggregation.rule, p.spec.dtype, p.device, self._comm.world_size, **how)
+        return CoordinateShards(
+            config.aggregation.rule,
+            p.spec.dtype,
+            p.device,
+            self._comm.world_size,
+            seed=config.run.seed,
+            tamper=config.adversary.tamper,
+        )
 
     def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
         exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
