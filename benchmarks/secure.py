@@ -30,9 +30,11 @@ from fedddp.secure.identity import signed_by
 from fedddp.secure.masks import add, derive
 from fedddp.secure.recovery import Step
 from fedddp.secure.shamir import combine, split
+from fedddp.secure.state import digest_of
+from fedddp.types import ServerState
 
 TIMED = 0
-PARTS: tuple[str, ...] = ("session start", "keys", "shares", "mask", "commit", "reveal and unmask")
+PARTS: tuple[str, ...] = ("session start", "hash of the model", "keys", "shares", "mask", "commit", "reveal and unmask")
 
 
 class Clock:
@@ -75,9 +77,12 @@ def start(n: int, clock: Clock) -> list[Party]:
 
 def play(parties: list[Party], round: int, inputs: Sequence[Tensor], lost: int, clock: Clock) -> Tensor:
     """One round, in which the last ``lost`` parties are lost after they have masked; what the timed party gets."""
+    model = ServerState(inputs[0].float(), len(inputs[0]))
+    with clock.part("hash of the model", True):
+        state = digest_of(model)
     for rank, party in enumerate(parties):
         with clock.part("keys", rank == TIMED):
-            party.begin(round, inputs[rank])
+            party.begin(round, inputs[rank], state)
     left = parties[: len(parties) - lost]
     total = attempt(parties, inputs[0], clock)
     if lost:

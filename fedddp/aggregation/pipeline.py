@@ -40,6 +40,7 @@ class Pipeline:
         denominator: what the sum is divided by, instead of the summed weight (which is then not sent).
         perturb: called with the server's state before the sum leaves this rank, to add its part of the noise or to
             give a rule what the server remembers for it.
+        begin: called with the server's state when a round is opened.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Pipeline:
         tally: type[Tally] = ClientTally,
         denominator: float | None = None,
         perturb: Callable[[ServerState], None] | None = None,
+        begin: Callable[[ServerState], None] | None = None,
     ) -> None:
         self._shown = False
         self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
+        self.begin = begin or (lambda server: None)
 
     def first(self, error: Exception) -> Exception | None:
         """``error`` if it is the first: a mistake in an algorithm fails every client alike, one traceback is enough."""
@@ -65,6 +68,7 @@ class Pipeline:
 
     def open(self, cohort: Cohort, server: ServerState) -> Inbox:
         """Begin a round: an empty sum for ``cohort``."""
+        self.begin(server)
         return Inbox(self, cohort, server)
 
 

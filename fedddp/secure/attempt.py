@@ -27,10 +27,15 @@ from .envelope import Place, Refused
 from .graph import Graph
 from .hello import Session
 from .reveal import Certificate
+from .state import STATE_BYTES
 
-KEYS_BYTES = 64
+KEYS_BYTES = STATE_BYTES + 64
 SEALED_BYTES = shamir.SHARE_BYTES + 16
 """A share and AES-GCM's tag. The key serves once, so the nonce is zero."""
+
+
+class OtherModel(RuntimeError):
+    """Ranks start a round from different models; nothing masked has been sent."""
 
 
 def shares_bytes(neighbours: int) -> int:
@@ -67,27 +72,31 @@ class Attempt:
     # -- 1 keys -----------------------------------------------------------------------------------------------
 
     def keys(self) -> bytes:
-        """Two public X25519 keys: for the shares on their way, and for the pairwise masks."""
-        return b"".join(
+        """The model's digest, and two public X25519 keys: for the shares on their way, for the pairwise masks."""
+        return self.place.state + b"".join(
             X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
             for private in (self._channel, self._pairwise)
         )
 
     def agree(self, bodies: Mapping[int, bytes]) -> None:
-        """Agree with each neighbour on a channel and on a mask."""
+        """Agree with each neighbour on a channel and on a mask. Raises OtherModel too."""
         seen: dict[bytes, int] = {}
         for rank, body in bodies.items():
             if len(body) != KEYS_BYTES:
                 raise Refused(f"rank {rank}'s keys have {len(body)} bytes, not {KEYS_BYTES}")
-            for point in (body[:32], body[32:]):
+            for point in (body[-64:-32], body[-32:]):
                 if point in seen:
                     raise Refused(f"rank {rank} sends a key twice, or that of rank {seen[point]}")
                 seen[point] = rank
+        first = min(bodies)
+        odd = [rank for rank, body in bodies.items() if body[:STATE_BYTES] != bodies[first][:STATE_BYTES]]
+        if odd:
+            raise OtherModel(f"the model on rank(s) {odd} is not the one on rank {first}")
         channel, pairwise = map(X25519PrivateKey.from_private_bytes, (self._channel, self._pairwise))
         for rank in self.neighbours:
-            shared = _exchange(channel, bodies[rank][:32], rank)
+            shared = _exchange(channel, bodies[rank][-64:-32], rank)
             self._channels[rank] = shared + self._session.secrets[rank]
-            self._pairs[rank] = self._mask_key(_exchange(pairwise, bodies[rank][32:], rank), self.rank, rank)
+            self._pairs[rank] = self._mask_key(_exchange(pairwise, bodies[rank][-32:], rank), self.rank, rank)
 
     # -- 2 shares ---------------------------------------------------------------------------------------------
 

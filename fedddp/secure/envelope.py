@@ -1,7 +1,8 @@
 """A message of the protocol: one byte, a body, and a signature that binds both to where they belong.
 
-Signed is: the kind of message, the session's transcript, the round, the epoch, the sender, the members, and the body.
-So a message of another session, round, epoch, step, sender or membership is refused like a forged one.
+Signed is: the kind of message, the session's transcript, the round, the epoch, the sender, the members,
+the model that the round starts from (except with the first message, which tells it), and the body. So a message of
+another session, round, epoch, step, sender, membership or model is refused like a forged one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from .hello import SIGNATURE, Session
 from .identity import signed_by
+from .state import NO_STATE
 
 OVERHEAD = 1 + SIGNATURE
 REASON_BYTES = 160
@@ -31,18 +33,19 @@ class Place:
     """Where a message belongs; also the context of the keys that serve there.
 
     ``epoch``: how often the members were decided anew when an attempt began. A party begins one attempt at a round in
-    an epoch, so round and epoch name an attempt.
+    an epoch, so round and epoch name an attempt. ``state``: of the model that the round starts from.
     """
 
     round: int
     epoch: int
     members: tuple[int, ...]
+    state: bytes = NO_STATE
 
     @property
     def context(self) -> bytes:
-        """The place in 48 bytes."""
+        """The place in 80 bytes."""
         ranks = struct.pack(f">{len(self.members)}I", *self.members)
-        return struct.pack(">qq", self.round, self.epoch) + hashlib.sha256(ranks).digest()
+        return struct.pack(">qq", self.round, self.epoch) + hashlib.sha256(ranks).digest() + self.state
 
 
 def seal(session: Session, place: Place, kind: str, body: bytes) -> bytes:

@@ -13,10 +13,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..comm import Comm, CommError, LostRank, Purpose
+from ..types import ServerState
+from .attempt import OtherModel
 from .hello import HELLO_SIZE, SIGNATURE, Greeting, Session
 from .identity import Identity, Roster
 from .party import Party, TooFewParties
 from .recovery import Step
+from .state import NO_STATE, hashing
 
 PURPOSE = {
     Step.KEYS: Purpose.SECURE_KEYS,
@@ -52,18 +55,24 @@ class SecureExchange:
         self._comm = comm
         self.session = greet(comm, identity, roster, configuration, random_bytes)
         self.party = party(self.session) if party else Party(self.session, random_bytes=random_bytes)
+        self._state: Callable[[], bytes] = lambda: NO_STATE
+
+    def begin(self, server: ServerState) -> None:
+        """A round begins, from a model that must be the same on all ranks: hash it beside what follows until `sum_`."""
+        self._state = hashing(server)
 
     def sum_(self, buffer: Tensor, round: int) -> Tensor:
         """Sum ``buffer`` [L] (int64 or int32, any device), in place and in its ring, over the ranks that take part.
 
         A rank with nothing to give passes zeros. ``round`` grows from call to call. Raises RoundBurnt, on every rank
-        alike; ``buffer`` is then as it was, and the next round can begin. Raises CommError when too few ranks are left.
+        alike; ``buffer`` is then as it was, and the next round can begin. Raises CommError when too few ranks are left,
+        or when they have begun from different models; nothing masked has been sent then.
         """
         try:
             self.party.regrouped(self._comm.members, self._comm.epoch)
-            self.party.begin(round, buffer.to("cpu"))
+            self.party.begin(round, buffer.to("cpu"), self._state())
             self._settled(self._run)
-        except TooFewParties as error:
+        except (TooFewParties, OtherModel) as error:
             raise CommError(str(error)) from None
         assert self.party.result is not None
         buffer.copy_(self.party.result)

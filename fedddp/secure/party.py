@@ -15,18 +15,19 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, zeros_like
 
 from ..types import RoundBurnt
 from . import masks
-from .attempt import Attempt, digest, reveal_bytes, shares_bytes
+from .attempt import KEYS_BYTES, Attempt, OtherModel, digest, reveal_bytes, shares_bytes
 from .envelope import OVERHEAD, REASON_BYTES, Place, Refused, RefusedElsewhere, seal, seal_refusal, unseal
 from .graph import draw, most_neighbours, shape_for
 from .hello import LEAST_PARTIES, Session
 from .recovery import STATUS_BYTES, Action, Outcome, Plan, Status, Step, decide
 from .reveal import Certificate, RevealRule, quorum
+from .state import NO_STATE
 
 
 class TooFewParties(RuntimeError):
@@ -64,7 +65,12 @@ class Party:
         self.result: Tensor | None = None
         self._shape, self._random = shape or shape_for(n), random_bytes
         most = most_neighbours(n, self._shape)
-        room = {Step.KEYS: 64, Step.SHARES: shares_bytes(most), Step.COMMIT: 32, Step.REVEAL: reveal_bytes(most)}
+        room = {
+            Step.KEYS: KEYS_BYTES,
+            Step.SHARES: shares_bytes(most),
+            Step.COMMIT: 32,
+            Step.REVEAL: reveal_bytes(most),
+        }
         self._sizes = {step: OVERHEAD + max(size, REASON_BYTES) for step, size in room.items()}
         self._last: tuple[int, Outcome] = (-1, Outcome.NONE)
         self._kept: tuple[int, bytes] | None = None  # what this party revealed last, should others still need it
@@ -74,9 +80,10 @@ class Party:
 
     # -- a round ----------------------------------------------------------------------------------------------
 
-    def begin(self, round: int, x: Tensor) -> None:
+    def begin(self, round: int, x: Tensor, state: bytes = NO_STATE) -> None:
         """Start a round with this party's vector [L], int64 or int32, which must not change until the round is over.
 
+        ``state``: digest of the model that the round starts from, which must be the same on all parties.
         Raises ValueError for a round that is not later than all before: an aborted round is not repeated, because sums
         of the same vectors over two sets of parties would give the difference away. Raises TooFewParties.
         """
@@ -84,9 +91,9 @@ class Party:
             raise ValueError(f"round {round} does not follow round {max(self.round, self._last[0])}")
         masks.check(x)
         self.round, self.result = round, None
-        self._start(x)
+        self._start(x, state)
 
-    def _start(self, x: Tensor) -> None:
+    def _start(self, x: Tensor, state: bytes) -> None:
         """A new attempt with the members of now, under keys that were never used."""
         left, needed = len(self.members), max(LEAST_PARTIES, quorum(self.session.world_size))
         if left < needed:
@@ -100,7 +107,7 @@ class Party:
         self._begun = self.round, self.epoch
         seed = self.session.transcript + struct.pack(">qq", self.round, self.epoch)
         graph = draw(self.members, quorum(self.session.world_size), seed, self._shape)
-        place = Place(self.round, self.epoch, graph.members)
+        place = Place(self.round, self.epoch, graph.members, state)
         self._progress = Progress(Attempt(self.session, place, graph, self._random), x)
         self.step = Step.KEYS
 
@@ -119,8 +126,8 @@ class Party:
     def _compose(self) -> bytes:
         now = self._now
         if now.fault:
-            return seal_refusal(self.session, now.attempt.place, self.step.name, now.fault)
-        return seal(self.session, now.attempt.place, self.step.name, self._body(now))
+            return seal_refusal(self.session, self._place, self.step.name, now.fault)
+        return seal(self.session, self._place, self.step.name, self._body(now))
 
     def _body(self, now: Progress) -> bytes:
         if self.step is Step.KEYS:
@@ -133,12 +140,18 @@ class Party:
         return now.attempt.reveal(now.certificate)
 
     def receive(self, messages: Sequence[bytes]) -> None:
-        """Everybody's messages of this step, by original rank. Raises RoundBurnt; moves on to the next step."""
+        """Everybody's messages of this step, by original rank; move on to the next step.
+
+        Raises RoundBurnt, and OtherModel where the parties start from different models.
+        """
         now, step = self._now, self.step
         try:
             self._use(now, self._read(now, messages))
         except RefusedElsewhere as reason:
             raise self._burnt(str(reason)) from None
+        except OtherModel as error:
+            self._burnt(str(error))
+            raise OtherModel(f"round {self.round + 1}: {error}") from None
         except Refused as reason:
             now.fault = now.fault or str(reason)
         if step is not Step.REVEAL:
@@ -163,7 +176,7 @@ class Party:
         bodies, complaints = {}, []
         for rank in self.members:
             try:
-                bodies[rank] = unseal(self.session, now.attempt.place, self.step.name, rank, messages[rank])
+                bodies[rank] = unseal(self.session, self._place, self.step.name, rank, messages[rank])
             except Refused as reason:
                 complaints.append(reason)
         if messages[self.rank] != now.messages[self.step]:
@@ -260,7 +273,7 @@ class Party:
     def _restart(self) -> None:
         if self._rule.committed(self.round):
             raise self._burnt("a new attempt was asked for after this party had committed to a sum")
-        self._start(self._now.x)
+        self._start(self._now.x, self._now.attempt.place.state)
 
     # -- the end of a round -----------------------------------------------------------------------------------
 
@@ -280,6 +293,12 @@ class Party:
         if self._progress is None:
             raise RuntimeError("no round is under way")
         return self._progress
+
+    @property
+    def _place(self) -> Place:
+        """Of this step's messages; those with the keys say from which model the round starts."""
+        place = self._now.attempt.place
+        return replace(place, state=NO_STATE) if self.step is Step.KEYS else place
 
     @property
     def _here(self) -> Place:

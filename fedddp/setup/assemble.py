@@ -83,6 +83,7 @@ def _assembled(
     if config.evaluate.clients_mean:
         algorithm = LastModels(algorithm)
     start = initialise(p.task, algorithm, comm, p.spec, seed)
+    protection.check_start(start.w)
     store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
     stateful = store.remembers
     telemetry = _telemetry(p, folder, sinks)

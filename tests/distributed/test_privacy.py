@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fedddp.aggregation.pipeline import checksum
+from fedddp.comm import CommError
 from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.privacy import epsilon
@@ -147,3 +149,40 @@ def refused(comm, table):
     with pytest.raises(UsageError) as error:
         train(comm, table)
     return str(error.value)
+
+
+@pytest.mark.parametrize("purpose", ["distribute the model", "resume"])
+def test_an_altered_model_ends_the_run_before_anything_masked_leaves_a_rank(run_ranks, tmp_path, purpose):
+    """Of w_0 each rank knows what it must be; of a checkpoint's model the ranks compare hashes before they mask."""
+    keep = {"checkpoint": {"every": 1}, "privacy": MASKED}
+    if purpose == "resume":
+        run_ranks(train, 3, table_of(tmp_path, "cut", 1, **keep))
+    told = run_ranks(altered, 3, table_of(tmp_path, "cut", 2, "auto", **keep), purpose)
+    assert ("initial model" if purpose != "resume" else "the model on rank(s) [1] is not the one on rank 0") in told[1][
+        0
+    ]
+    for reason, sent in told:
+        assert reason
+        assert "aggregate" not in sent
+
+
+def altered(comm, table, purpose):
+    """Why a run ends whose model somebody alters on its way to rank 1, and what was sent until then.
+
+    Two entries are swapped, which leaves the 24 bits of the round's checksum as they are.
+    """
+    broadcast = comm.broadcast
+
+    def swapped(x, why):
+        x = broadcast(x, why)
+        if comm.rank == 1 and why == purpose and x.numel() > 100:
+            weak, first = checksum(x), float(x[0])
+            x[[0, 50]] = x[[50, 0]]
+            assert checksum(x) == weak
+            assert float(x[0]) != first
+        return x
+
+    comm.broadcast = swapped
+    with pytest.raises(CommError) as error:
+        train(comm, table)
+    return str(error.value), {entry.purpose for entry in comm.ledger.take()}

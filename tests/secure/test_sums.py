@@ -199,10 +199,10 @@ def flipped(at):
 @pytest.mark.parametrize(
     ("step", "alter", "reason"),
     [
-        ("KEYS", lambda body: bytes(32) + body[32:], "rank 1's key is a point of low order"),
-        ("KEYS", lambda body: body[:32] + bytes(32), "rank 1's key is a point of low order"),
-        ("KEYS", lambda body: body[:32] * 2, "rank 1 sends a key twice"),
-        ("KEYS", lambda body: body[:-1], "rank 1's keys have 63 bytes"),
+        ("KEYS", lambda body: body[:32] + bytes(32) + body[64:], "rank 1's key is a point of low order"),
+        ("KEYS", lambda body: body[:64] + bytes(32), "rank 1's key is a point of low order"),
+        ("KEYS", lambda body: body[:64] + body[32:64], "rank 1 sends a key twice"),
+        ("KEYS", lambda body: body[:-1], "rank 1's keys have 95 bytes"),
         ("SHARES", lambda body: body[:-1], "rank 1's shares have"),
         ("SHARES", flipped(40), "rank 1's shares for rank 0 do not decrypt"),
         ("SHARES", flipped(150), "rank 1's shares for rank 3 do not decrypt"),

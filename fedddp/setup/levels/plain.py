@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ...aggregation import (
     ClientTally,
@@ -21,7 +22,6 @@ from ...aggregation import (
     in_the_clear,
 )
 from ...aggregation.compression import Setting
-from ...aggregation.ring import Exchange
 from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
 from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
@@ -56,6 +56,19 @@ class Plain:
     def algorithm(self) -> Algorithm:
         """The algorithm of the configuration with what rule and level put around it."""
         return self._configured
+
+    def check_start(self, w: Tensor) -> None:
+        """Raise CommError under secure aggregation, unless the model received from rank 0 is w_0.
+
+        Ranks make w_0 themselves, to what differs in the last bits between processors; the rounds then compare hashes.
+        """
+        if self._masked:
+            own = self._p.task.initial_params(self._p.config.run.seed).to(w)
+            if not torch.allclose(w, own, rtol=1e-5, atol=1e-6):
+                raise CommError(
+                    f"rank {self._comm.rank} received another initial model than it makes from run.seed: it was "
+                    "altered on its way, or rank 0 runs another program; find out which before you start again"
+                )
 
     @property
     def _configured(self) -> Algorithm:
@@ -104,6 +117,8 @@ class Plain:
         if self._p.config.aggregation.rule.remembers:
             assert isinstance(reduce, CoordinateShards)
             more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
+        if self._masked:
+            more["begin"] = self._exchange.begin
         return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
 
     def _reduce(self) -> Reduce:
@@ -134,18 +149,18 @@ class Plain:
         )
 
     def _ring(self, bound: float, weight: float, **noise: Any) -> RingSum:
-        exchange = masked(self._p, self._comm) if self._masked else in_the_clear(self._comm)
+        exchange = self._exchange.sum_ if self._masked else in_the_clear(self._comm)
         bits = self._keys.secure_aggregation.bits
         return RingSum(exchange, self._p.device, bits=bits, bound=bound, total_weight=weight, **noise)
 
-
-def masked(p: Prepared, comm: Comm) -> Exchange:
-    """Return the exchange of secure aggregation. Raises CommError if the parties do not fit together."""
-    keys = p.config.privacy.secure_aggregation
-    roster = Roster.load(Path(keys.roster)) if keys.roster else None
-    identity = identity_of(keys.key, comm.rank)
-    configuration = repr(sorted(p.signature.items())).encode()
-    try:
-        return SecureExchange(comm, identity, roster, configuration).sum_
-    except HelloError as error:
-        raise CommError(f"secure aggregation does not start: {error}") from None
+    @cached_property
+    def _exchange(self) -> SecureExchange:
+        """The exchange of secure aggregation. Raises CommError if the parties do not fit together."""
+        keys = self._keys.secure_aggregation
+        roster = Roster.load(Path(keys.roster)) if keys.roster else None
+        identity = identity_of(keys.key, self._comm.rank)
+        configuration = repr(sorted(self._p.signature.items())).encode()
+        try:
+            return SecureExchange(self._comm, identity, roster, configuration)
+        except HelloError as error:
+            raise CommError(f"secure aggregation does not start: {error}") from None
