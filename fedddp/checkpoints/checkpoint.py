@@ -28,6 +28,7 @@ from ..telemetry.background import Background
 from ..types import ServerState
 from .durable import sync, write_tensors, writing
 from .export import Exports, RatedModel
+from .own_clients import OwnClients
 from .saved import quality_of, sha256
 
 log = logging.getLogger("fedddp")
@@ -40,7 +41,8 @@ class Checkpoints:
     """Writes checkpoints of one run, in the background. The server state is rank 0's to write; a rank writes its own
     clients' state.
 
-    ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``done``: the round
+    ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``own``: where this
+    rank's clients' state lies if not in the run folder, which then holds the SHA-256 of the file. ``done``: the round
     that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed. ``exports``: what
     is written beside them for use elsewhere. ``inputs``: what the model takes, see `Exports`. ``spec``: of the model.
     """
@@ -58,11 +60,13 @@ class Checkpoints:
         exports: Exports | None = None,
         inputs: Mapping[str, Any] | None = None,
         spec: FlatSpec | None = None,
+        own: OwnClients | None = None,
     ) -> None:
         self._inputs = inputs
         self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
         self._every, self._keep, self._stateful, self._spec = every, keep, stateful, spec
         self._exports = exports if comm.rank == 0 else None
+        self._own = own if stateful else None
         self._current: _Finished | None = None
         self._background = Background()
         self._begun = self.written = self._done = done  # rounds: begun to write, on disk, resumed
@@ -131,7 +135,7 @@ class Checkpoints:
                 if self._stateful or self._comm.rank == 0:
                     partial.mkdir(parents=True, exist_ok=True)
                 if self._stateful:
-                    write_tensors(partial / f"clients-{self._comm.rank:05d}.safetensors", clients)
+                    self._write_clients(partial, server.round, clients)
                 if self._comm.rank == 0:
                     if spent:
                         write_tensors(partial / "budget.safetensors", spent)
@@ -146,7 +150,26 @@ class Checkpoints:
     def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
         """What the clients that live here (``mine``) remembered after the resumed round comes back."""
         if self._stateful and self._done:
-            store.load_state_dict(_clients(self._folder / f"round-{self._done:06d}"), mine)
+            folder = self._folder / f"round-{self._done:06d}"
+            digest = folder / f"{self._name}.sha256"
+            apart = self._own and digest.is_file()
+            store.load_state_dict(self._own.read(self._done, digest.read_text()) if apart else _clients(folder), mine)
+
+    @property
+    def _name(self) -> str:
+        return f"clients-{self._comm.rank:05d}"
+
+    def _write_clients(self, partial: Path, round: int, clients: dict[str, Tensor]) -> None:
+        if self._own is None:
+            write_tensors(partial / f"{self._name}.safetensors", clients)
+            return
+        digest = self._own.write(round, clients)
+        hidden = partial / f".{self._name}.sha256"
+        _write_bytes(hidden, digest.encode())
+        hidden.replace(partial / f"{self._name}.sha256")
+        # An earlier checkpoint is under its first name or its last one; in this order it is not missed in between.
+        names = (".round-{:06d}", "round-{:06d}")
+        self._own.prune(lambda t: any((self._folder / name.format(t)).exists() for name in names))
 
     def _finish(self, partial: Path, server: ServerState, score: Score | None, patience: float) -> None:
         write_tensors(partial / "server.safetensors", {"w": server.w, **server.extra})
@@ -172,7 +195,7 @@ class Checkpoints:
     def _await_clients(self, partial: Path, patience: float) -> None:
         wanted = self._comm.world_size if self._stateful else 0
         deadline = time.monotonic() + patience
-        while len(list(partial.glob("clients-*.safetensors"))) < wanted:
+        while len(list(partial.glob("clients-*"))) < wanted:
             if time.monotonic() > deadline:
                 raise OSError(f"{partial}: not every rank wrote its clients; do all ranks see this file system?")
             time.sleep(0.01)

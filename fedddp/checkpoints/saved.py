@@ -88,6 +88,11 @@ class Saved:
             return f"{there}, {spec.dim} and {spec.num_trainable} here"
         return None
 
+    @property
+    def kept_apart(self) -> int:
+        """The number of ranks that keep what their clients remember in a folder of their own (see `OwnClients`)."""
+        return len(list(self.folder.glob("clients-*.sha256")))
+
     def server(self) -> ServerState:
         """The server state, on CPU."""
         tensors = load_file(self.folder / "server.safetensors")

@@ -189,6 +189,11 @@ class Checkpoint(Section):
 
     every: int = Field(default=1, ge=0, description="rounds between checkpoints; 0 = only when interrupted")
     keep: int = Field(default=3, ge=1, description="number of newest checkpoints kept, besides the best")
+    clients_dir: Annotated[str, UserPath] = Field(
+        default="",
+        description="folder for what this rank's clients remember between rounds, readable by this rank's user only; "
+        "{rank} in it stands for the rank; empty = in the run folder",
+    )
 
 
 class SecureAggregation(Section):

@@ -13,11 +13,12 @@ from torch import Tensor
 from ..algorithms import LastModels
 from ..checkpoints.checkpoint import Checkpoints
 from ..checkpoints.export import Exports, named
+from ..checkpoints.own_clients import OwnClients
 from ..checkpoints.run_folder import SPENT, RunFolder
 from ..checkpoints.saved import Saved, candidates
 from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
-from ..comm import Comm, Purpose
+from ..comm import Comm, CommError, Purpose
 from ..comm.guard import Guard
 from ..config import ResolvedConfig, flatten, to_dict, to_toml
 from ..data import Work
@@ -88,8 +89,9 @@ def _assembled(
     stateful = store.remembers
     telemetry = _telemetry(p, folder, sinks)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
+    run_folder = _run_folder(config, comm, folder)
     checkpoints = Checkpoints(
-        Path(comm.broadcast_text(str(folder.path.absolute()) if folder else "", Purpose.RUN_FOLDER)),
+        run_folder,
         to_dict(config),
         comm,
         every=config.checkpoint.every,
@@ -99,6 +101,7 @@ def _assembled(
         exports=_exports(p, folder, done),
         inputs=_inputs(p),
         spec=p.spec,
+        own=_own_clients(config, run_folder, comm),
     )
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
     telemetry.learned_before = learned
@@ -127,6 +130,21 @@ def _assembled(
         spent = not federation.budget.allows(federation.sampler.cohort(done))
         log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
     return Experiment(federation, _restored(start, p.saved, comm, done), folder, p, owns_comm)
+
+
+def _run_folder(config: ResolvedConfig, comm: Comm, folder: RunFolder | None) -> Path:
+    """Return the run folder: rank 0 says its name, but every rank's own configuration says where it lies."""
+    name = comm.broadcast_text(folder.path.absolute().name if folder else "", Purpose.RUN_FOLDER)
+    if config.run.resume not in ("never", "auto"):
+        return Path(config.run.resume).absolute()
+    if name in ("", "..") or Path(name).name != name:
+        raise CommError(f"rank 0 names the run folder {name!r}, which is not the name of a folder in run.dir")
+    return Path(config.run.dir).absolute() / name
+
+
+def _own_clients(config: ResolvedConfig, run_folder: Path, comm: Comm) -> OwnClients | None:
+    root = config.checkpoint.clients_dir.replace("{rank}", str(comm.rank))
+    return OwnClients(Path(root).absolute(), run_folder, comm.rank) if root else None
 
 
 def _evaluator(p: Prepared, comm: Comm) -> Evaluator:

@@ -49,6 +49,20 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
             f"run.resume={config.run.resume!r}: {saved.folder} is of another model: {unlike}. Give the model as it "
             "was, or start a new run with --run.resume=never"
         )
+    apart = saved.kept_apart if saved else 0
+    if saved and apart and not config.checkpoint.clients_dir:
+        folder.release()
+        raise UsageError(
+            f"checkpoint.clients_dir='': {saved.folder} was written with it; name the same folder on every rank",
+            code="clients-dir-missing",
+        )
+    if saved and apart and apart != place.world_size:
+        folder.release()
+        raise UsageError(
+            f"checkpoint.clients_dir={config.checkpoint.clients_dir!r}: {saved.folder} was written by {apart} ranks, "
+            f"each of which keeps what its own clients remember; start {apart} ranks, not {place.world_size}",
+            code="clients-dir-ranks",
+        )
     if saved and saved.tensors is None:
         log.warning(
             "%s names no layers: that the model has the same ones in the same order cannot be checked", saved.folder

@@ -231,7 +231,7 @@ def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
 def test_under_differential_privacy(tmp_path, level):
     """The head stays with the client, the body is noised; who trains twice, or tells more, is refused."""
     privacy = {"level": level, "noise_multiplier": 0.5, "randomness": "seeded", "delta": 1e-3}
-    how = {"privacy": privacy, "rounds": 2}
+    how = {"privacy": privacy, "rounds": 2, "checkpoint": {"clients_dir": str(tmp_path / "own")}}
     f, start = digits(tmp_path / "a", {"name": "fedper"}, **how)
     server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*"])
     assert torch.equal(server.w[private], start.w[private])

@@ -237,6 +237,8 @@ def test_a_configuration_that_cannot_run_is_refused(code, key, layers):
             [secure()],
             {"place": Place(world_size=2, local_world_size=2)},
         ),
+        ("clients-remember", "checkpoint.clients_dir", [CLIENT, {"algorithm": {"name": "ditto"}}], {}),
+        ("clients-remember", "checkpoint.clients_dir", [secure(), {"algorithm": {"name": "scaffold"}}], {}),
         ("contrast-features", "algorithm.name", [{"algorithm": {"name": "moon"}}], {"module": nn.Conv2d(1, 1, 1)}),
         (
             "batch-of-one",
@@ -314,7 +316,8 @@ def test_a_machine_without_a_gpu(code, run):
         [EXAMPLE, {"algorithm": {"weighting": "examples"}}],
         [EXAMPLE, {"algorithm": {"name": "scaffold"}}],
         [EXAMPLE, {"algorithm": {"name": "fedper"}}],
-        [CLIENT, {"algorithm": {"name": "ditto"}}],
+        [CLIENT, {"algorithm": {"name": "ditto"}}, {"checkpoint": {"clients_dir": "own"}}],
+        [secure(), {"algorithm": {"name": "fedprox"}}],
         [INT8, {"algorithm": {"name": "ifca"}}],
         [{"aggregation": {"compression": {"name": "top_k"}}}, {"algorithm": {"name": "scaffold"}}],
         [private("example", noise_multiplier=0.0)],  # clipping alone, with an infinite epsilon

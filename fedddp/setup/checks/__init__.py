@@ -11,12 +11,12 @@ from typing import Any
 
 from .configuration import CONFIGURATION
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
-from .privacy import PRIVACY, RING, SECURE
+from .privacy import PRIVACY, REMEMBERED, RING, SECURE
 from .table import Check, refuse
 
 BEFORE_NOISE = (*TASK, *POPULATION, *PRIVACY, *SECURE)
 """Checks of data and model, made before the noise multiplier is found for a target epsilon."""
-AFTER_NOISE = (*RING, *COMPRESSION)
+AFTER_NOISE = (*RING, *COMPRESSION, *REMEMBERED)
 """Checks made once the noise multiplier is known."""
 TABLE: tuple[Check[Any], ...] = (*CONFIGURATION, *MACHINE, *BEFORE_NOISE, *AFTER_NOISE)
 """All checks, in the order in which they are made."""

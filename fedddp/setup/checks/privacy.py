@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from ...algorithms import AdaptiveClip
@@ -293,3 +294,24 @@ RING: tuple[Check[Facts], ...] = (
     ),
 )
 """Checks of the ring, made once the noise multiplier is known."""
+
+
+def _remembered(f: Facts) -> Values | None:
+    """Return what hides the clients from the readers of the run folder, if their state would lie there."""
+    c = f.config
+    if c.checkpoint.clients_dir or not (c.privacy.secure_aggregation.enabled or c.privacy.level == "client"):
+        return None
+    remembers = c.algorithm.for_model(f.spec).init_client(torch.zeros(f.spec.dim))
+    return {"hides": c.hides} if remembers else None
+
+
+REMEMBERED: tuple[Check[Facts], ...] = (
+    Check(
+        "clients-remember",
+        ("checkpoint.clients_dir", "privacy.level", "privacy.secure_aggregation.enabled"),
+        _remembered,
+        "checkpoints would hold in the run folder what each client remembers, which tells its update; {hides} keeps "
+        "that from the other ranks",
+        "name a folder of each rank's own, such as ~/fedddp-clients",
+    ),
+)
