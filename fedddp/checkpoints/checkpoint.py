@@ -152,8 +152,11 @@ class Checkpoints:
         if self._stateful and self._done:
             folder = self._folder / f"round-{self._done:06d}"
             digest = folder / f"{self._name}.sha256"
-            apart = self._own and digest.is_file()
-            store.load_state_dict(self._own.read(self._done, digest.read_text()) if apart else _clients(folder), mine)
+            if self._own and digest.is_file():
+                clients = self._own.read(self._done, digest.read_text())
+            else:
+                clients = _clients(folder)
+            store.load_state_dict(clients, mine)
 
     @property
     def _name(self) -> str:
