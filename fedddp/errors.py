@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+import traceback
+from pathlib import Path
+
+OWN_CODE = (Exception, SystemExit)
+"""What a user's own code may raise that is reported and does not end the program: sys.exit() included."""
 
 
 class UsageError(ValueError):
@@ -34,3 +39,15 @@ def reason(error: BaseException) -> str:
     """Return the class of an error and the first line of its message."""
     kind, said = type(error).__name__, first_line(error)
     return kind if said == kind else f"{kind}: {said}"
+
+
+def raised(error: BaseException) -> str:
+    """Return the class of an error of a user's own code, its message, and where in that code it was raised."""
+    own = Path(__file__).parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "site-packages" not in frame.filename and own not in Path(frame.filename).parents
+    ]
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{reason(error)}{where}"

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .cli.main import main as command
-from .cli.outcome import DONE, INTERRUPTED, asked
+from .cli.outcome import DONE, FAILED, INTERRUPTED, asked
 from .comm import record
 from .comm.interrupt import Interrupted
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
+from .errors import raised
 from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared
@@ -71,11 +72,15 @@ def _train(prepared: Prepared) -> int:
     place = prepared.place
     if place.rank == 0 and spans_hosts(place, os.environ) and not prepared.config.privacy.trust_network:
         log.warning(SPANS_HOSTS)
-    experiment = connect(prepared)
     try:
-        _, summary = experiment.train()
-    except Interrupted:
-        return INTERRUPTED
+        experiment = connect(prepared)
+        try:
+            _, summary = experiment.train()
+        except Interrupted:
+            return INTERRUPTED
+    except SystemExit as left:  # here: torch's `record` takes sys.exit(0) for success
+        log.error("%s: sys.exit() ended the run; raise an exception instead", raised(left))
+        return FAILED
     if folder := experiment.folder:
         summary_table(summary)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)

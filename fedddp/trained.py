@@ -18,7 +18,7 @@ from .checkpoints.export import BEST, LAST, best_of, exported
 from .checkpoints.saved import Saved, candidates, newest, of_round
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
-from .errors import first_line
+from .errors import OWN_CODE, first_line
 from .flat import FlatModule
 from .models.weights import Weights
 from .registry.choice import user_path
@@ -109,7 +109,7 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
         config = configured(kept, **({} if model is None else {"model": model}))
         config = config if keep_weights else _without_weights(config)
         return task_of(config, _blank(inputs)).model(seed)
-    except Exception as error:
+    except OWN_CODE as error:
         raise UsageError(f"{folder}: its model cannot be rebuilt ({first_line(error)}){_hint(model)}") from error
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, CommError
+from ..errors import OWN_CODE
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
 from .reduce import Reduce
@@ -61,7 +62,7 @@ class Pipeline:
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
         self.begin = begin or (lambda server: None)
 
-    def first(self, error: Exception) -> Exception | None:
+    def first(self, error: BaseException) -> BaseException | None:
         """``error`` if it is the first: a mistake in an algorithm fails every client alike, one traceback is enough."""
         shown, self._shown = self._shown, True
         return None if shown else error
@@ -77,7 +78,7 @@ class FailedClients:
     """Clients that failed for one reason, and the exception of the first of them, if it was one."""
 
     reason: str
-    error: Exception | None
+    error: BaseException | None
     clients: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -119,13 +120,13 @@ class Inbox:
             yield
         except CommError:
             raise
-        except Exception as error:
+        except OWN_CODE as error:
             if len(ids) > 1:
                 self._again = tuple(ids)
             else:
                 self._failed(ids[0], f"{type(error).__name__}: {error}", error)
 
-    def _failed(self, client: int, reason: str, error: Exception | None = None) -> None:
+    def _failed(self, client: int, reason: str, error: BaseException | None = None) -> None:
         """Record a failure. Reasons that differ in their numbers only are one, in the first one's words."""
         line = (reason.splitlines() or [""])[0]
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", line)

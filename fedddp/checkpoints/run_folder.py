@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import OWN_CODE
 from .lock import Lock, hold
 
 log = logging.getLogger("fedddp")
@@ -81,7 +82,7 @@ class RunFolder:
         except (OSError, ValueError):
             before = {}
         so_far = {key: before[key] for key in ("round", "rounds") if key in before} | more
-        if isinstance(error, Exception):
+        if isinstance(error, OWN_CODE):
             self.status("failed", **so_far, error=f"{type(error).__name__}: {error}")
         else:
             self.status("interrupted", **so_far, reason=str(error) or type(error).__name__)

@@ -13,7 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UsageError
-from ..registry.choice import dump, fields_of, keys_of, user_path
+from ..registry.choice import dump, fields_of, keys_of, read_file, user_path
 from ..registry.spelling import key_suggestion
 from .plain import check_kept, check_plain, shortened
 from .schema import Config
@@ -28,8 +28,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 def read_toml(path: Path) -> dict[str, Any]:
     """One file's table."""
     try:
-        with user_path(path).open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
+        content = read_file(user_path(path), LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         remedy = "a key has two dashes before it: --section.key=value" if "=" in str(path) else GIVE

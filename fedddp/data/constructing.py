@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import first_line
-from .reading import raised
+from ..errors import OWN_CODE, first_line, raised
 
 IDX_BYTES = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # of a number, by the type in the header of MNIST's format
 
@@ -55,7 +54,7 @@ def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mappi
             return cls(root=str(root), train=True, download=False, **args), cls(
                 root=str(root), train=False, download=False, **args
             )
-        except Exception as error:
+        except OWN_CODE as error:
             if not _says_missing(error):
                 raise ValueError(_broken(cls, root, error)) from error
             if not download:
@@ -91,23 +90,25 @@ def _downloaded(cls: Callable[..., Any], root: Path, train: bool, args: Mapping[
             or f"not in data.root={str(root)!r}, and it could not be downloaded ({first_line(failed)}); "
             "copy the files there in torchvision's layout, or use data.name=mnist-mini"
         ) from failed
-    except Exception as error:
+    except OWN_CODE as error:
         raise ValueError(_broken(cls, root, error)) from error
 
 
-def _says_missing(error: Exception) -> bool:
+def _says_missing(error: BaseException) -> bool:
     words = r"not found|not exist|not present|download"
     return isinstance(error, FileNotFoundError) or (
         isinstance(error, RuntimeError) and re.search(words, str(error)) is not None
     )
 
 
-def _broken(cls: Any, root: Path, error: Exception) -> str:
+def _broken(cls: Any, root: Path, error: BaseException) -> str:
     return damage(cls, root) or f"its constructor fails ({raised(error)}); correct the class or data.args"
 
 
 def _idx_damage(path: Path) -> str:
     """What is wrong with a file of MNIST's format; empty if it is as long as its header says."""
+    if not path.is_file():
+        return "it is not a regular file"
     size = path.stat().st_size
     with path.open("rb") as file:
         magic = file.read(4)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .reading import raised
+from ..errors import raised
 
 EXACT = 2**53  # float64 holds every whole number up to here
 LONGEST = 1000  # characters of a class's name; an array of text has the longest's room for each example

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..registry.choice import read_file
 from .constructing import named
 from .datasets import Dataset, Examples
 from .partition import Excerpt, Ints, Partition
@@ -227,7 +228,7 @@ class _Unreadable(ValueError):
 
 def _read(root: Path, name: str) -> bytes:
     try:
-        return (root / name).read_bytes()
+        return read_file(root / name)
     except OSError as error:
         needs = "a rank needs public/ and the folders of its own clients (client k on rank k mod ranks)"
         remedy = "copy the folder here, or divide a dataset with fedddp split"

@@ -8,17 +8,15 @@ transform is refused: it would be drawn once, for the whole run.
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import reason
+from ..errors import OWN_CODE, raised
 from ..rng import global_seed
 from .inputs import as_inputs, channels_first
 
@@ -46,7 +44,7 @@ def read(data: Any, part: str) -> Source:
         return _read(data, part)
     except ValueError:
         raise
-    except Exception as error:  # of the object's own code
+    except OWN_CODE as error:  # of the object's own code
         raise ValueError(f"the {part} set cannot be read ({raised(error)}); {EXPECTED}") from error
 
 
@@ -60,15 +58,6 @@ def _read(data: Any, part: str) -> Source:
     else:
         x, y = _items(data, part)
     return Source(channels_first(x), y, getattr(data, "client_ids", None), getattr(data, "num_classes", None))
-
-
-def raised(error: BaseException) -> str:
-    """What an error of a user's own code says, in one line, and where in the code it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = Path(__file__).parent
-    frames = [f for f in frames if "site-packages" not in f.filename and Path(f.filename).parent != own]
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{reason(error)}{where}"
 
 
 def _is_columns(data: Any, part: str) -> bool:
@@ -137,7 +126,7 @@ def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> Non
 def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
     try:
         item = data[i]
-    except Exception as error:
+    except OWN_CODE as error:
         raise ValueError(f"{part} example {i} cannot be read ({raised(error)})") from error
     if isinstance(item, Mapping):
         raise ValueError(f"{part} example {i} is a dictionary of {', '.join(map(str, item))}; {EXPECTED}")

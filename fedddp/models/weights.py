@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import UsageError, first_line
-from ..registry.choice import user_path
+from ..registry.choice import read_file, user_path
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Weights:
     def read(cls, path: Path, source: str) -> Weights:
         """From a safetensors file or a ``state_dict`` that torch.save wrote. Raises UsageError."""
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except OSError as error:
             hint = (
                 f"; give a file, such as {path / 'model.safetensors'}" if path.is_dir() else "; name an existing file"
@@ -38,7 +39,7 @@ class Weights:
         try:
             tensors: Any = load(content)
         except SafetensorError as error:
-            tensors = _state_dict(path, source, str(error))
+            tensors = _state_dict(content, source, str(error))
         return cls(tensors, source)
 
     def into(self, module: nn.Module) -> nn.Module:
@@ -94,12 +95,12 @@ def start_signature(section: Any, module: nn.Module) -> dict[str, str]:
     return {"initial weights": total.hexdigest()[:16]}
 
 
-def _state_dict(path: Path, source: str, reason: str) -> dict[str, Tensor]:
+def _state_dict(content: bytes, source: str, reason: str) -> dict[str, Tensor]:
     """What torch.save wrote, by the unpickler that makes tensors and plain containers and nothing else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(
             f"{source}: is neither safetensors ({reason}) nor a state_dict that torch.load(weights_only=True) reads "

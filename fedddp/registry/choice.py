@@ -7,10 +7,12 @@ named by import path. `Choice` annotates the field that holds one of a family.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import importlib
 import inspect
 import os
+import stat
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from ..errors import OWN_CODE
 from .spelling import suggestion
 from .torchvision_operators import declare_if_missing
 
@@ -54,6 +57,20 @@ UserPath = WrapValidator(_expanded)
 def user_path(text: str | Path) -> Path:
     """A path that a user wrote, with ``~`` for the home."""
     return Path(os.path.expanduser(text))
+
+
+def read_file(path: Path, at_most: int = -1) -> bytes:
+    """Return the content, or the first ``at_most`` bytes, of a file that a user named.
+
+    Raises:
+        OSError: it cannot be read, or is a FIFO, a device or a socket, whose content may never end. Pipes without a
+            name (of a shell's ``<(command)``) are read.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and os.path.exists(os.path.realpath(path)):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    with path.open("rb") as file:
+        return file.read(at_most)
 
 
 class Wrapped(Protocol):
@@ -215,7 +232,7 @@ def import_class(path: str) -> Any:
     except ModuleNotFoundError as error:
         reason = f"cannot be imported (no module {error.name!r}): is its folder on PYTHONPATH?"
         raise _mistake(reason, at="name", value=path) from error
-    except Exception as error:
+    except OWN_CODE as error:
         raise _mistake(f"cannot be imported ({type(error).__name__}: {error})", at="name", value=path) from error
     if not hasattr(module, attribute):
         near = suggestion(attribute, vars(module))

@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from ..registry.choice import read_file
+
 MAKE = "fedddp keygen --help says how to make one"
 
 
@@ -51,7 +53,7 @@ class Identity:
         path = Path(path)
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
-            pem = path.read_bytes()
+            pem = read_file(path)
         except OSError as error:
             raise IdentityError(f"{path}: cannot read the key ({error.strerror}); {MAKE}") from None
         if mode & 0o077:
@@ -103,7 +105,7 @@ class Roster:
         """From a TOML file. Raises IdentityError where it is missing or malformed."""
         path = Path(path)
         try:
-            parties = tomllib.loads(path.read_text("utf-8-sig")).get("parties")
+            parties = tomllib.loads(read_file(path).decode("utf-8-sig")).get("parties")
         except OSError as error:
             raise IdentityError(f"{path}: cannot read the roster ({error.strerror}); {MAKE}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

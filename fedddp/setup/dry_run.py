@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..clients import LocalTrainingSpec, SequentialTrainer
 from ..config import ResolvedConfig, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, extreme_batches
-from ..errors import UsageError, first_line, reason
+from ..errors import OWN_CODE, UsageError, first_line, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, flatten
 from ..rng import global_seed
@@ -41,7 +41,7 @@ def laid_out(
         flat.module.eval()
     except UsageError:
         raise
-    except Exception as error:
+    except OWN_CODE as error:
         raise _model_error(config, reason(error)) from error
     if not _alike(module, flat.module):
         raise _model_error(
@@ -87,7 +87,7 @@ def rehearse(
         for client, n in enumerate(batches):
             problem = f"a training step on {_described(examples.x[:n])} fails"
             trainer.on((client,), 0).train(flatten(module).to(device, dtype))
-    except Exception as error:
+    except OWN_CODE as error:
         raise _failed(config, problem, error, n) from error
 
 
@@ -110,7 +110,7 @@ def fails_alone(config: ResolvedConfig, task: Task, inputs: Tensor, y: Tensor) -
             with global_seed(config.run.seed, "trial"):
                 loss = task.loss(task.outputs(module, inputs[:n], y[:n]), y[:n]).mean()
                 torch.autograd.grad(loss, parameters, allow_unused=True)
-        except Exception as error:
+        except OWN_CODE as error:
             return first_line(error)
         return ""
 
@@ -144,7 +144,7 @@ def _score(config: ResolvedConfig, task: Task, module: nn.Module, normalize: Nor
     n = len(examples)
     try:
         found = outputs(normalize(examples.x))
-    except Exception as error:
+    except OWN_CODE as error:
         if wrong := _other_dtype(config, examples.x, normalize.dtype, outputs, error):
             raise UsageError(wrong) from error
         raise _failed(config, f"does not run on {_described(examples.x)}", error, n) from error
@@ -161,13 +161,15 @@ def _score(config: ResolvedConfig, task: Task, module: nn.Module, normalize: Nor
         )
 
 
-def _other_dtype(config: ResolvedConfig, x: Tensor, dtype: torch.dtype, outputs: Any, error: Exception) -> str | None:
+def _other_dtype(
+    config: ResolvedConfig, x: Tensor, dtype: torch.dtype, outputs: Any, error: BaseException
+) -> str | None:
     """Return the message for a model that runs on these inputs as another dtype; None if it does not."""
     measured = x.is_floating_point() or x.dtype == torch.uint8
     other = x.long() if measured else x.to(dtype)
     try:
         outputs(other)
-    except Exception:
+    except OWN_CODE:
         return None
     kind = str(x.dtype).removeprefix("torch.")
     remedy = "give token ids as int64" if measured else "give measurements as float32, pixels as uint8"
@@ -182,7 +184,7 @@ def _model_error(config: ResolvedConfig, text: str) -> UsageError:
     return UsageError(f"{chosen(config, 'model')}: {text}")
 
 
-def _failed(config: ResolvedConfig, problem: str, error: Exception, n: int) -> UsageError:
+def _failed(config: ResolvedConfig, problem: str, error: BaseException, n: int) -> UsageError:
     """Return the error for a model that failed on ``n`` examples, with a remedy where the cause is known."""
     remedy = ""
     if n == 1 and "more than 1 value per channel" in str(error):

@@ -11,7 +11,7 @@ from ..checkpoints.durable import WriteError
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.saved import vector_sha256
 from ..comm import Purpose
-from ..errors import NothingLearned
+from ..errors import OWN_CODE, NothingLearned
 from ..federation import Federation, federate
 from ..telemetry import Metrics, Telemetry
 from ..types import ServerState
@@ -91,7 +91,7 @@ class Experiment:
             raise
 
     def _failed(self, error: BaseException) -> None:
-        written = None if isinstance(error, Exception) else self._flushed()
+        written = None if isinstance(error, OWN_CODE) else self._flushed()
         if self.folder:
             self.folder.ended(error, **({} if written is None else {"round": written}))
         self.federation.telemetry.abandon()

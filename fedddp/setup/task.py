@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ..config import Config, chosen
 from ..data import Dataset, check_range
-from ..errors import UsageError, reason
+from ..errors import OWN_CODE, UsageError, reason
 from ..flat import cast
 from ..models.weights import started_from
 from ..tasks import Task
@@ -68,7 +68,7 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
 
         task = dataclasses.replace(task, make_model=complete)
         left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
-    except Exception as error:
+    except OWN_CODE as error:
         raise UsageError(f"{chosen(config, 'model')}: {reason(error)}") from error
     if left:
         raise UsageError(

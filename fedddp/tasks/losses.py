@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import reason
+from ..errors import OWN_CODE, reason
 
 
 class Loss(Protocol):
@@ -89,7 +89,7 @@ def check(loss: Loss, num_classes: int) -> None:
     y = torch.arange(3) % num_classes
     try:
         losses = loss(outputs, y)
-    except Exception as error:
+    except OWN_CODE as error:
         raise ValueError(f"fails on outputs [3, {num_classes}] and labels [3] ({reason(error)})") from error
     if not isinstance(losses, Tensor) or losses.shape != y.shape:
         got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

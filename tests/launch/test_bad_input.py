@@ -138,3 +138,27 @@ def test_a_mistake_of_one_rank_alone_is_said_by_it_after_those_who_come_first(ca
         assert main(["--run.ronds=5"]) == 2
         assert "run.ronds" in capsys.readouterr().err
         assert sum(waited) == pytest.approx({"0": 0, "2": 4, "1": 6}[rank])
+
+
+TINY = ["--data.name=synthetic", "--data.args={num_train=60, num_test=10, shape=[1, 4, 4]}", "--model.name=logistic"]
+EXITS = {
+    "a model's constructor": (["--model.name=quitting:InConstructor"], "model.name='quitting:InConstructor': ", 2),
+    "a model's forward": (["--model.name=quitting:InForward"], "model.name='quitting:InForward': ", 2),
+    "a dataset's constructor": (["--data.name=quitting:InDataset", "--data.args={}"], "data.name='quitting:InD", 2),
+    "a module": (["--model.name=quitting_import:Net"], "model.name='quitting_import:Net': ", 2),
+    "a client": (["--algorithm.name=quitting:OnClient"], "every client failed in every round", 1),
+    "the server": (["--algorithm.name=quitting:OnServer"], "quitting.py:", 1),
+}
+
+
+@pytest.mark.parametrize("where", EXITS)
+def test_sys_exit_in_a_users_code_does_not_end_the_program_without_a_word(where, capsys):
+    words, said, code = EXITS[where]
+    assert main([*TINY, "--telemetry.tensorboard=false", "--telemetry.progress=off", *words]) == code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fedddp: ")
+    assert said in last
+    assert "SystemExit" in last
+    if code == 1:
+        status = json.loads(next(Path("runs").glob("*/status.json")).read_text())
+        assert status["state"] == "failed"

@@ -17,11 +17,13 @@ CASES = {
     "read for a line, with errors": f"{TRAIN} 2>&1 | head -1",
     "a bar read for a line": f"{TRAIN} --telemetry.progress=bar | head -1",
     "closed": f"{TRAIN} >&-",
+    "errors closed": f"{TRAIN} 2>&-",
     "all closed": f"{TRAIN} <&- >&- 2>&-",
     "on a full disk": f"{TRAIN} > /dev/full",
     "all on a full disk": f"{TRAIN} > /dev/full 2>&1",
     "a terminal without letters": f"PYTHONIOENCODING=ascii {TRAIN}",
     "closed on two ranks": f"{RANKS} --telemetry.tensorboard=false >&-",
+    "errors closed on two ranks": f"{RANKS} --telemetry.tensorboard=false 2>&-",
 }
 
 

@@ -174,6 +174,20 @@ def test_the_console_script_finds_modules_where_it_is_started(how):
     assert ended.returncode == (2 if how == "safe path" else 0), ended.stderr
 
 
+def test_folders_of_the_users_shadow_nothing():
+    """A folder in which the program starts may have packages named as folders of the repository."""
+    root = Path(fedddp.__file__).parents[1]
+    names = {path.name for path in root.iterdir() if path.is_dir()} - {"fedddp"}
+    names |= {path.stem for path in Path(fedddp.__file__).parent.iterdir() if not path.name.startswith("__")}
+    assert {"launch", "tests", "configs", "config", "data", "types"} <= names
+    for name in names - {"types"}:  # a standard module's name: Python itself would import that one
+        Path(name).mkdir()
+        Path(name, "__init__.py").write_text(f"raise ImportError('of the user: {name}')\n")
+    ended = subprocess.run([sys.executable, "-m", "fedddp.train", *SMALL], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(Path("runs/trial/status.json").read_text())["state"] == "done"
+
+
 @pytest.mark.parametrize(("clients", "said"), [(0, 1), (1, 1), (2, 0), (10, 0)])
 def test_one_client_is_said_to_federate_nothing(clients, said, capsys):
     assert main([*SMALL, f"--data.partition.num_clients={clients}"]) == 0

@@ -36,10 +36,6 @@ class Pool:
         draws = torch.rand(models, len(examples), generator=generator(seed, "shadow members"))
         return cls(examples, draws.argsort(dim=0) < models // 2)
 
-    def dataset(self, like: Dataset) -> Dataset:
-        """The pool as a dataset, with the normalisation and the classes of ``like``."""
-        return Dataset(self.examples, like.test, like.num_classes, like.mean, like.std)
-
     def clients(self, like: Dataset, device: torch.device, dtype: torch.dtype) -> ClientData:
         """Model s as client s, who owns its members."""
         order = self.members.nonzero()[:, 1].numpy()

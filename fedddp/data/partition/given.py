@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from ...registry.choice import UserPath
+from ...registry.choice import UserPath, read_file
 from ..datasets import Examples
 from .base import Ints, Partition, Partitioner
 
@@ -85,7 +86,7 @@ class FromFile(Partitioner):
             raise ValueError("data.partition.path='': partition file needs one; write it with fedddp show --save=FILE")
         _checked_ending(f"data.partition.path={self.path!r}", self.path)
         try:
-            order, sizes = READERS[Path(self.path).suffix](Path(self.path))
+            order, sizes = READERS[Path(self.path).suffix](read_file(Path(self.path)))
         except OSError as error:
             raise self._mistake(f"cannot be read ({error.strerror or error}); name an existing file") from None
         except Exception as error:
@@ -152,8 +153,8 @@ def _checked_ending(what: str, path: str) -> None:
         raise ValueError(f"{what}: should end in one of {', '.join(READERS)}")
 
 
-def _from_json(path: Path) -> tuple[Ints, Ints]:
-    hands = json.loads(path.read_text(encoding="utf-8-sig"))
+def _from_json(content: bytes) -> tuple[Ints, Ints]:
+    hands = json.loads(content.decode("utf-8-sig"))
     if not isinstance(hands, list) or not all(isinstance(own, list) for own in hands):
         raise ValueError("it should be a list of lists")
     flat = [i for own in hands for i in own]
@@ -162,9 +163,8 @@ def _from_json(path: Path) -> tuple[Ints, Ints]:
     return np.array(flat, dtype=np.int64), np.array([len(own) for own in hands], dtype=np.int64)
 
 
-def _from_csv(path: Path) -> tuple[Ints, Ints]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        header, *rows = csv.reader(file)
+def _from_csv(content: bytes) -> tuple[Ints, Ints]:
+    header, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
     if header != ["client", "example"]:
         raise ValueError(f"its first line should be client,example and is {','.join(header)}")
     pairs = np.array([[int(field) for field in row] for row in rows], dtype=np.int64).reshape(-1, 2)
@@ -177,12 +177,12 @@ def _from_csv(path: Path) -> tuple[Ints, Ints]:
     return by_client[:, 1], np.bincount(by_client[:, 0])
 
 
-def _from_npz(path: Path) -> tuple[Ints, Ints]:
-    with zipfile.ZipFile(path) as members:
+def _from_npz(content: bytes) -> tuple[Ints, Ints]:
+    with zipfile.ZipFile(io.BytesIO(content)) as members:
         unpacked = sum(member.file_size for member in members.infolist())
     if unpacked > LARGEST:
         raise ValueError(f"it unpacks to {unpacked:,} bytes, more than {LARGEST:,}")
-    with np.load(path) as arrays:
+    with np.load(io.BytesIO(content)) as arrays:
         order, sizes = arrays["order"], arrays["sizes"]
     if order.dtype.kind not in "iu" or sizes.dtype.kind not in "iu" or order.ndim != 1 or sizes.ndim != 1:
         raise ValueError("order and sizes should be one-dimensional whole numbers")
@@ -194,4 +194,4 @@ def _from_npz(path: Path) -> tuple[Ints, Ints]:
     return order.astype(np.int64), sizes.astype(np.int64)
 
 
-READERS: dict[str, Callable[[Path], tuple[Ints, Ints]]] = {".json": _from_json, ".csv": _from_csv, ".npz": _from_npz}
+READERS: dict[str, Callable[[bytes], tuple[Ints, Ints]]] = {".json": _from_json, ".csv": _from_csv, ".npz": _from_npz}
