@@ -1,7 +1,4 @@
-"""Attacks: as evidence of what an update, a sum and a model give away, and by Byzantine clients on what is learned.
-
-For judging one's own configuration on data that one owns; everything here is published, with its source in each file.
-"""
+"""Attacks by Byzantine clients on training, to test a configuration against; all of them are published."""
 
 from .adversary import Adversary
 from .backdoor import Backdoor

@@ -1,4 +1,4 @@
-"""Who is Byzantine, and where an attack takes hold of a run: examples, updates, columns."""
+"""Apply an attack to a run: choose the Byzantine clients, and change their examples, updates or columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .byzantine import Attack
 
 @dataclass(frozen=True)
 class Adversary:
-    """``attack`` by ``clients``, the same on every rank and in every round."""
+    """An ``attack`` by the Byzantine ``clients``, the same on every rank and in every round."""
 
     attack: Attack
     clients: frozenset[int]
@@ -26,16 +26,15 @@ class Adversary:
 
     @classmethod
     def drawn(cls, attack: Attack, population: int, seed: int) -> Adversary:
-        """``attack.num_clients`` of ``population``, a function of the seed."""
+        """The adversary with ``attack.num_clients`` of ``population``, drawn from the seed."""
         if not attack.num_clients:
             return cls(attack, frozenset(), seed)
         draw = numpy_generator(seed, "byzantine").choice(population, attack.num_clients, replace=False)
         return cls(attack, frozenset(draw.tolist()), seed)
 
     def poisoned(self, dataset: Dataset, partition: Partition) -> tuple[Dataset, Partition]:
-        """Byzantine clients' examples as the attack wants them: copies behind the others, which nobody else owns.
-
-        Of data that lie divided, those of the clients that are here.
+        """The data with Byzantine clients' examples as the attack changes them: copies behind the others, which nobody
+        else owns. Of data that are divided over machines, those of this machine's clients.
         """
         x, y, order, starts = [dataset.train.x], [dataset.train.y], [partition.order], partition.starts.astype(np.int64)
         count, end = len(dataset.train), len(partition.order)
@@ -64,7 +63,7 @@ class Adversary:
         return replace(partition, sizes=sizes)
 
     def around(self, algorithm: Algorithm, spec: FlatSpec) -> Algorithm:
-        """``algorithm`` on a model of ``spec``, with the Byzantine clients' updates as the attack wants them."""
+        """``algorithm`` on a model of ``spec``, with the Byzantine clients' updates as the attack changes them."""
         if not self.clients:
             return algorithm
         uploaded = algorithm.uploaded(spec)
@@ -73,7 +72,7 @@ class Adversary:
         return Corrupted(algorithm, self, tuple(names))
 
     def tamper(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Columns ``x [m, c]`` of the clients ``ids [m]`` as the rule gets them."""
+        """Columns ``x [m, c]`` of the clients ``ids [m]`` as the attack changes them before the rule gets them."""
         byzantine = torch.isin(ids, torch.tensor(sorted(self.clients), dtype=ids.dtype, device=ids.device))
         return self.attack.columns(x, byzantine) if byzantine.any() else x
 
@@ -85,10 +84,10 @@ class Adversary:
 
 @dataclass(frozen=True)
 class Corrupted(Around):
-    """Any algorithm ``inner`` whose Byzantine clients upload something else in its vectors ``attacked``.
+    """Any algorithm ``inner`` whose Byzantine clients change its vectors ``attacked`` before they upload them.
 
-    These are as long as the model or its trainable part. What an update holds besides, a normaliser of length 1, stays
-    honest: reversed along with what it divides, it would undo the attack.
+    These are as long as the model or its trainable part. A normaliser of length 1 stays honest: reversed along with
+    what it divides, it would undo the attack.
     """
 
     adversary: Adversary

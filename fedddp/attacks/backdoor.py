@@ -1,6 +1,6 @@
-"""A backdoor: the model answers ``target`` wherever a small mark is in the picture, and is right otherwise.
+"""Backdoor: the model predicts ``target`` for pictures with a small mark, and is right otherwise.
 
-The mark is a bright square in the lower right corner (Gu, Dolan-Gavitt, Garg 2017, "BadNets"). How it comes into a
+The mark is a bright square in the lower right corner (Gu, Dolan-Gavitt, Garg 2017, "BadNets"). How it gets into a
 federation: Bagdasaryan, Veit, Hua, Estrin, Shmatikov 2020, "How to backdoor federated learning", Algorithm 1: Byzantine
 clients train on marked examples beside their own and send ``boost`` times their update; with boost = n / (f eta) the
 mean becomes the Byzantine model ("model replacement").
@@ -22,10 +22,12 @@ from .byzantine import Attack
 
 @dataclass(frozen=True)
 class Backdoor(Attack):
-    """``attack_success``: share of marked test images of other classes that are taken for the target."""
+    """``attack_success``: fraction of marked test images of other classes that are classified as the target."""
 
     target: Annotated[int, Field(ge=0, description="the class that the mark stands for")] = 0
-    share: Annotated[float, Field(gt=0, le=1, description="of a Byzantine client's examples that are marked")] = 0.5
+    share: Annotated[
+        float, Field(gt=0, le=1, description="fraction of a Byzantine client's examples that is marked")
+    ] = 0.5
     size: Annotated[int, Field(ge=1, description="side of the mark, in pixels")] = 4
     boost: Annotated[
         float, Field(gt=0, description="what the update is multiplied by; clients / num_clients replaces the model")
@@ -49,7 +51,7 @@ class Backdoor(Attack):
     def marked(self, x: Tensor) -> Tensor:
         """Images [n, C, H, W] with the mark, one pixel from the corner's edges, as bright as anything in them."""
         if x.dim() != 4 or min(x.shape[2:]) <= self.size:
-            raise ValueError(f"attack.size={self.size}: inputs of shape {list(x.shape[1:])} have no room for the mark")
+            raise ValueError(f"attack.size={self.size}: inputs of shape {list(x.shape[1:])} are too small for the mark")
         x = x.clone()
         brightest = 255 if x.dtype == torch.uint8 else x.amax() if len(x) else 1
         x[:, :, -1 - self.size : -1, -1 - self.size : -1] = brightest

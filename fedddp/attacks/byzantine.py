@@ -1,6 +1,6 @@
-"""Byzantine clients: what they do to their examples, to their update, or to it with the others' updates before them.
+"""The interface of attacks, and those that need no other client's update: label flip, sign flip, Gaussian noise.
 
-Simulations, for judging a rule of aggregation. `Attack` changes nothing; each attack overrides what it is about.
+Simulations, to test an aggregation rule. `Attack` changes nothing; each attack overrides what it changes.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from ..data import Examples
 
 @dataclass(frozen=True)
 class Attack:
-    """What all attacks have in common: how many clients are Byzantine."""
+    """Base class of attacks: the number of Byzantine clients."""
 
     num_clients: Annotated[
         int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 0 = a clean run, watched")
     ] = 1
 
     omniscient: ClassVar[bool] = False
-    """Whether it needs the honest clients' updates."""
+    """True if it needs the honest clients' updates."""
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
-        """What a Byzantine client trains on instead of its own examples; as many."""
+        """The examples that a Byzantine client trains on instead of its own, of the same number."""
         return own
 
     def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
-        """What it uploads instead of a vector [d]."""
+        """The vector [d] that it uploads instead of ``row``."""
         return row
 
     def columns(self, x: Tensor, byzantine: Tensor) -> Tensor:
-        """What the rule gets instead of some columns ``x [m, c]`` of all updates; ``byzantine`` bool [m]."""
+        """The columns that the rule gets instead of ``x [m, c]``, of all updates; ``byzantine`` bool [m]."""
         return x
 
     def probes(self, test: Examples, num_classes: int) -> Mapping[str, Examples]:
-        """Sets of examples by whose accuracy the attack's success is measured, by the metric's name.
+        """Sets of examples on which accuracy measures the attack's success, by the metric's name.
 
-        Raises ValueError where the attack cannot be made on such examples, whether or not a client is Byzantine.
+        Raises ValueError if the attack is impossible on such examples, whether or not a client is Byzantine.
         """
         return {}
 
@@ -70,7 +70,7 @@ class LabelFlip(Attack):
 
 @dataclass(frozen=True)
 class SignFlip(Attack):
-    """x -> -scale x: an honest update, turned round (Li, Xu, Chen, Giannakis, Ling 2019)."""
+    """x -> -scale x: an honest update, reversed (Li, Xu, Chen, Giannakis, Ling 2019)."""
 
     scale: Annotated[float, Field(gt=0, description="how much longer the reversed update is")] = 1.0
 
@@ -80,7 +80,7 @@ class SignFlip(Attack):
 
 @dataclass(frozen=True)
 class Gaussian(Attack):
-    """x -> N(0, std^2 I): nothing but noise (Blanchard et al. 2017)."""
+    """x -> N(0, std^2 I): noise alone (Blanchard et al. 2017)."""
 
     std: Annotated[float, Field(gt=0, description="standard deviation of each coordinate")] = 1.0
 

@@ -1,6 +1,6 @@
-"""Byzantine clients that know the honest updates and collude: each sends the same vector, made to be overlooked.
+"""Attacks by colluding clients that know the honest updates (ALIE, IPM): each sends the same inconspicuous vector.
 
-Both are coordinate-wise, so that they act on columns wherever these are.
+Both are coordinate-wise, so that they apply to any columns.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ALIE(Attack):
 def z_max(m: int, f: int) -> float:
     """Phi^-1((m - f - s) / (m - f)), s = floor(m / 2 + 1) - f honest supporters to win over; at least 0."""
     supporters = m // 2 + 1 - f
-    share = torch.tensor((m - f - supporters) / (m - f), dtype=torch.float64)
-    return max(0.0, float(torch.special.ndtri(share.clamp(max=1 - 1e-9))))
+    quantile = torch.tensor((m - f - supporters) / (m - f), dtype=torch.float64)
+    return max(0.0, float(torch.special.ndtri(quantile.clamp(max=1 - 1e-9))))
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from argparse import Namespace
 import torch
 
 from ..comm.launcher import Machines, launch
-from ..comm.world import Place
+from ..comm.world import Place, local_cores
 from ..config import parse
 from ..errors import UsageError
-from ..evaluation.server import local_cores
 from ..setup.resolve import resolve
 from ..train import configured, shown
 from .outcome import DONE, FAILED, INTERRUPTED, USAGE

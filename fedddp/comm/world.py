@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..errors import UsageError
 
-__all__ = ["SPANS_HOSTS", "Place", "alone_of_many", "check_meeting", "is_loopback", "spans_hosts"]
+__all__ = ["SPANS_HOSTS", "Place", "alone_of_many", "check_meeting", "is_loopback", "local_cores", "spans_hosts"]
 
 SPANS_HOSTS = (
     "the ranks of this run are on several hosts, and what they send each other is neither encrypted nor authenticated: "
@@ -90,6 +90,11 @@ def _number(env: Mapping[str, str], key: str, default: int) -> int:
     if not value.isdecimal():
         raise UsageError(f"{key}={value!r}: should be a whole number; torchrun sets it")
     return int(value)
+
+
+def local_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spans_hosts(place: Place, env: Mapping[str, str]) -> bool:

@@ -1,17 +1,17 @@
-"""Evaluation of what each client would deploy, on the examples that it holds out of its own.
+"""Score each client's own model and the global model on examples that the client holds out; average client models.
 
-Beside it, on the same examples, the global model: what a client gains or loses by its own. Letters: c clients scored.
+Letters: c clients scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm
+from ..algorithms import LAST_MODEL, Algorithm
 from ..clients import ClientStore
 from ..comm import Comm, Purpose, interrupt
 from ..data import ClientData
@@ -22,13 +22,13 @@ from ..types import ServerState
 from .server import BATCH, scoring_model
 
 MOST_CLIENTS = 1000
-"""Of a larger population a random sample of so many is scored, the same in every round."""
-PARAMETERS_AT_ONCE = 2**24  # of personal models side by side: 64 MB
+"""Of a larger population a random sample of this size is scored, the same in every round."""
+PARAMETERS_AT_ONCE = 2**24  # of models side by side: 64 MB
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How accuracies [c] are distributed over clients, each of which counts the same."""
+    """The distribution of ``accuracy`` [c] over clients, each of which counts the same."""
 
     accuracy: Tensor
 
@@ -42,20 +42,20 @@ class Spread:
 
     @property
     def worst10(self) -> float:
-        """The mean over the tenth of the clients (rounded up) that fares worst."""
+        """The mean over the worst tenth of the clients, rounded up."""
         return float(self.accuracy.sort().values[: -(-len(self.accuracy) // 10)].mean())
 
 
 @dataclass(frozen=True)
 class ClientScores:
-    """Accuracies of the clients ``ids`` on their held-out examples: of their own models, and of the global one."""
+    """Accuracies of the own models of the clients ``ids``, and of the global model, on their held-out examples."""
 
     ids: tuple[int, ...]
     personal: Spread
     global_model: Spread
 
     def metrics(self) -> dict[str, float | int]:
-        """As ``metrics.jsonl`` names them; "test_accuracy", of the server's test set, is another thing."""
+        """The entries of ``metrics.jsonl``."""
         figures: dict[str, float | int] = {"personal_clients": len(self.ids)}
         for name, spread in (("personal", self.personal), ("global_on_clients", self.global_model)):
             for figure in ("mean", "std", "worst10"):
@@ -64,36 +64,36 @@ class ClientScores:
 
 
 class ClientEvaluator:
-    """Scores clients at home: where their state and their examples are. What leaves a rank is two figures a client."""
+    """Scores clients on the rank that has their state and examples, which sends two numbers per client."""
 
     def __init__(
         self, task: Task, held: ClientData | None, algorithm: Algorithm, comm: Comm, *, every: int, seed: int
     ) -> None:
-        """``held``: the examples that clients hold out; without any, nothing is ever due."""
+        """``held``: the held-out examples of clients; without any, nothing is ever due."""
         self._task, self._held, self._algorithm, self._comm, self._seed = task, held, algorithm, comm, seed
         self._every = every if held else 0
         self._model = None
         self._ids = self._scored() if self._every else []
 
     def due(self, round: int, last: bool) -> bool:
-        """Whether clients are to be scored after ``round`` rounds (1-based): every so often, and after the last."""
+        """Whether clients are to be scored after ``round`` rounds (1-based): every so often, and after the last one."""
         return self._every > 0 and (last or round % self._every == 0)
 
     def score(self, server: ServerState, store: ClientStore) -> ClientScores:
-        """The scores after a round that left ``server`` and ``store``, on every rank. One small all_reduce."""
+        """The scores for the states ``server`` and ``store``, on every rank, by one small all_reduce."""
         self._comm.enter("evaluate clients")
         slots = torch.zeros(2, len(self._ids), dtype=torch.float64)
         at = {k: i for i, k in enumerate(self._ids) if home_rank(k, self._comm.world_size) == self._comm.rank}
         for ids in blocks(tuple(at), max(1, PARAMETERS_AT_ONCE // len(server.w))):
-            places = [at[k] for k in ids]
-            slots[1, places] = self._accuracies(server.w, ids)
+            columns = [at[k] for k in ids]
+            slots[1, columns] = self._accuracies(server.w, ids)
             own = self._algorithm.personal_params(server, store.latest(ids))
-            slots[0, places] = slots[1, places] if own is server.w else self._accuracies(own, ids)
+            slots[0, columns] = slots[1, columns] if own is server.w else self._accuracies(own, ids)
         self._comm.all_reduce(slots, Purpose.EVALUATE_CLIENTS)
         return ClientScores(tuple(self._ids), Spread(slots[0]), Spread(slots[1]))
 
     def _scored(self) -> list[int]:
-        """The clients that have held examples out, or a sample of them."""
+        """The clients with held-out examples, or a sample of them."""
         assert self._held is not None
         able = self._held.sizes.nonzero().flatten().numpy()
         if len(able) > MOST_CLIENTS:
@@ -101,7 +101,7 @@ class ClientEvaluator:
         return sorted(able.tolist())
 
     def _accuracies(self, w: Tensor, ids: Sequence[int]) -> Tensor:
-        """Of the models ``w`` ([D], or [K, D] of one each) on the held-out examples of ``ids``, [K]."""
+        """Accuracies [K] of ``w``, one model [D] or one each [K, D], on the held-out examples of ``ids``."""
         rows = w.view(-1, w.shape[-1]).expand(len(ids), -1)
         return torch.tensor([self._accuracy(k, row) for k, row in zip(ids, rows, strict=True)], dtype=torch.float64)
 
@@ -122,3 +122,32 @@ class ClientEvaluator:
                 outputs = self._task.outputs(self._model.module, normalize(x[first : first + BATCH]), labels)
             right += int(self._task.correct(outputs, labels).sum())
         return right / len(y)
+
+
+@dataclass(frozen=True)
+class ClientsMean:
+    """The mean of all clients' last models, which some papers evaluate instead of the server's model (FedDyn).
+
+    sum_k p_k w_k over all clients, w_k the last model that client k trained (w_0 before), p_k from ``weights`` [N].
+    """
+
+    weights: Tensor
+    comm: Comm
+
+    def models(self, store: ClientStore) -> Mapping[str, Tensor]:
+        """The mean for the state ``store``, on every rank, by one all_reduce of a model."""
+        self.comm.enter("mean of the clients' models")
+        first = store.initial()[LAST_MODEL][0]
+        p = (self.weights / self.weights.sum()).double()
+        total = torch.zeros(len(first) + 1, dtype=torch.float64, device=first.device)  # the last entry: sum of p_k
+        for ids in blocks(tuple(sorted(store.touched)), max(1, PARAMETERS_AT_ONCE // len(first))):
+            mine = p[list(ids)].to(first.device)
+            total[:-1] += mine @ store.latest(ids)[LAST_MODEL].double()
+            total[-1] += mine.sum()
+        total = self.comm.all_reduce(total, Purpose.CLIENTS_MEAN)
+        return {"clients_mean": (total[:-1] + (1 - total[-1]) * first.double()).to(first)}
+
+
+def none(store: ClientStore) -> Mapping[str, Tensor]:
+    """Evaluate no model besides the server's."""
+    return {}

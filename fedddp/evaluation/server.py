@@ -1,9 +1,8 @@
-"""Evaluation of the global model on the server's test set."""
+"""Score the global model on the server's test set."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -18,16 +17,21 @@ from ..rng import global_seed
 from ..tasks import Task
 
 MOST_LABELS = 100
-"""Of more classes than this there is no confusion matrix and no accuracy of each class: both grow too large to read."""
+"""Above this number of classes there is no confusion matrix and no accuracy per class: too large to read."""
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a model is: ``confusion [C, C]`` counts (true label, prediction); ``also``: further metrics by name.
+    """How good a model is.
 
-    Where the task names no class or no example was scored, there is no accuracy. ``confusion`` is empty where the task
-    names no class or more than `MOST_LABELS`. ``pictures``: what the model draws, see `Task.pictures`.
+    Attributes:
+        accuracy: None without classes, or if no example was scored.
+        loss: mean over the examples.
+        confusion: counts by true label and prediction, [C, C]; empty without classes, or with more than `MOST_LABELS`.
+        mistakes: up to 16 test examples with the largest loss among the misclassified.
+        also: further metrics by name.
+        pictures: what the model draws, see `Task.pictures`.
     """
 
     accuracy: float | None
@@ -45,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test example the model got wrong, and how sure it was."""
+    """A misclassified test example."""
 
     image: Tensor
     label: int
@@ -53,12 +57,88 @@ class Mistake:
     loss: float
 
 
-class Evaluator:
-    """Scores ``w`` where ``where`` says, ``sharded``, ``rank0`` or ``own``.
+class Scorer:
+    """A model in evaluation mode and the test examples of this rank, of which there may be none."""
 
-    Sharded, rank r takes every R-th test example and the counts are summed; every rank then knows the score. On rank 0,
-    the others go on with the next round, in which rank 0 gets fewer clients where they can be trained elsewhere. Own:
-    each rank has a test set of its own, and the counts are summed.
+    def __init__(self, task: Task, test: Examples, normalize: Normalizer, device: torch.device, seed: int) -> None:
+        self._task, self._test, self._normalize, self._device, self._seed = task, test, normalize, device, seed
+        self._own = test
+        few = normalize(test.x[:2].to(device))
+        self._model = scoring_model(lambda: task.model(seed).to(normalize.dtype), device, few, self._outputs)
+
+    def take(self, rows: slice) -> None:
+        """Score these rows of the test set from now on."""
+        self._own = Examples(self._test.x[rows].to(self._device), self._test.y[rows].to(self._device))
+
+    def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Outputs for the first test examples; what is drawn at random is the same each time."""
+        with global_seed(self._seed, "evaluate"):
+            return self._task.outputs(module, x, self._test.y[: len(x)].to(x.device))
+
+    def measure(self, w: Tensor) -> tuple[Tensor, tuple[Mistake, ...]]:
+        """The counts of ``w [D]``, to be summed over ranks, and this rank's mistakes.
+
+        Counts, float64: the C x C cells of the confusion matrix (or, of more than `MOST_LABELS` classes, the number of
+        correct examples alone; or nothing, without classes), then the sum of the losses, then the number of examples.
+        """
+        self._model.load(w)
+        task, own_y = self._task, self._own.y
+        predicted, losses = [own_y[:0]], [torch.zeros(0, device=own_y.device)]
+        with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
+            for start in range(0, len(own_y), BATCH):
+                interrupt.check()
+                x, y = self._own.x[start : start + BATCH], own_y[start : start + BATCH]
+                output = task.outputs(self._model.module, self._normalize(x), y)
+                losses.append(task.loss(output, y))
+                predicted.append(output.argmax(dim=-1))
+        loss = torch.cat(losses).double().cpu()
+        sums = torch.stack([loss.sum(), torch.tensor(len(loss)).double()])
+        if not task.classifies:
+            return sums, ()
+        guesses = torch.cat(predicted).cpu()
+        return torch.cat([self._counted(guesses), sums]), self._mistakes(guesses, loss)
+
+    def _counted(self, predicted: Tensor) -> Tensor:
+        y, num_classes = self._own.y.cpu(), self._task.num_classes
+        if num_classes > MOST_LABELS:
+            return (predicted == y).sum().double().view(1)
+        return (y * num_classes + predicted).bincount(minlength=num_classes**2).double()
+
+    def _mistakes(self, predicted: Tensor, losses: Tensor) -> tuple[Mistake, ...]:
+        y = self._own.y.cpu()
+        wrong = torch.where(predicted == y, -1.0, losses)
+        worst = [i for i in wrong.argsort(descending=True)[:16].tolist() if wrong[i] >= 0]
+        return tuple(Mistake(self._own.x[i].cpu(), int(y[i]), int(predicted[i]), float(losses[i])) for i in worst)
+
+    def score(self, counts: Tensor, mistakes: tuple[Mistake, ...], *, draws: bool) -> Score:
+        """The score that ``counts`` give. ``draws``: whether a model that draws pictures does."""
+        task, (loss, seen) = self._task, counts[-2:].tolist()
+        loss = loss / seen if seen else math.nan
+        if not task.classifies:
+            pictures = task.pictures(self._model.module) if draws else {}
+            return Score(None, loss, torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
+        sides = task.num_classes if task.num_classes <= MOST_LABELS else 0
+        confusion = counts[: sides**2].view(sides, sides)
+        correct = float(confusion.diagonal().sum()) if sides else counts[0].item()
+        return Score(correct / seen if seen else None, loss, confusion, mistakes)
+
+
+class Evaluator:
+    """Scores the global model on the test set.
+
+    Args:
+        task, test, normalize: what the model learns, the test examples, and how inputs are normalised.
+        comm: the ranks.
+        where: "sharded": rank r takes every R-th test example, and the counts are summed. "rank0": rank 0 evaluates
+            while the others continue with the next round, in which rank 0 gets fewer clients where these can be trained
+            elsewhere. "own": each rank has a test set of its own, and the counts are summed.
+        every: rounds between evaluations; 0 = only after the last.
+        target_accuracy: accuracy at which the run stops.
+        seed: seed of the model's shape and of what is drawn at random.
+        probes: further sets by name, whose accuracies are added to the score.
+
+    Attributes:
+        load: work of rank 0 in the last evaluation while the others trained, in training examples.
     """
 
     def __init__(
@@ -74,26 +154,14 @@ class Evaluator:
         seed: int = 0,
         probes: Mapping[str, Examples] | None = None,
     ) -> None:
-        """``probes``: other sets, whose accuracy is told under their names beside the test set's score."""
-        self._probes = {
-            name: Evaluator(task, examples, normalize, comm, where=where, seed=seed)
-            for name, examples in (probes or {}).items()
-        }
-        self._task, self._normalize, self._comm = task, normalize, comm
-        self._where, self._every, self._target = where, every, target_accuracy
-        self._test_size = len(test)
-        self._test = test
-        self._takes_part, self._seed = where != "rank0" or comm.rank == 0, seed
-        if self._takes_part:
-            self._take_share()
-            self._model = scoring_model(
-                lambda: task.model(seed).to(normalize.dtype),
-                comm.device,
-                normalize(test.x[:2].to(comm.device)),  # this rank's own share may be empty
-                self._outputs,
-            )
+        self._comm, self._where, self._every, self._target = comm, where, every, target_accuracy
+        self._members: tuple[int, ...] = ()
+        sets = {"": test, **(probes or {})}
+        takes_part = where != "rank0" or comm.rank == 0
+        self._scorers = {n: Scorer(task, s, normalize, comm.device, seed) for n, s in sets.items() if takes_part}
+        # a training step is a forward pass and a backward pass of twice the work
+        self._alone = sum(len(s) // 3 for s in sets.values()) if where == "rank0" else 0
         self.load = 0
-        """What rank 0 did in the last evaluation while the others trained, in training examples."""
 
     def due(self, round: int, last: bool) -> bool:
         """Whether the model after ``round`` rounds (1-based) is to be evaluated: every so often, and the last one."""
@@ -107,9 +175,9 @@ class Evaluator:
         return self._comm.any(accuracy >= self._target, Purpose.TARGET_ACCURACY)
 
     def score(self, w: Tensor, others: Mapping[str, Tensor] | None = None) -> Score | None:
-        """The score of ``w [D]``; None on ranks that do not know it (all but rank 0, unless sharded).
+        """The score of ``w [D]``; None on ranks that do not know it (with "rank0", all but rank 0).
 
-        ``others``: further models, whose accuracy and loss are told under their names beside it.
+        ``others``: further models by name, whose accuracies and losses are added to the score.
         """
         score, also, others = self._score(w), {}, others or {}
         for name, model in others.items():
@@ -118,87 +186,26 @@ class Evaluator:
                     f"{name}_accuracy": one.accuracy,
                     f"{name}_loss": one.loss if math.isfinite(one.loss) else None,
                 }
-        self.load *= 1 + len(others)
+        self.load = self._alone * (1 + len(others))
         return score and replace(score, also={**score.also, **also})
 
     def _score(self, w: Tensor) -> Score | None:
         self._comm.enter("evaluate")
-        if self._takes_part and self._members != self._comm.members:  # ranks were lost: their shares are dealt out anew
-            self._take_share()
-        score = None
-        if self._takes_part:
-            counts, mistakes = self._measure(w)
-            if self._where != "rank0":
-                self._comm.all_reduce(counts, Purpose.EVALUATE)
-            score = self._scored(counts, mistakes)
-        if self._where == "rank0":
-            self.load = self._test_size // 3  # a training step is a forward pass and a backward one of twice the work
-        also = {name: probe.score(w) for name, probe in self._probes.items()}
-        self.load += sum(probe.load for probe in self._probes.values())
-        told = {name: one.accuracy for name, one in also.items() if one and one.accuracy is not None}
-        return score and replace(score, also=told)
+        if self._members != self._comm.members:  # at first, and when ranks were lost
+            self._members = self._comm.members
+            ranks = self._members if self._where == "sharded" else (self._comm.rank,)
+            for scorer in self._scorers.values():
+                scorer.take(slice(ranks.index(self._comm.rank), None, len(ranks)))
+        scores = {name: self._summed(scorer, w) for name, scorer in self._scorers.items()}
+        score = scores.pop("", None)
+        also = {name: one.accuracy for name, one in scores.items() if one.accuracy is not None}
+        return score and replace(score, also=also)
 
-    def _take_share(self) -> None:
-        """Of the test examples every one that is this rank's, or all of them on rank 0."""
-        self._members = self._comm.members
-        ranks = self._members if self._where == "sharded" else (self._comm.rank,)
-        own = slice(ranks.index(self._comm.rank), None, len(ranks))
-        self._x, self._y = self._test.x[own].to(self._comm.device), self._test.y[own].to(self._comm.device)
-
-    def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Of the first examples, whatever is drawn at random the same each time."""
-        with global_seed(self._seed, "evaluate"):
-            return self._task.outputs(module, x, self._test.y[: len(x)].to(x.device))
-
-    def _measure(self, w: Tensor) -> tuple[Tensor, tuple[Mistake, ...]]:
-        """Of this rank's examples, of which there may be none: the counts to be summed over ranks, and the mistakes.
-
-        Counts, float64: the C x C cells of the confusion matrix (or, of more than `MOST_LABELS` classes, the number of
-        correct examples alone; or nothing, without classes), then the sum of the losses, then the number of examples.
-        """
-        self._model.load(w)
-        task, predicted, losses = self._task, [self._y[:0]], [torch.zeros(0, device=self._y.device)]
-        with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
-            for start in range(0, len(self._y), BATCH):
-                interrupt.check()
-                x, y = self._x[start : start + BATCH], self._y[start : start + BATCH]
-                output = task.outputs(self._model.module, self._normalize(x), y)
-                losses.append(task.loss(output, y))
-                predicted.append(output.argmax(dim=-1))
-        loss = torch.cat(losses).double().cpu()
-        sums = torch.stack([loss.sum(), torch.tensor(len(loss)).double()])
-        if not task.classifies:
-            return sums, ()
-        guesses = torch.cat(predicted).cpu()
-        return torch.cat([self._counted(guesses), sums]), self._mistakes(guesses, loss)
-
-    def _counted(self, predicted: Tensor) -> Tensor:
-        y, num_classes = self._y.cpu(), self._task.num_classes
-        if num_classes > MOST_LABELS:
-            return (predicted == y).sum().double().view(1)
-        return (y * num_classes + predicted).bincount(minlength=num_classes**2).double()
-
-    def _mistakes(self, predicted: Tensor, losses: Tensor) -> tuple[Mistake, ...]:
-        y = self._y.cpu()
-        wrong = torch.where(predicted == y, -1.0, losses)
-        worst = [i for i in wrong.argsort(descending=True)[:16].tolist() if wrong[i] >= 0]
-        return tuple(Mistake(self._x[i].cpu(), int(y[i]), int(predicted[i]), float(losses[i])) for i in worst)
-
-    def _scored(self, counts: Tensor, mistakes: tuple[Mistake, ...]) -> Score:
-        task, (loss, seen) = self._task, counts[-2:].tolist()
-        loss = loss / seen if seen else math.nan
-        if not task.classifies:
-            pictures = task.pictures(self._model.module) if self._comm.rank == 0 else {}
-            return Score(None, loss, torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
-        sides = task.num_classes if task.num_classes <= MOST_LABELS else 0
-        confusion = counts[: sides**2].view(sides, sides)
-        correct = float(confusion.diagonal().sum()) if sides else counts[0].item()
-        return Score(correct / seen if seen else None, loss, confusion, mistakes)
-
-
-def local_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def _summed(self, scorer: Scorer, w: Tensor) -> Score:
+        counts, mistakes = scorer.measure(w)
+        if self._where != "rank0":
+            self._comm.all_reduce(counts, Purpose.EVALUATE)
+        return scorer.score(counts, mistakes, draws=self._comm.rank == 0)
 
 
 def scoring_model(
@@ -207,7 +214,7 @@ def scoring_model(
     inputs: Tensor,
     outputs: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x),
 ) -> FlatModule | FoldedModel:
-    """The model in evaluation mode, with folded layers where they give the same: faster on a CPU."""
+    """The model in evaluation mode, with folded layers (faster on a CPU) if they give the same for ``inputs``."""
     plain = FlatModule(build(), device)
     plain.module.eval()
     try:
@@ -216,6 +223,6 @@ def scoring_model(
         folded.load(plain.w)
         with torch.no_grad():
             same = torch.allclose(outputs(folded.module, inputs), outputs(plain.module, inputs), rtol=1e-3, atol=1e-4)
-    except Exception:  # of any kind: a forward of one's own may ask a layer for what only a plain one has
+    except Exception:  # of any kind: a user's forward may use what only a plain layer has
         return plain
     return folded if same else plain

@@ -22,8 +22,7 @@ from ..comm import Comm, CommError, Purpose
 from ..comm.guard import Guard
 from ..config import ResolvedConfig, flatten, to_dict, to_toml
 from ..data import Work
-from ..evaluation.clients import ClientEvaluator
-from ..evaluation.clients_mean import ClientsMean, none
+from ..evaluation.clients import ClientEvaluator, ClientsMean, none
 from ..evaluation.server import MOST_LABELS, Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget

@@ -6,11 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from ..checkpoints.run_folder import check_name
-from ..comm import Place
+from ..comm.world import Place, local_cores
 from ..config import Config, ResolvedConfig, build, to_dict
 from ..data import DATASETS, Partitioner, Parts
 from ..errors import UsageError
-from ..evaluation.server import local_cores
 from ..optim import CONSTANT, LearningRate, scaled
 from .checks import CONFIGURATION, refuse
 

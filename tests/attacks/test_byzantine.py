@@ -110,8 +110,8 @@ def test_a_backdoors_success_is_counted_on_other_classes():
 @pytest.mark.parametrize(
     ("attack", "shape", "told"),
     [
-        (Backdoor(size=8), (1, 8, 8), r"attack.size=8: inputs of shape \[1, 8, 8\] have no room for the mark"),
-        (Backdoor(), (64,), r"attack.size=4: inputs of shape \[64\] have no room"),
+        (Backdoor(size=8), (1, 8, 8), r"attack.size=8: inputs of shape \[1, 8, 8\] are too small for the mark"),
+        (Backdoor(), (64,), r"attack.size=4: inputs of shape \[64\] are too small"),
         (Backdoor(target=5), (1, 8, 8), "attack.target=5: there are 5 classes, 0 to 4"),
     ],
 )

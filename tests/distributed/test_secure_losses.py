@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedddp.comm import LostRank
-from fedddp.evaluation.server import Evaluator
+from fedddp.evaluation.server import Scorer
 from fedddp.federation import federate
 from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
 from fedddp.secure.recovery import Step
@@ -185,14 +185,14 @@ def train_and_lose(comm, table):
         trainer.train = lambda local, *rest: (
             os.kill(os.getpid(), signal.SIGKILL) if local.round else train(local, *rest)
         )
-    scored = Evaluator._scored
+    scored = Scorer.score
 
-    def counting(self, counts, mistakes):
-        score = scored(self, counts, mistakes)
+    def counting(self, counts, mistakes, **more):
+        score = scored(self, counts, mistakes, **more)
         counted.append(int(score.confusion.sum()))
         return score
 
-    Evaluator._scored = counting
+    Scorer.score = counting
     federate(experiment.federation, experiment.server)
     history = experiment.federation.telemetry.history
     return counted, [(m["participants"], m["failures"]) for m in history], comm.members

@@ -25,12 +25,6 @@ def model():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 20), nn.BatchNorm1d(20), nn.Dropout(0.5), nn.Linear(20, 10))
 
 
-@pytest.fixture(autouse=True)
-def _one_core(monkeypatch):
-    """Tiny batches on all cores of a busy machine take seconds."""
-    monkeypatch.setattr(evaluation, "local_cores", lambda: 1)
-
-
 @pytest.fixture
 def test_set(digits):
     """450 digits: two batches of 200 and a short one. No 7 among them."""
@@ -109,8 +103,7 @@ def test_the_size_of_a_batch_does_not_matter(evaluator, monkeypatch):
     assert again.loss == pytest.approx(score.loss, abs=1e-6)
 
 
-def test_evaluation_changes_neither_model_nor_generator_nor_threads(evaluator, monkeypatch):
-    monkeypatch.setattr(evaluation, "local_cores", lambda: torch.get_num_threads() + 1)
+def test_evaluation_changes_neither_model_nor_generator_nor_threads(evaluator):
     w = flatten(some_model())
     before, state, threads, scorer = w.clone(), torch.get_rng_state(), torch.get_num_threads(), evaluator()
     first = scorer.score(w)
