@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from fedddp.checkpoints import lock
 from fedddp.checkpoints.lock import Busy
 from fedddp.checkpoints.run_folder import RunFolder, locate
 from fedddp.comm.interrupt import Interrupted
@@ -119,9 +120,12 @@ def test_two_runs_that_start_together_do_not_share_a_folder(tmp_path):
     assert {first.claimed("").path.name, second.claimed("").path.name} == {"trial", "trial-2"}
 
 
+HOLD = f"import runpy, sys; lock = runpy.run_path({lock.__file__!r}); kept = lock['hold'](lock['Path'](sys.argv[1]))"
+"""The module alone: its package would import torch."""
+
+
 def test_one_process_at_a_time_holds_a_folder(tmp_path):
-    hold = "import sys; from fedddp.checkpoints.lock import Path, hold; kept = hold(Path(sys.argv[1]))"
-    words = [sys.executable, "-c", f"{hold}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
+    words = [sys.executable, "-c", f"{HOLD}; print('held', flush=True); sys.stdin.read()", str(tmp_path)]
     folder = RunFolder(tmp_path, resumed=True)
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -131,7 +135,7 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
         other.send_signal(signal.SIGKILL)
     first = folder.held()  # a killed process leaves no lock
     folder.held()  # nor is this process in its own way
-    words[2] = hold
+    words[2] = HOLD
     assert (
         f"Busy: {tmp_path} is being written by process " in subprocess.run(words, capture_output=True, text=True).stderr
     )
@@ -145,11 +149,8 @@ def test_one_process_at_a_time_holds_a_folder(tmp_path):
 
 def test_a_run_that_begins_holds_its_folder(tmp_path):
     folder = locate(tmp_path, "trial", "never").claimed("")
-    hold = f"from pathlib import Path; from fedddp.checkpoints.lock import hold; hold(Path({str(folder.path)!r}))"
-    assert (
-        f"process {os.getpid()} on"
-        in subprocess.run([sys.executable, "-c", hold], capture_output=True, text=True).stderr
-    )
+    words = [sys.executable, "-c", HOLD, str(folder.path)]
+    assert f"process {os.getpid()} on" in subprocess.run(words, capture_output=True, text=True).stderr
 
 
 @pytest.mark.parametrize(

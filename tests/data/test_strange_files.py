@@ -23,11 +23,11 @@ def npz(**arrays):
 
 
 def bomb(path):
-    """A small file that unpacks to 3 GB."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+    """A small file that unpacks to 2.2 GB."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name in ("order.npy", "sizes.npy"):
             with file.open(name, "w", force_zip64=True) as member:
-                for _ in range(48):
+                for _ in range(33):
                     member.write(bytes(2**25))
 
 

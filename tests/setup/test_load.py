@@ -125,6 +125,7 @@ def test_rank_0_counts_the_clients_of_the_picture_and_nobody_else(tmp_path):
 )
 def test_the_picture_of_the_partition_has_no_labels_where_they_are_protected(tmp_path, privacy):
     table = {"run": {"dir": str(tmp_path)}, "data": {"partition": {"num_clients": 4}}, "privacy": privacy}
+    table["model"] = {"name": "logistic"}
     if "level" not in privacy:
         place = Place(0, 4)
     else:
