@@ -2,6 +2,7 @@
 VENV ?= .venv
 ARGS ?=
 BIN := $(abspath $(VENV))/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 export VENV
 export PYTHONDONTWRITEBYTECODE := # programs that tests start would compile fedddp each time
 
@@ -19,10 +20,10 @@ train: setup ## the quickstart: four clients, one per rank, on the embedded digi
 	launch/quickstart.sh $(ARGS)
 
 check: lint ## lint, types and the tests that take less than seconds: before each commit
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test: setup ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup ## ruff and pyright, changing nothing
 	$(BIN)/ruff check

@@ -1,6 +1,7 @@
 """What several tests share: six clients' updates and their aggregation, and small federations of one rank."""
 
 import logging
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,18 @@ def aggregated(reduce, updates, order=range(6), **more):
     return inbox.mean()
 
 
+@cache
+def all_digits():
+    """The embedded digits; they need no folder."""
+    return DATASETS["mnist-mini"](Path("not-needed"), False)
+
+
 def few_digits(num_train, num_test=5):
-    """The first of the embedded digits."""
-    all_of_them = DATASETS["mnist-mini"](Path("not-needed"), False)
-    train, test = all_of_them.train, all_of_them.test
-    parts = Examples(train.x[:num_train], train.y[:num_train]), Examples(test.x[:num_test], test.y[:num_test])
-    return Dataset(*parts, num_classes=10, mean=all_of_them.mean, std=all_of_them.std)
+    """Copies of the first of the embedded digits."""
+    whole = all_digits()
+    cut = ((whole.train, num_train), (whole.test, num_test))
+    parts = (Examples(part.x[:n].clone(), part.y[:n].clone()) for part, n in cut)
+    return Dataset(*parts, num_classes=10, mean=whole.mean, std=whole.std)
 
 
 def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):

@@ -55,12 +55,13 @@ CASES = {
     "key without value": (["--run.rounds"], ["--run.rounds", "has no value"]),
 }
 
+SMALL = ["--data.name=synthetic", "--data.args={num_train=200, num_test=20}", "--model.name=mlp", "--model.hidden=8"]
+SMALL += ["--telemetry.tensorboard=false"]
+
 
 def test_a_budget_below_the_first_round_is_said(capsys):
-    small = ["--data.name=synthetic", "--data.args={num_train=60, num_test=20}", "--model.name=logistic"]
-    quiet = ["--telemetry.tensorboard=false", "--telemetry.progress=off"]
     words = ["--privacy.level=example", "--privacy.noise_multiplier=1", "--privacy.target_epsilon=0.01"]
-    assert main([*small, *quiet, *words]) == 1
+    assert main([*SMALL, "--telemetry.progress=off", *words]) == 1
     assert "privacy.target_epsilon: is less than the first round" in capsys.readouterr().err
 
 
@@ -104,9 +105,8 @@ def test_help_and_print_config_exit_with_0(capsys):
     ("how", "reason"), [("nan", "its update is not finite"), ("raise", "this client's disk is full")]
 )
 def test_a_run_in_which_all_clients_fail_ends_after_the_first_round(how, reason, capsys):
-    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=20", "--telemetry.tensorboard=false"]
     faulty = ["--algorithm.name=faulty:Faulty", f"--algorithm.how={how}", "--algorithm.client=-1"]
-    assert main([*words, *faulty, "--data.partition.num_clients=100"]) == 1
+    assert main([*SMALL, *faulty, "--run.rounds=20", "--data.partition.num_clients=100"]) == 1
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedddp: ") and reason in line]
     assert [line[:40] for line in told] == [
         "fedddp: round 1: 100 clients failed; their updates are ignored"[:40],
@@ -118,9 +118,8 @@ def test_a_run_in_which_all_clients_fail_ends_after_the_first_round(how, reason,
 
 
 def test_some_failures_are_in_the_summary_by_reason(capsys):
-    words = ["--data.name=synthetic", "--model.name=mlp", "--run.rounds=3", "--telemetry.tensorboard=false"]
     faulty = ["--algorithm.name=faulty:Faulty", "--algorithm.client=1", "--data.partition.num_clients=3"]
-    assert main([*words, *faulty]) == 0
+    assert main([*SMALL, *faulty, "--run.rounds=3"]) == 0
     summary = json.loads(Path("runs/faulty-Faulty-synthetic-mlp/summary.json").read_text())
     assert summary["failures"] == {"RuntimeError: this client's disk is full": 3}
     assert "3 x RuntimeError: this client's disk is full" in capsys.readouterr().out
