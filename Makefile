@@ -19,7 +19,7 @@ setup: ## make or update the virtual environment (launch/setup.sh; does nothing 
 train: setup ## the quickstart: four clients, one per rank, on the embedded digits
 	launch/quickstart.sh $(ARGS)
 
-check: lint ## lint, types and the tests that take less than seconds: before each commit
+check: lint ## lint, types and the quick tests: before each commit
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test: setup ## all tests

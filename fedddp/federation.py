@@ -66,7 +66,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         cohort = f.sampler.cohort(t)  # S_t: a random set of m clients
         if not f.budget.allows(cohort):
             break
-        cohort = f.sampler.chosen(cohort, server.w)
+        cohort = f.sampler.chosen(cohort, server.w)  # those of them that take part
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
         mine = f.schedule.mine(cohort, f.evaluator.load)

@@ -22,6 +22,8 @@ choice; `package.module:Class` names a class of yours ([Extending](extending.md)
 """
 HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 OUTSIDE = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
+KEYS = re.compile(r"Configuration keys(?= \(`fedddp help ?(\w*)`\))")
+"""Where a page names the generated page, which only the site has, and the command that prints the same."""
 OPTIONS = re.compile(r"(?<=\| )`--[^`|]* --[^`|]*`(?= \|)")
 
 
@@ -34,7 +36,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace links to files outside docs/, which the site does not hold, by names; an option per line in tables."""
+    """Adapt a page: names for links out of docs/, a link to the page of configuration keys, an option per line."""
+    markdown = KEYS.sub(lambda here: f"[{here[0]}]({PAGE}{'#' * bool(here[1])}{here[1]})", markdown)
     return OPTIONS.sub(lambda cell: cell[0].replace(" --", "`<br>`--"), OUTSIDE.sub(_as_name, markdown))
 
 

@@ -34,6 +34,12 @@ def test_links_out_of_the_documentation_become_names():
     assert on_page_markdown("[Privacy](privacy.md#the-tally)") == "[Privacy](privacy.md#the-tally)"
 
 
+def test_the_page_of_configuration_keys_is_a_link_on_the_site_only():
+    named = "Configuration keys (`fedddp help loss`)"
+    assert on_page_markdown(named) == "[Configuration keys](configuration.md#loss) (`fedddp help loss`)"
+    assert on_page_markdown(named.replace(" loss", "")) == "[Configuration keys](configuration.md) (`fedddp help`)"
+
+
 def test_options_in_a_table_have_a_line_each():
     assert on_page_markdown("| a | `--b=1 --c=2` |") == "| a | `--b=1`<br>`--c=2` |"
     assert on_page_markdown("`--b=1 --c=2`") == "`--b=1 --c=2`"

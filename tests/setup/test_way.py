@@ -1,4 +1,8 @@
-"""The way of a configuration from fedddp.assemble to a Federation: few places, in one direction."""
+"""The way of a configuration from fedddp.assemble to a Federation: few places, in one direction.
+
+Calls that carry the configuration are followed; conversions to text are left out. An earlier layout came back to a
+place 19 times.
+"""
 
 import sys
 from pathlib import Path

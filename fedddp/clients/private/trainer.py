@@ -7,9 +7,9 @@ all others (Poisson sampling: the drawn number varies and may be 0), and takes
 
 to the algorithm's correction and to the optimizer, which see nothing else of the data: what they do is post-processing.
 One example more or less moves the sum by C at most, so T such steps are T compositions of the Poisson-sampled Gaussian
-mechanism (q_k, sigma) under add-or-remove adjacency of examples. The number of steps and the divisor follow from n_k,
-which is public here; it is the weight of the mean. The divisor is the expected batch, never the drawn one: that would
-tell how many were drawn.
+mechanism (q_k, sigma) under zero-out adjacency: with or without the gradient of one example. The number of steps and
+the divisor follow from n_k, which is public here; it is the weight of the mean. The divisor is the expected batch,
+never the drawn one: that would tell how many were drawn.
 
 Not protected: n_k itself; how long a step takes; the float rounding of noise and sum (see `privacy.randomness`). A
 client's whole data is protected by the example-level guarantee only as a group of n_k.
