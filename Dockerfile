@@ -9,6 +9,7 @@ RUN pip install --no-cache-dir torch torchvision ${TORCH_INDEX:+--index-url "$TO
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
 COPY fedddp fedddp
 RUN pip install --no-cache-dir ".[privacy]" && rm -rf /src
 

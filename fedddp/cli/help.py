@@ -26,7 +26,7 @@ all-reduce replaces the server.
 {commands}
 
 examples:
-  fedddp train --rounds=5 --clients=4              four clients in this process, real handwritten digits
+  fedddp train --rounds=5 --clients=4              four clients in this process, on real digits
   fedddp launch -n 4 --algorithm=scaffold          four ranks, one client each
   fedddp train mnist/fedavg_e5 --data.root=data    a configuration that comes with the package
   fedddp help model                                the models, and their keys

@@ -34,7 +34,7 @@ def run(args: Namespace) -> int:
 
 def _machines(args: Namespace) -> Machines:
     ranks = args.ranks or torch.cuda.device_count() or 2
-    if args.nnodes > 1 and not args.master:
+    if args.nnodes > 1 and not (args.master or "").rpartition(":")[2].isdecimal():
         raise UsageError(f"--nnodes={args.nnodes}: several machines need --master=HOST:PORT of machine 0")
     if args.node_rank >= args.nnodes:
         raise UsageError(f"--node-rank={args.node_rank}: machines are 0 to {args.nnodes - 1}; set --nnodes to how many")

@@ -9,13 +9,20 @@ import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
+import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ..errors import first_line
+from .heartbeat import CommError
 from .interrupt import Interrupted
+
+NAME = "fedddp/launch"  # of the key in the store
+MEETING = timedelta(seconds=900)  # that machines wait for each other, as with torchrun
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,19 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, i
         it. Empty if all are done.
 
     Raises:
+        CommError: the machines did not meet.
         Interrupted: this process was asked to stop. The ranks were asked in turn, and given 30 s.
     """
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).handlers[:] = [logging.NullHandler()]
         logging.getLogger(name).propagate = False
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a restart must not find the last one's addresses
+    alone = machines.count == 1  # a restart must not find the addresses of the last attempt in the agent's store
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = str(int(alone))
     signal.signal(signal.SIGTERM, _stop)  # until the ranks have started, when torch has a handler of its own
     safe = ["-P"] if sys.flags.safe_path else []
+    store = None if alone else _store(machines)
     try:
-        elastic_launch(_config(machines), sys.executable)(*safe, "-u", "-m", module, *words)
+        elastic_launch(_config(machines, store), sys.executable)(*safe, "-u", "-m", module, *words)
     except ChildFailedError as error:
         first, _ = error.get_first_failure()
         ranks = [first, *(rank for rank in error.failures if rank != first)]
@@ -64,14 +74,28 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, i
     return {}
 
 
-def _config(machines: Machines) -> LaunchConfig:
+def _store(machines: Machines) -> dist.Store:
+    """The store at ``master``, where the machines learn a name of this start. Raises CommError if they do not meet."""
+    host, _, port = machines.master.rpartition(":")
+    first = machines.number == 0
+    try:
+        store = dist.TCPStore(host, int(port), machines.count, first, MEETING, multi_tenant=True)
+        if first:
+            store.set(NAME, str(uuid.uuid4()))
+        store.wait([NAME], MEETING)
+    except RuntimeError as error:
+        raise CommError(f"the machines did not meet at {machines.master} ({first_line(error)})") from None
+    return store
+
+
+def _config(machines: Machines, store: dist.Store | None) -> LaunchConfig:
     """One machine meets itself at a free port of its loopback interface, several at ``master``."""
-    alone = machines.count == 1
+    alone = store is None
     return LaunchConfig(
         min_nodes=machines.count,
         max_nodes=machines.count,
         nproc_per_node=machines.ranks,
-        run_id=str(uuid.uuid4()) if alone else "none",
+        run_id=str(uuid.uuid4()) if alone else store.get(NAME).decode(),
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint="localhost:0" if alone else machines.master,
         rdzv_configs={} if alone else {"rank": machines.number},
