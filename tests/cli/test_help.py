@@ -25,8 +25,7 @@ def keys_in(lines):
 
 
 def test_the_reference_is_in_step_with_the_schema():
-    """`python -m tools.reference` writes it."""
-    assert FILE.read_text(encoding="utf-8") == text()
+    assert FILE.read_text(encoding="utf-8") == text(), "run python -m tools.reference"
 
 
 def test_every_key_of_the_schema_is_in_the_reference_with_who_has_it():
