@@ -1,7 +1,7 @@
 """An algorithm of your own, from its paper: FedExP, compared with FedAvg on the same clients.
 
 python -m examples.own_algorithm
-python -m fedddp.train --algorithm.name=examples.own_algorithm:FedExP --data.partition.num_clients=20
+fedddp train --algorithm.name=examples.own_algorithm:FedExP --data.partition.num_clients=20
 """
 
 import sys

@@ -13,7 +13,7 @@ for argument in "$@"; do
     if [[ $argument == -h || $argument == --help ]]; then
         sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
         echo
-        exec python -m fedddp.train --help
+        exec python -m fedddp train --help
     fi
 done
 

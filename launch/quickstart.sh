@@ -4,6 +4,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-NPROC=${NPROC:-4}
-share_cores "$NPROC"
-exec torchrun --standalone --local_addr=127.0.0.1 --nproc_per_node="$NPROC" -m fedddp.train "$@"
+exec python -m fedddp launch --ranks="${NPROC:-4}" "$@"

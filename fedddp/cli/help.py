@@ -67,7 +67,7 @@ def described(topic: str) -> str:
         return "\n\n".join(found)
     every = [*COMMANDS, *known.sections, *known.choices, *(key.name for key in known.keys)]
     near = suggestion(topic, [*every, *(f"{at}.{n}" for at, choice in known.choices.items() for n in choice.names)])
-    raise UsageError(f"{topic}: unknown topic{near}; fedddp help lists commands and sections")
+    raise UsageError(f"{topic}: unknown topic{near or ';'} fedddp help lists commands and sections")
 
 
 def overview() -> str:

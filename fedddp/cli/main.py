@@ -61,7 +61,7 @@ def _named(words: Sequence[str]) -> str:
     if words[0].startswith("-") or "=" in words[0] or words[0].endswith((".toml", ".yaml")):
         raise UsageError(f"{words[0]}: a command comes first; did you mean fedddp train {' '.join(words)}?")
     near = suggestion(words[0], COMMANDS)
-    raise UsageError(f"{words[0]}: unknown command{near}; fedddp alone lists the commands")
+    raise UsageError(f"{words[0]}: unknown command{near or ';'} fedddp alone lists the commands")
 
 
 def _read(name: str, words: Sequence[str]) -> Namespace:

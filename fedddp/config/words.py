@@ -128,7 +128,7 @@ def _file(word: str, options: Sequence[str]) -> Path:
     if full(word) in keys:
         raise UsageError(f"{word}: is a key, and needs a value; write --{full(word)}=value")
     if near := suggestion(word.removesuffix(".toml").removeprefix("configs/"), shipped()):
-        raise UsageError(f"{word}: no such file{near}; fedddp show configs lists those that come with the package")
+        raise UsageError(f"{word}: no such file{near} fedddp show configs lists those that come with the package")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The launch scripts call torchrun as they say. Stand-ins for torchrun and Python print what they were given."""
+"""The launch scripts call fedddp and torchrun as they say. Stand-ins for programs print what they were given."""
 
 import os
 import subprocess
@@ -42,24 +42,25 @@ def launch(tmp_path: Path):
 
 def test_quickstart_starts_four_ranks_where_the_user_stands(launch, tmp_path):
     lines = launch("quickstart.sh", "mine.toml", "--run.name=two words").stdout.splitlines()
-    assert lines[0].startswith("torchrun --standalone ")
-    assert lines[0].endswith(" --nproc_per_node=4 -m fedddp.train mine.toml --run.name=two words")
-    assert lines[2:] == ["shared store off 1", f"folder {tmp_path}"]
+    assert lines[0] == "python -m fedddp launch --ranks=4 mine.toml --run.name=two words"
+    assert lines[-1] == f"folder {tmp_path}"
 
 
-@pytest.mark.parametrize(("environment", "ranks"), [({}, 2), ({"NPROC": "3"}, 3)])
+@pytest.mark.parametrize(("environment", "ranks"), [({}, ""), ({"NPROC": "3"}, "--ranks=3 ")])
 def test_single_node_takes_the_number_of_ranks_from_the_user(launch, environment, ranks):
-    assert f"--nproc_per_node={ranks} -m fedddp.train --x=1" in launch("single_node.sh", "--x=1", **environment).stdout
+    assert f"python -m fedddp launch {ranks}--x=1\n" in launch("single_node.sh", "--x=1", **environment).stdout
 
 
 def test_threads_are_a_share_of_the_cores_unless_given(launch):
-    assert "threads 1\n" in launch("quickstart.sh", NPROC="100000").stdout
-    assert "threads 7\n" in launch("quickstart.sh", OMP_NUM_THREADS="7").stdout
+    given = {"NNODES": "2", "RDZV_ENDPOINT": "first:29400"}
+    assert "threads 1\n" in launch("multi_node.sh", **given, NPROC="100000").stdout
+    assert "threads 7\n" in launch("multi_node.sh", **given, OMP_NUM_THREADS="7").stdout
 
 
 def test_multi_node_passes_the_rendezvous(launch):
     given = {"NNODES": "2", "NPROC": "8", "RDZV_ENDPOINT": "first:29400"}
     lines = launch("multi_node.sh", "mine.toml", **given).stdout.splitlines()
+    assert lines[2] == "shared store off 1"
     assert lines[0] == (
         "torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=first:29400"
         " --rdzv_id=fedddp -m fedddp.train mine.toml"
@@ -78,7 +79,7 @@ def test_help_explains_the_script_and_then_the_program(launch, name):
     result = launch(name, "--help")
     assert result.returncode == 0
     assert "  NPROC" in result.stdout
-    assert "python -m fedddp.train --help" in result.stdout
+    assert "python -m fedddp train --help" in result.stdout
 
 
 def test_tensorboard_shows_the_runs_here(launch):
