@@ -33,7 +33,7 @@ from ..setup.load import load_data, prepare
 from ..setup.prepared import Prepared
 from ..setup.resolve import resolve
 from ..telemetry import Metrics, RoundRecord
-from ..telemetry.tuning import Candidate, told, written
+from ..telemetry.tuning import Candidate, print_table, write
 from .outcome import asked
 
 log = logging.getLogger("fedddp")
@@ -109,8 +109,8 @@ def _tune(search: Search, place: Place) -> None:
     comm.barrier(Purpose.DONE)
     comm.close()
     if place.rank == 0:
-        told(candidates, search.folds)
-        written(target, candidates, search.folds, search.examples, search.base.run.rounds)
+        print_table(candidates, search.folds)
+        write(target, candidates, search.folds, search.examples, search.base.run.rounds)
         print(f"written to {target}; train with what was chosen: fedddp train FILE.toml {target}/chosen.toml")
 
 

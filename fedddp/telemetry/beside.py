@@ -1,4 +1,4 @@
-"""Work beside the training: pictures, TensorBoard's pages, what is printed. An error in it does not end the run."""
+"""Sinks whose errors do not end the run: pictures, TensorBoard, progress."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ log = logging.getLogger("fedddp")
 
 
 class SideWork:
-    """Turns an error in a piece of side work into a warning, once for each piece and once for each reason.
+    """Turns an error in a piece of side work into a warning, once per piece and once per reason.
 
     A request to stop is no `Exception` and passes. A piece that failed is tried again the next time.
     """
 
     def __init__(self) -> None:
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     @contextmanager
     def __call__(self, piece: str) -> Iterator[None]:
@@ -27,9 +27,9 @@ class SideWork:
             yield
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            if self._said.isdisjoint({piece, reason}):
-                log.warning("%s: failed (%s); it is left out, the run goes on", piece, reason)
-            self._said |= {piece, reason}
+            if self._warned.isdisjoint({piece, reason}):
+                log.warning("%s: failed (%s); it is left out, the run continues", piece, reason)
+            self._warned |= {piece, reason}
 
 
 class Beside:
@@ -48,7 +48,7 @@ class Beside:
 
 
 class InBackground:
-    """A sink whose work is done beside the training: drawing takes tenths of a second."""
+    """A sink that works in a thread beside the training, since drawing takes tenths of a second."""
 
     def __init__(self, sink: Beside) -> None:
         self._sink, self._background = sink, Background(backlog=100)

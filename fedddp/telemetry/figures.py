@@ -1,4 +1,4 @@
-"""The pictures of a run, as matplotlib figures (no display needed)."""
+"""Draw the figures of a run with matplotlib; no display is needed."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ def is_picture(x: Tensor) -> bool:
 
 
 def save(drawn: Figure | np.ndarray, path: Path, dpi: int = 120) -> None:
-    """Write a figure, or pixels [height, width, 3], in the format that the ending of ``path`` says.
-
-    Raises ValueError with one line if that cannot be done.
-    """
+    """Write a figure, or pixels [height, width, 3], in the format of the suffix of ``path``. Raises ValueError."""
     ending = path.suffix[1:].lower() or "png"
     try:
         if isinstance(drawn, Figure):
@@ -42,7 +39,7 @@ def save(drawn: Figure | np.ndarray, path: Path, dpi: int = 120) -> None:
 
 
 def partition(owners: Excerpt) -> Figure:
-    """Clients x labels: how many examples of each label each client owns, and how many in all."""
+    """Clients x labels: number of examples per client and label, and per client."""
     rows, shown, num_clients = owners.clients, owners.counts, owners.num_clients
     num_classes = shown.shape[1]
     figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
@@ -53,7 +50,7 @@ def partition(owners: Excerpt) -> Figure:
         )
         labels.set(xlabel="label", xticks=range(0, num_classes, max(1, num_classes // 20)))
         figure.colorbar(image, ax=labels, label="examples")
-    else:  # each rank keeps its own labels to itself
+    else:  # labels stay on each rank
         labels = sizes = figure.subplots()
     ticks = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 12)).astype(int))
     labels.set_yticks(ticks, [str(rows[t]) for t in ticks])
@@ -71,7 +68,7 @@ def images(shown: Mapping[int, Tensor]) -> Figure:
         if len(own) and not is_picture(own[0]):
             raise ValueError(f"inputs of shape {list(own.shape[1:])} are not pictures ([1, H, W] or [3, H, W])")
     most, (channels, height, width) = max(map(len, shown.values())), next(iter(shown.values())).shape[1:]
-    tiles = np.full((len(shown), most, height + 1, width + 1, channels), np.nan)  # a line of nothing between them
+    tiles = np.full((len(shown), most, height + 1, width + 1, channels), np.nan)  # with an empty line between them
     for row, own in zip(tiles, shown.values(), strict=True):
         row[: len(own), 1:, 1:] = own.permute(0, 2, 3, 1).numpy()
     darkest, brightest = np.nanpercentile(tiles, (1, 99))
@@ -88,7 +85,7 @@ def images(shown: Mapping[int, Tensor]) -> Figure:
 
 
 def confusion(score: Score, round: int) -> Figure:
-    """True label against prediction: counts on a logarithmic colour scale, and the percentage of their row."""
+    """Confusion matrix: counts on a logarithmic colour scale, and percentages of each true label."""
     counts = score.confusion.numpy()
     classes = len(counts)
     figure = Figure(figsize=(6.5, 6), layout="constrained")
@@ -110,8 +107,8 @@ def confusion(score: Score, round: int) -> Figure:
 def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
     """The test examples with the largest loss among the misclassified, at most 16."""
     figure = Figure(figsize=(6.5, 7), layout="constrained")
-    for place, mistake in enumerate(worst):
-        axes = figure.add_subplot(4, 4, place + 1)
+    for number, mistake in enumerate(worst, start=1):
+        axes = figure.add_subplot(4, 4, number)
         axes.imshow(_pixels(mistake.image), cmap="gray")
         axes.set_title(f"{mistake.label} taken for {mistake.predicted}\nloss {mistake.loss:.1f}", size=8)
         axes.axis("off")
@@ -138,7 +135,7 @@ def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
 
 
 def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float | None) -> Figure:
-    """Test accuracy by round, one line a run (name -> (round, accuracy) pairs).
+    """Test accuracy by round, one line per run (name -> (round, accuracy) pairs).
 
     The axis begins a quarter below the best accuracy, or lower, so that half of every run's points can be seen.
     """

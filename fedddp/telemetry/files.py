@@ -1,4 +1,4 @@
-"""``metrics.jsonl``, ``ledger.jsonl``, ``summary.json`` and ``status.json`` of a run folder."""
+"""Write ``metrics.jsonl``, ``ledger.jsonl``, ``summary.json`` and ``status.json`` of a run folder."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..checkpoints.durable import writing
 from ..checkpoints.run_folder import RunFolder
 from .telemetry import Metrics, RoundRecord
 
-GO_ON = "free space, then go on from the last checkpoint with --run.resume=auto"
+GO_ON = "free space, then continue from the last checkpoint with --run.resume=auto"
 
 
 class Files:
-    """Appends one line a round; each round stands there exactly once, also after a resume."""
+    """Appends one line per round; each round is there exactly once, also after a resume."""
 
     def __init__(self, folder: RunFolder, rounds: int) -> None:
         self._folder, self._rounds = folder, rounds
@@ -41,7 +41,7 @@ class Files:
 
 
 def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
-    """The metrics of the first ``rounds`` rounds; later lines, and one that was cut off, are removed from the files."""
+    """Cut the files to the first ``rounds`` rounds, without a line that is incomplete; the metrics that are left."""
     _rewound(folder, "ledger.jsonl", rounds)
     return _rewound(folder, "metrics.jsonl", rounds)
 
@@ -51,10 +51,10 @@ def _rewound(folder: RunFolder, name: str, rounds: int) -> list[Metrics]:
     kept: list[Metrics] = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            told = json.loads(line)
-            if told["round"] <= rounds:
-                kept.append(told)
+            entry = json.loads(line)
+            if entry["round"] <= rounds:
+                kept.append(entry)
         except (ValueError, TypeError, KeyError, RecursionError):  # UnicodeDecodeError among them
             break
-    folder.write(name, "".join(json.dumps(told) + "\n" for told in kept))
+    folder.write(name, "".join(json.dumps(entry) + "\n" for entry in kept))
     return kept

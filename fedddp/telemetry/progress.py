@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a bar where there is a terminal, plain lines elsewhere."""
+"""Print a run's progress: a bar on a terminal, lines elsewhere, and the summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .terminal import console, on_terminal
 log = logging.getLogger("fedddp")
 
 DIVERGED = 1e4
-"""A test loss above this is not that of a model that learns: guessing costs log C, 11.5 for 100,000 classes."""
+"""A test loss above this means divergence: guessing costs log C, 11.5 for 100,000 classes."""
 
 
 class ProgressBar:
@@ -26,28 +26,28 @@ class ProgressBar:
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[result]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console(),
-            speed_estimate_period=math.inf,  # by default of the last 30 s, in which a slow round does not end
+            speed_estimate_period=math.inf,  # the default, the last 30 s, is less than a slow round
         )
-        self._task = self._progress.add_task("", total=rounds, completed=done, told="training")
-        self._progress.advance(self._task, 0)  # what the first round's time is counted from
+        self._task = self._progress.add_task("", total=rounds, completed=done, result="training")
+        self._progress.advance(self._task, 0)  # starts the clock of the first round
         self._progress.start()
 
     def round(self, record: RoundRecord) -> None:
         m = record.metrics
-        told = f"test accuracy {m['test_accuracy']:.4f}" if m["test_accuracy"] is not None else "training"
-        self._progress.update(self._task, completed=m["round"], told=told)
+        result = f"test accuracy {m['test_accuracy']:.4f}" if m["test_accuracy"] is not None else "training"
+        self._progress.update(self._task, completed=m["round"], result=result)
 
     def close(self, summary: Metrics | None) -> None:
         self._progress.stop()
 
 
 class ProgressLines:
-    """One line a round."""
+    """One line per round."""
 
     def __init__(self, rounds: int) -> None:
         self._rounds = rounds
@@ -88,16 +88,16 @@ def _loss(value: float) -> str:
 
 
 class Divergence:
-    """Says once that a run diverges, and what to do."""
+    """Warns once that a run diverges, with the remedy."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._warned = False
 
     def round(self, record: RoundRecord) -> None:
         score = record.score
-        if score is None or self._said or score.loss <= DIVERGED:
+        if score is None or self._warned or score.loss <= DIVERGED:
             return
-        self._said = True
+        self._warned = True
         log.warning(
             "round %d: the test loss is %.3g: training diverges; lower client.optimizer.lr, or set client.clip_norm",
             record.metrics["round"],
@@ -109,7 +109,7 @@ class Divergence:
 
 
 def progress(kind: str, done: int, rounds: int) -> list[ProgressBar | ProgressLines]:
-    """The sink for ``telemetry.progress``: none if it is off."""
+    """The sink for ``telemetry.progress``; none if that is off."""
     if kind == "off":
         return []
     if kind == "bar" or (kind == "auto" and on_terminal()):
@@ -118,7 +118,7 @@ def progress(kind: str, done: int, rounds: int) -> list[ProgressBar | ProgressLi
 
 
 def summary_table(summary: Metrics) -> None:
-    """The run in a table."""
+    """Print a run's summary as a table."""
     table = Table(title="fedddp", show_header=False)
     for key, value in summary.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What a run tells: one record a round, handed to sinks (files, progress, TensorBoard). Only rank 0 has any."""
+"""Collect one record per round and pass it to sinks (files, progress, TensorBoard), which rank 0 alone has."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ from ..evaluation.clients import ClientScores
 from ..evaluation.server import Score
 from ..privacy import Guarantee
 from ..types import Mean, Report, ServerState
-from .stopwatch import Stopwatch
 
 BESIDE = ("attack_success", "clients_mean_accuracy")
-"""What is evaluated beside the server's model, where it is."""
+"""Metrics of further evaluations, where there are any."""
 Metrics = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 
 ENOUGH = 10
-"""Clients that have to fail before a run ends in which none has succeeded (all there are, if they are fewer)."""
+"""Number of failed clients after which a run without any success ends (all clients, if there are fewer)."""
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A finished round: its metrics, and what they were made from."""
+    """A finished round: its metrics, and the results they were made from."""
 
     metrics: Metrics
     report: Report
     score: Score | None
     sent: tuple[Entry, ...] = ()
-    """What this rank sent since the last record, by purpose."""
+    """Messages that this rank sent since the last record, by purpose."""
     clients: ClientScores | None = None
 
 
 class Sink(Protocol):
-    """Where records go. ``close`` comes once, with the summary or, if the run was cut short, with None.
+    """A receiver of records. ``close`` is called once, with the summary, or with None if the run did not complete.
 
     An error of a sink ends the run, unless the sink is wrapped in `Beside`.
     """
@@ -50,6 +49,35 @@ class Sink(Protocol):
     def close(self, summary: Metrics | None) -> None: ...
 
 
+class Stopwatch:
+    """The seconds of one round, measured on this rank.
+
+    ``train`` is the slowest rank's training; ``aggregate`` is the time from the last rank's arrival to the new model:
+    the collective and the server's step, without the waiting for others. All ranks began when the last collective
+    completed (``synced_at``), from which the others' training times are counted.
+    """
+
+    def __init__(self, synced_at: float) -> None:
+        self._synced_at = self._mark = synced_at
+        self._arrived = synced_at
+        self.train = self.aggregate = self.evaluate = 0.0
+
+    def arrived(self) -> None:
+        """Record that this rank has trained its clients."""
+        self._arrived = time.perf_counter()
+
+    def aggregated(self, report: Report) -> None:
+        """Record that the server's step is done."""
+        self._mark = time.perf_counter()
+        self.train = max(report.seconds_train)
+        last_arrival = max(self._arrived, self._synced_at + self.train)
+        self.aggregate = max(0.0, self._mark - last_arrival)
+
+    def evaluated(self) -> None:
+        """Record that the evaluation is done, or was not due."""
+        self.evaluate = time.perf_counter() - self._mark
+
+
 class Telemetry:
     """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0."""
 
@@ -57,10 +85,10 @@ class Telemetry:
         self, sinks: Sequence[Sink] = (), history: Sequence[Metrics] = (), target: float | None = None
     ) -> None:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
-        self._bytes_told = 0
+        self._bytes_before = 0
         self._resumed_after = len(self.history)
         self._failed = 0  # since the start or the resume
-        self._told_at = time.perf_counter()
+        self._recorded_at = time.perf_counter()
         self.learned_before = False  # whether a round before the resumed one had a contribution
 
     def round(
@@ -74,9 +102,11 @@ class Telemetry:
         spent: Guarantee | None = None,
         clients: ClientScores | None = None,
     ) -> None:
-        """Record the round that made ``server``. ``spent``: the privacy spent so far, where there is a budget.
+        """Record the round that made ``server``.
 
-        ``clients``: how good what they would deploy is, where that was evaluated.
+        Args:
+            spent: the privacy spent so far, with a budget.
+            clients: the scores of clients' own models, if these were evaluated.
         """
         now, sent = time.perf_counter(), comm.ledger.take()
         metrics: Metrics = {
@@ -87,12 +117,12 @@ class Telemetry:
             "participants": mean.count,
             "failures": report.failures,
             "examples": report.trained_on,
-            "seconds": now - self._told_at,  # since the last record: with what was written in between
+            "seconds": now - self._recorded_at,  # since the last record: with what was written in between
             "seconds_train": clock.train,
             "seconds_aggregate": clock.aggregate,
             "seconds_evaluate": clock.evaluate,
             "imbalance": max(report.seconds_train) * len(report.seconds_train) / (sum(report.seconds_train) or 1.0),
-            "bytes_sent": comm.bytes_sent - self._bytes_told,
+            "bytes_sent": comm.bytes_sent - self._bytes_before,
             "sent": by_purpose(sent),
         }
         if report.reasons:
@@ -102,7 +132,7 @@ class Telemetry:
             metrics |= {"epsilon": _finite(spent.epsilon), "epsilon_terms": spent.terms}
         if clients is not None:
             metrics |= clients.metrics()
-        self._bytes_told, self._told_at = comm.bytes_sent, now
+        self._bytes_before, self._recorded_at = comm.bytes_sent, now
         self._failed += 0 if report.aborted else report.failures or 0
         self.history.append(metrics)
         record = RoundRecord(metrics, report, score, sent, clients)
@@ -132,7 +162,7 @@ class Telemetry:
 
     @property
     def failures(self) -> dict[str, int]:
-        """How many clients failed over the rounds, by reason as far as this rank knows it."""
+        """Number of failed clients over all rounds, by reason as far as this rank knows it."""
         reasons: Counter[str] = Counter()
         for m in self.history:
             reasons.update(m.get("failure_reasons", {}))
@@ -140,28 +170,28 @@ class Telemetry:
         return dict(reasons) | ({"reason not recorded": unknown} if unknown > 0 else {})
 
     def _final_of_clients(self) -> Metrics:
-        """The last figures of what clients would deploy, where these were evaluated."""
-        told = next((m for m in reversed(self.history) if "personal_clients" in m), {})
-        return {f"final_{k}": v for k, v in told.items() if k.startswith(("personal_accuracy", "global_on_clients"))}
+        """The last scores of clients' own models, if these were evaluated."""
+        last = next((m for m in reversed(self.history) if "personal_clients" in m), {})
+        return {f"final_{k}": v for k, v in last.items() if k.startswith(("personal_accuracy", "global_on_clients"))}
 
     def close(self, summary: Metrics | None) -> None:
-        """Tell the sinks that the run is over."""
+        """Close the sinks: the run is over."""
         for sink in self._sinks:
             sink.close(summary)
 
     def abandon(self) -> None:
-        """The same after an error: what goes wrong now is a consequence of it, and not said."""
+        """Close the sinks after an error, ignoring errors that follow from it."""
         for sink in self._sinks:
             with suppress(Exception):
                 sink.close(None)
 
     def hopeless(self, population: int) -> bool:
-        """Whether all clients tried so far failed, and they are enough to tell that the others would."""
+        """Whether all clients failed so far, and they are enough to expect the same of the others."""
         return self._failed >= min(population, ENOUGH) and self.nothing_learned
 
     @property
     def nothing_learned(self) -> bool:
-        """Whether every client failed in every round there was; the same answer on every rank."""
+        """Whether every client failed in every round so far; the same answer on every rank."""
         rounds = (self.history[t] for t in range(self._resumed_after, len(self.history)))  # no copy: asked every round
         return not self.learned_before and all(m["participants"] == 0 and m["failures"] != 0 for m in rounds)
 

@@ -1,4 +1,4 @@
-"""The TensorBoard pages of a run."""
+"""Write a run to TensorBoard: scalars, histograms, figures and hyper-parameters."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from .telemetry import Metrics, RoundRecord
 log = logging.getLogger("fedddp")
 
 COMPARED = ("final_test_accuracy", "best_test_accuracy", "rounds", "rounds_to_target", "seconds_total")
-"""The summary's entries that the HParams page lists beside the configuration."""
+"""Entries of the summary that the HParams page lists beside the configuration."""
 
 WIDEST = 9e19
-"""torch's histograms have no place for larger values, and raise an error where there are no others."""
+"""Largest value in torch's histograms, which raise an error if all values are larger."""
 
 PLAIN = str | int | float | bool
-"""What the HParams page can hold of a configuration."""
+"""Types of configuration values that the HParams page can hold."""
 
 
 class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
 
-    Drawing takes tenths of a second, a round may take less: hence not each round. After a resume, what an earlier
-    attempt wrote of later rounds is hidden. What cannot be drawn or written is left out by ``side``, each by itself.
+    Figures are not drawn each round, since that takes tenths of a second and a round may take less. After a resume,
+    later rounds of an earlier attempt are hidden. A piece that cannot be drawn or written is left out by ``side``.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TensorBoard:
             self._writer.add_histogram(name, finite.clamp(-WIDEST, WIDEST), t)
 
     def _draw(self, t: int, score: Score) -> None:
-        """The pictures of a classifier: there is no confusion matrix of very many classes."""
+        """Draw the figures of a classifier; very many classes have no confusion matrix."""
         if len(score.confusion):
             with self._side("TensorBoard's picture of the confusion matrix"):
                 self._writer.add_figure("confusion", figures.confusion(score, t), t)
@@ -120,7 +120,7 @@ class TensorBoard:
         self._drawn = t
 
     def _look_at(self, inputs: list[Tensor]) -> None:
-        """Find out whether the inputs of this run are pictures, and say so once if they are not."""
+        """Check whether the inputs of this run are pictures; log once if they are not."""
         odd = [x for x in inputs if not figures.is_picture(x)]
         if odd and self._drawable:
             self._drawable = False
@@ -139,8 +139,8 @@ class TensorBoard:
         self._writer.close()
 
     def _add_hparams(self, results: Metrics, t: int) -> None:
-        """What was asked for and what came of it, without torch's list of columns: TensorBoard would take one run's
-        list for that of all runs beside it, and not show the keys that this run does not have."""
+        """Write hyper-parameters and results without torch's list of columns: TensorBoard would use one run's list for
+        all runs beside it, and hide keys that this run does not have."""
         _, asked, ended = hparams(self._hparams, results)
         for part in (asked, ended):
             self._writer._get_file_writer().add_summary(part)
@@ -149,6 +149,6 @@ class TensorBoard:
 
 
 def _not_printed(writer: SummaryWriter) -> None:
-    """An error of the thread that writes is raised from the next call, and said there: Python prints no traceback."""
+    """Print no traceback of the writing thread: its error is raised, and reported, by the next call."""
     thread: Any = writer._get_file_writer().event_writer._async_writer._worker
     thread._invoke_excepthook = lambda _: None

@@ -1,4 +1,4 @@
-"""What a process prints on, and how it goes on where that is closed, full or gone."""
+"""Print to stdout and stderr, and continue without them if they are closed, full or gone."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ log = logging.getLogger("fedddp")
 
 
 class _Console(Console):
-    """rich's own leaves the program when the reader of a pipe has gone."""
+    """A console that does not end the program when the reader of a pipe has gone, as rich's own does."""
 
     def on_broken_pipe(self) -> None:
         raise  # the BrokenPipeError, where rich catches it
 
 
 def on_terminal() -> bool:
-    """Whether somebody may look at stdout."""
+    """Whether stdout is a terminal."""
     try:
         return sys.stdout.isatty()
-    except (AttributeError, ValueError):  # there is none, or it was closed
+    except (AttributeError, ValueError):  # no stdout, or closed
         return False
 
 
 def console(width: int = 110) -> Console:
-    """For tables: as wide as the terminal, or ``width`` where there is none."""
+    """A console for tables: as wide as the terminal, or ``width`` without one."""
     return _Console(width=None if on_terminal() else width)
 
 
 class Outlet:
-    """A text stream that may fail: what can no longer be written is dropped, which is said once."""
+    """A text stream that may fail: after an error output is dropped, with one warning."""
 
     def __init__(self, name: str, stream: TextIO) -> None:
         self._name, self._stream = name, stream
@@ -64,14 +64,16 @@ class Outlet:
         with suppress(OSError, ValueError):  # what is still buffered would fail again when the process ends
             os.dup2(null.fileno(), self._stream.fileno())
         self._stream = null
-        log.warning("%s: cannot be written (%s); nothing more is printed there, the work goes on", self._name, error)
+        log.warning(
+            "%s: cannot be written (%s); nothing more is printed there, the program continues", self._name, error
+        )
 
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Within this, printing does not fail: stdout and stderr may be closed, or a pipe that nobody reads any more.
+    """Inside the block printing does not fail if stdout or stderr is closed, or a pipe without a reader.
 
-    Also a thread of a library that fails for want of a disk says so in a line.
+    A thread of a library that fails because the disk is full is reported in one line.
     """
     for number in range(3):
         _hold_open(number)
@@ -98,7 +100,7 @@ def _nowhere() -> TextIO:
 
 
 def _hold_open(number: int) -> None:
-    """Give a closed descriptor to the null device, before a file or a pipe gets its number and what is printed."""
+    """Open a closed descriptor on the null device, before a file gets its number and thus what is printed."""
     try:
         os.fstat(number)
     except OSError:
@@ -109,16 +111,16 @@ def _hold_open(number: int) -> None:
 
 
 class _Stderr(logging.Handler):
-    """Writes to whatever sys.stderr is at the time: a live bar replaces it to keep its line."""
+    """Writes to sys.stderr as it is at the time: a live bar replaces it to keep its line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is not None:
-            with suppress(OSError, ValueError):  # nobody is left to be told
+            with suppress(OSError, ValueError):  # nobody can read it
                 print(self.format(record), file=sys.stderr, flush=True)
 
 
 def log_to_stderr(rank: int, world_size: int) -> None:
-    """Warnings and remarks of this rank as lines that name it."""
+    """Log warnings and remarks of this rank to stderr, as lines that name the rank."""
     handler = _Stderr()
     handler.setFormatter(
         logging.Formatter(f"fedddp[rank {rank}]: %(message)s" if world_size > 1 else "fedddp: %(message)s")

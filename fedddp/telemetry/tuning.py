@@ -1,4 +1,4 @@
-"""What a search for parameters tells: a table, and files."""
+"""Report a hyper-parameter search: a table and files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .terminal import console
 
 @dataclass(frozen=True)
 class Candidate:
-    """One combination (dotted key to value), and its validation accuracy and loss in each fold."""
+    """One combination of hyper-parameters, with its validation accuracy and loss in each fold."""
 
     parameters: Mapping[str, Any]
     accuracies: list[float]
@@ -33,7 +33,7 @@ class Candidate:
 
     @property
     def deviation(self) -> float:
-        """Of the folds, with k - 1 in the denominator."""
+        """Standard deviation over the folds, with k - 1 in the denominator."""
         return statistics.stdev(self.accuracies)
 
     @property
@@ -42,12 +42,12 @@ class Candidate:
 
 
 def chosen(candidates: Sequence[Candidate]) -> Candidate:
-    """The highest mean accuracy; of equals, the lowest loss."""
+    """The candidate with the highest mean accuracy; of equals, with the lowest loss."""
     return max(candidates, key=lambda c: (c.mean, -c.loss))
 
 
-def told(candidates: Sequence[Candidate], folds: int) -> None:
-    """The table on the terminal, the best first."""
+def print_table(candidates: Sequence[Candidate], folds: int) -> None:
+    """Print the table, the best candidate first."""
     best = chosen(candidates)
     table = Table(title=f"{folds}-fold cross-validation")
     for column in _columns(best):
@@ -57,8 +57,8 @@ def told(candidates: Sequence[Candidate], folds: int) -> None:
     console().print(table)
 
 
-def written(folder: Path, candidates: Sequence[Candidate], folds: int, examples: int, rounds: int) -> None:
-    """``results.json``, ``results.md`` and ``chosen.toml`` in ``folder``; ``examples`` a client at most, 0 = all."""
+def write(folder: Path, candidates: Sequence[Candidate], folds: int, examples: int, rounds: int) -> None:
+    """Write ``results.json``, ``results.md`` and ``chosen.toml``; ``examples``: most per client, 0 = all."""
     folder.mkdir(parents=True, exist_ok=True)
     best = chosen(candidates)
     results = {

@@ -225,7 +225,7 @@ def test_output_that_fails_is_dropped_and_said_once(kind, said):
     outlet = Outlet("stdout", Closed())
     for _ in range(3):
         print("round", file=outlet, flush=True)
-    assert said == ["stdout: cannot be written (gone); nothing more is printed there, the work goes on"]
+    assert said == ["stdout: cannot be written (gone); nothing more is printed there, the program continues"]
     assert not outlet.isatty()
 
 
