@@ -128,6 +128,7 @@ def test_nothing_is_left_behind(run, surroundings):
     assert {k: v for k, v in after.items() if v != before[k]} == {}
 
 
+@pytest.mark.slow
 def test_runs_leave_no_open_file_and_no_thread(run):
     """The first run opens what the process keeps: imported libraries, torch's own threads."""
 

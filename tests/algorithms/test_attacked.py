@@ -9,6 +9,8 @@ from fedddp.federation import federate
 from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, mean, quadratics, start
 from tests.helpers.support import assemble, few_digits
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"fedbn": {"private": ["*.bias"]}, "feddyn": {"alpha": 0.3}}
 ATTACKS = {
     "sign_flip": ({"scale": 10.0}, lambda own: -10.0 * own),

@@ -13,6 +13,8 @@ from fedddp.federation import federate
 from tests.helpers.support import assemble
 from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
+pytestmark = pytest.mark.slow
+
 COMPRESSED = {
     "none": {},
     "int8": {"bucket": 64},

@@ -14,6 +14,8 @@ from fedddp.federation import federate
 from tests.helpers.support import assemble
 from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"fedprox": {"mu": 0.3}, "feddyn": {"alpha": 0.3}, "fedbn": {"private": ["*.bias"]}}
 """Of algorithms whose defaults change too little in three rounds, or that have a key without default."""
 SERVERS = {

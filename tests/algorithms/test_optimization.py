@@ -11,6 +11,8 @@ from fedddp.federation import federate
 from fedddp.types import Cohort, Mean, RoundBurnt, ServerState
 from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
 
+pytestmark = pytest.mark.slow
+
 
 def trained(folder, rounds, algorithm, **sections):
     f, server = quadratics(folder, algorithm=algorithm, run={"rounds": rounds}, **sections)

@@ -15,6 +15,8 @@ from fedddp.optim import SGD
 from tests.helpers.planes import BODY, EPOCHS, HEAD, LR, WHOLE, descend, mean, personal, planes, points
 from tests.helpers.support import assemble, few_digits
 
+pytestmark = pytest.mark.slow
+
 DIGITS = (7, 20, 1, 13)
 HEAVY = {"lr": LR, "momentum": 0.8, "weight_decay": 0.3}
 """Moves what has no gradient."""

@@ -21,6 +21,8 @@ from tests.helpers.reference import (
     normalised,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def compare(run, expected):
     """``expected``: the server's model and everybody's own, round by round."""

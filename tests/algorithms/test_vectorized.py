@@ -17,6 +17,8 @@ from fedddp.types import Update
 from tests.helpers.support import Recorder, assemble
 from tests.helpers.zoo import BATCHED, HOW, SIZES, TOTAL, clients, dataset, images, start_of, task_of, trainers
 
+pytestmark = pytest.mark.slow
+
 OPTIMIZERS = {
     "sgd": SGD(lr=0.1),
     "momentum": SGD(lr=0.1, momentum=0.8),

@@ -106,6 +106,7 @@ def test_a_record_is_not_overwritten_and_names_no_folder(tmp_path, monkeypatch):
     assert json.loads(second.read_text())["machine"]["cores"] >= 1
 
 
+@pytest.mark.slow
 def test_fedddp_the_floor_and_another_checkout_run_side_by_side(tmp_path, monkeypatch):
     here = Path(run.__file__).parents[1]
     words = ["--workload", "w2", "--against", "floor", "--checkout", str(here), "--ranks", "1", "--rounds", "1"]

@@ -62,6 +62,7 @@ def test_without_a_gpu_it_says_so_and_ends(monkeypatch, capsys):
     assert capsys.readouterr().err == f"benchmarks.gpu: torch {torch.__version__} sees no GPU on this machine\n"
 
 
+@pytest.mark.slow
 def test_all_of_it_on_a_cpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "tested", lambda: ("9 skipped", True))
     words = ["--device", "cpu", "--workloads", "w2", "--against", "pfl", "--out", str(tmp_path)]

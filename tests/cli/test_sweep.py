@@ -21,6 +21,8 @@ from fedddp.cli.sweep.picture import curves
 from fedddp.cli.sweep.table import Mean, Outcome, as_csv, markdown, rows
 from tests.helpers.commands import command
 
+pytestmark = pytest.mark.slow
+
 FILE = """
 [sweep]
 target_accuracy = 0.5

@@ -14,6 +14,8 @@ from fedddp.tasks import Task
 from tests.helpers.support import Recorder, assemble
 from tests.helpers.zoo import CLASSES, FOLDED, SIZES, clients, dataset, images, normed, start_of, task_of, training
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_AUTOCAST = "torch.func.vmap (folded layers do without autocast)"
 
 

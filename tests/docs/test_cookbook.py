@@ -12,6 +12,8 @@ from fedddp.train import main
 
 from .pages import DOCS, PAGES, ROOT, blocks, tables, words
 
+pytestmark = pytest.mark.slow
+
 ROWS = {row[0]: row[1].strip("`") for table in tables((DOCS / "cookbook.md").read_text()) for row in table}
 OPTIONS = {task: shlex.split(option) for task, option in ROWS.items() if option.startswith("--")}
 COMMANDS = {task: shlex.split(option)[1:] for task, option in ROWS.items() if option.startswith("fedddp ")}

@@ -20,6 +20,8 @@ from fedddp.setup.resolve import resolve
 from fedddp.telemetry import SideWork
 from tests.helpers.support import Recorder, assemble, few_digits
 
+pytestmark = pytest.mark.slow
+
 LABELS = np.random.default_rng(0).integers(0, 10, 500)
 
 

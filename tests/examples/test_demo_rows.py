@@ -15,6 +15,8 @@ from fedddp.data import DATASETS
 from fedddp.models import MODELS
 from fedddp.tasks import Task
 
+pytestmark = pytest.mark.slow
+
 TAIL = 16
 """Slots behind the update, as a round's buffer has them."""
 

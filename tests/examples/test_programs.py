@@ -7,6 +7,8 @@ import pytest
 
 from tests.docs.pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = sorted(path.stem for path in (ROOT / "examples").glob("[a-z]*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 RANKS = {"secure_and_private": 3}

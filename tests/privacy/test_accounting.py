@@ -11,6 +11,8 @@ import torch
 from fedddp.privacy import accounting, calibrate, calibrate_worst, compose, epsilon
 from fedddp.privacy.accounting import rdp
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("opacus")
 
 DELTA = 1e-5

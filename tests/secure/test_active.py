@@ -15,6 +15,8 @@ from fedddp.secure.reveal import RevealRule
 from tests.helpers.coalition import Coalition
 from tests.helpers.transcript import Recorder, expected
 
+pytestmark = pytest.mark.slow
+
 BELOW = [
     (n, colluders, losses)
     for n in range(3, 10)

@@ -11,6 +11,8 @@ from fedddp.secure import Identity, RoundBurnt, SecureExchange, quorum
 from fedddp.secure.attempt import Attempt
 from tests.helpers.threaded import Death, World
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 50
 STEPS = ("secure keys", "secure shares", "aggregate", "secure commit", "secure reveal")
 

@@ -25,6 +25,8 @@ from fedddp.types import RoundReport
 from tests.helpers.inputs import KINDS, MLP, Kind
 from tests.helpers.support import Recorder
 
+pytestmark = pytest.mark.slow
+
 QUIET = {"run": {"device": "cpu", "threads": 1}, "telemetry": {"progress": "off"}, "checkpoint": {"every": 0}}
 
 
