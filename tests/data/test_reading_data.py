@@ -216,7 +216,6 @@ def failing(i):
         ((X, Y, Y), r"the training set is a tuple of 3; expected \(inputs, labels\)"),
         (X, "training example 0 is a ndarray; expected"),
     ],
-    ids=repr,
 )
 def test_what_has_no_pairs_is_told_in_one_line(data, reason):
     with pytest.raises(ValueError, match=reason) as error:
