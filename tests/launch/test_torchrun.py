@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fedddp.config.words import parse
+from tests.helpers import ranks
+from tests.helpers.distributed import train
 from tests.helpers.waiting import until
 
 SMALL = [
@@ -25,14 +28,22 @@ SMALL = [
 ]
 
 
-def working(client: int, round: int, once: Path) -> list[str]:
-    """Words for a run in which a client works without end in a round, the first time that it comes there."""
-    faulty = ("--algorithm.name=faulty:Faulty", "--algorithm.how=work", f"--algorithm.client={client}")
-    return [*SMALL, *faulty, f"--algorithm.round={round}", f"--algorithm.once={once}"]
+def faulty(how: str, **keys: object) -> list[str]:
+    """SMALL with a client that fails; see `Faulty`."""
+    words = (f"--algorithm.{key}={value}" for key, value in keys.items())
+    return [*SMALL, "--algorithm.name=faulty:Faulty", f"--algorithm.how={how}", *words]
 
 
-def command(ranks: int, *args: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of the model after five rounds of SMALL on two ranks that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    words = parse([*SMALL, "--run.rounds=5", f"--run.dir={folder}", "--telemetry.progress=off"])
+    return ranks.run(folder, train, 2, words.overrides)[0]["sha256"]
+
+
+def command(num_ranks: int, *args: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
     options = [a for a in args if a.startswith("--max-restarts")]
     return [*launcher, *options, "-m", "fedddp.train", *(a for a in args if a not in options)]
 
@@ -90,9 +101,9 @@ def test_no_argument_shows_rounds_a_table_and_the_tensorboard_command(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_torchrun_loses_nothing_and_the_run_goes_on_to_the_same_model(start, tmp_path, number):
+def test_a_signal_to_torchrun_loses_nothing_and_the_run_goes_on_to_the_same_model(start, tmp_path, undisturbed, number):
     run, reached = tmp_path / "runs" / "cut", tmp_path / "reached"
-    words = [*working(1, 3, reached), "--run.rounds=4"]
+    words = [*faulty("work", client=1, round=3, once=reached), "--run.rounds=5"]
     process = start(2, *words, "--run.name=cut")
     until(lambda: reached.exists() and _rounds(run) == 2, program=process)
     workers = _workers(process.pid)
@@ -106,46 +117,42 @@ def test_a_signal_to_torchrun_loses_nothing_and_the_run_goes_on_to_the_same_mode
 
     _finish(start(2, *words, "--run.name=cut", "--run.resume=auto"))
     assert _status(run)["state"] == "done"
-    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
-    _finish(start(2, *words, "--run.name=whole"))
-    assert _summary(run)["model_sha256"] == _summary(tmp_path / "runs" / "whole")["model_sha256"]
+    assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
+    assert _summary(run)["model_sha256"] == undisturbed
 
 
 def test_one_rank_exits_75_when_interrupted(start, tmp_path):
-    process = start(0, *working(0, 2, tmp_path / "reached"))
-    until((tmp_path / "reached").exists, program=process)
+    reached = tmp_path / "reached"
+    process = start(0, *faulty("work", client=0, round=2, once=reached))
+    until(reached.exists, program=process)
     process.send_signal(signal.SIGINT)
     assert "--run.resume=auto" in _finish(process, code=75)
 
 
 @pytest.mark.parametrize("store", ["the agent's", "rank 0's"])
-def test_kill_9_of_a_rank_and_a_restart_end_with_the_undisturbed_model(start, tmp_path, store):
+def test_kill_9_of_a_rank_and_a_restart_end_with_the_undisturbed_model(start, tmp_path, undisturbed, store):
     """With the store of plain torchrun, which outlives an attempt, and with that of the scripts in launch/."""
     environment = {} if store == "the agent's" else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    faulty = ["--algorithm.name=faulty:Faulty", "--algorithm.how=kill", "--algorithm.round=3", "--run.rounds=5"]
-    marker = tmp_path / "killed"
-    undisturbed = [*faulty[:1], "--algorithm.client=7", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
-    _finish(start(2, *undisturbed, "--run.name=whole"))
-    args = [*faulty[:1], "--algorithm.client=1", f"--algorithm.once={marker}", *faulty[1:], *SMALL]
-    output = _finish(start(2, "--max-restarts=1", *args, "--run.name=killed", **environment))
+    marker, run = tmp_path / "killed", tmp_path / "runs" / "killed"
+    words = [*faulty("kill", client=1, round=3, once=marker), "--run.rounds=5", "--run.name=killed"]
+    output = _finish(start(2, "--max-restarts=1", *words, **environment))
     assert marker.exists(), output
-    run = tmp_path / "runs" / "killed"
     assert [json.loads(line)["round"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5]
-    assert _summary(run)["model_sha256"] == _summary(tmp_path / "runs" / "whole")["model_sha256"]
+    assert _summary(run)["model_sha256"] == undisturbed
 
 
 @pytest.mark.parametrize("how", ["hang", "exit"])
 def test_a_rank_that_hangs_or_leaves_is_named_and_nobody_stays(start, how):
-    args = ["--algorithm.name=faulty:Faulty", f"--algorithm.how={how}", "--algorithm.client=1", "--algorithm.round=2"]
-    output = _finish(start(3, *args, *SMALL, "--run.timeout=3"), code=1)
+    output = _finish(start(3, *faulty(how, client=1, round=2), "--run.timeout=3"), code=1)
     assert "aggregate: " in output
     assert "rank 1 is missing, last seen in 'train in round 2'" in output
     assert "SIGKILL" not in output  # by which torchrun alone would end, after 30 s, the one that hangs
 
 
 def test_sigkill_to_torchrun_leaves_no_orphan(start, tmp_path):
-    process = start(2, *working(1, 2, tmp_path / "reached"), "--run.name=orphan")
-    until((tmp_path / "reached").exists, program=process)
+    reached = tmp_path / "reached"
+    process = start(2, *faulty("work", client=1, round=2, once=reached), "--run.name=orphan")
+    until(reached.exists, program=process)
     workers = _workers(process.pid)
     assert len(workers) == 2
     process.kill()
