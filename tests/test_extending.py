@@ -62,9 +62,11 @@ def test_an_extension_is_short_and_its_command_trains(title, mine):
 
 
 def test_the_scripts_of_the_first_model_run(mine):
-    run, assemble = blocks((DOCS / "first-model.md").read_text(), "python")
+    run, arrays, assemble = blocks((DOCS / "first-model.md").read_text(), "python")
     (mine / "configs").symlink_to(ROOT / "configs")
     assert names_after(run, {"rounds=10": "rounds=1", "fedddp.run(keys": "fedddp.run(keys, SMALL"})["result"].w.numel()
+    quiet = {"rounds=2": "rounds=2, telemetry={'tensorboard': False}"}
+    assert names_after(arrays, quiet)["result"].summary["num_clients"] == 2
     small = {"(1, 6)": "(1, 3)", 'data="mnist-mini"': 'model={"hidden": 4}, **SMALL'}
     assert names_after(assemble, small)["server"].round == 2
 
