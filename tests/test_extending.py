@@ -3,13 +3,13 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 
 from fedddp.cli.sweep.grid import read
 from fedddp.train import main
 from tests.docs.pages import DOCS, ROOT, blocks
+from tests.docs.pages import mine as mine
 
 EXTENDING = (DOCS / "extending.md").read_text()
 SECTIONS = {part.splitlines()[0]: part for part in EXTENDING.split("\n## ")[1:]}
@@ -20,16 +20,6 @@ SMALL = {
     "--model.name": "logistic",
 }
 """For what a section does not show: little to do."""
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """A folder of one's own on the path, forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
-        del sys.modules[name]
 
 
 def test_the_page_has_its_sections():

@@ -13,7 +13,7 @@ from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.data import Examples
 from fedddp.optim import SGD
 from fedddp.privacy.randomness import Randomness
-from tests.helpers.zoo import BATCHED, CLASSES, SIZES, TOTAL, clients, images, start_of, task_of, training
+from tests.helpers.zoo import BATCHED, CLASSES, SIZES, TOTAL, Centred, clients, images, start_of, task_of, training
 
 FEW = {"mlp": GHOST, "a forward that views": f"{GHOST}, contiguous", "group norm": VMAP}
 
@@ -243,17 +243,6 @@ def test_global_generators_are_left_alone():
     before = torch.random.get_rng_state()
     trainer.on((0, 2), 0).train(start_of(BATCHED["mlp"]))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-class Centred(nn.Module):
-    """Examples of a batch see each other."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(64, CLASSES)
-
-    def forward(self, x):
-        return self.head(x.flatten(1) - x.flatten(1).mean(dim=0))
 
 
 def perceptron(middle):

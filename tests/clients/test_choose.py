@@ -20,6 +20,7 @@ from tests.helpers.zoo import (
     FOLDED,
     HOW,
     SIZES,
+    Centred,
     clients,
     dataset,
     images,
@@ -32,18 +33,6 @@ from tests.helpers.zoo import (
 RULE = import_module("fedddp.clients.choose")
 OTHERWISE = "clients trained together end elsewhere than one by one"
 ALL_REFUSE = "sequential: this model cannot be batched over clients (layers folded over clients: "
-
-
-class Centred(nn.Module):
-    """Examples of a batch see each other."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(64, CLASSES)
-
-    def forward(self, x):
-        x = x.flatten(1)
-        return self.head(x - x.mean(dim=0))
 
 
 class Dependent(nn.Module):

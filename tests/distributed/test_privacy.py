@@ -6,9 +6,8 @@ import torch
 from fedddp.aggregation.pipeline import checksum
 from fedddp.comm import CommError
 from fedddp.config import UsageError
-from fedddp.federation import federate
 from fedddp.privacy import epsilon
-from tests.helpers.distributed import configured, experiment_of, train
+from tests.helpers.distributed import configured, fruitless, train
 
 MASKED = {"secure_aggregation": {"enabled": True}, "guard": True}
 EXAMPLE = {"level": "example", "noise_multiplier": 1.0, "randomness": "seeded", "guard": True}
@@ -105,12 +104,6 @@ def test_a_finished_client_level_run_that_is_resumed_has_learned(run_ranks, tmp_
     keep = {"checkpoint": {"every": 1}, "privacy": CLIENT}
     assert run_ranks(fruitless, 1, table_of(tmp_path, "done", 1, **keep)) == [False]
     assert run_ranks(fruitless, 1, table_of(tmp_path, "done", 1, "auto", **keep)) == [False]
-
-
-def fruitless(comm, table):
-    experiment = experiment_of(comm, table)
-    federate(experiment.federation, experiment.server)
-    return experiment.federation.telemetry.nothing_learned
 
 
 def test_large_clips_and_much_noise_fit_the_ring(run_ranks, tmp_path):

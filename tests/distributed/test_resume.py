@@ -3,8 +3,7 @@
 import pytest
 
 from fedddp.config import UsageError
-from fedddp.federation import federate
-from tests.helpers.distributed import configured, experiment_of, train
+from tests.helpers.distributed import configured, fruitless, train
 
 MOMENTUM = {"server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5}}
 COUNTING = {"name": "faulty:Counting"}
@@ -84,12 +83,6 @@ def test_a_run_that_reached_its_target_is_not_trained_further(run_ranks, tmp_pat
     assert (again["sha256"], again["rounds"]) == (first["sha256"], first["rounds"])
     higher = run_ranks(train, 2, table_of(tmp_path, "good", 20, "auto", evaluate={"target_accuracy": 0.99999}))[0]
     assert higher["rounds"] > first["rounds"]
-
-
-def fruitless(comm, table):
-    experiment = experiment_of(comm, table)
-    federate(experiment.federation, experiment.server)
-    return experiment.federation.telemetry.nothing_learned
 
 
 def test_a_run_without_any_contribution_is_still_one_after_a_restart(run_ranks, tmp_path):

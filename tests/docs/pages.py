@@ -1,12 +1,25 @@
-"""Reading Markdown pages: blocks of code, tables, links, anchors."""
+"""Reading Markdown pages: blocks of code, tables, links, anchors; and a folder to run their code in."""
 
 import re
 import shlex
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md")])
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A folder of one's own on the path, forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
+        del sys.modules[name]
 
 
 def blocks(text, language):

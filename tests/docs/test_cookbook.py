@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import sys
 
 import pytest
 
@@ -11,6 +10,7 @@ from fedddp.cli.main import main as command
 from fedddp.train import main
 
 from .pages import DOCS, PAGES, ROOT, blocks, tables, words
+from .pages import mine as mine
 
 pytestmark = pytest.mark.slow
 
@@ -40,18 +40,14 @@ QUIET = ["--run.rounds=1", "--run.threads=1", "--telemetry.tensorboard=false", "
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """A folder of one's own with the models and datasets of docs/extending.md, forgotten afterwards."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+def extended(mine):
+    """A folder of one's own with the models and datasets of docs/extending.md."""
+    (mine / "configs").symlink_to(ROOT / "configs")
     for block in blocks((DOCS / "extending.md").read_text(), "python"):
-        path = tmp_path / block.splitlines()[0].removeprefix("# ")
+        path = mine / block.splitlines()[0].removeprefix("# ")
         path.parent.mkdir(exist_ok=True)
         path.write_text(block)
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "mine"]:
-        del sys.modules[name]
+    return mine
 
 
 def programs():
@@ -65,23 +61,23 @@ def programs():
 
 
 @pytest.mark.parametrize("task", OPTIONS)
-def test_every_option_is_possible(task, mine, capsys):
+def test_every_option_is_possible(task, extended, capsys):
     assert main([*OPTIONS[task], "--print-config=all"]) == 0
     assert "[run]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", [task for task in OPTIONS if not any(word in ROWS[task] for word in UNHANDY)])
-def test_a_short_one_trains_a_round(task, mine):
+def test_a_short_one_trains_a_round(task, extended):
     given = {word.partition("=")[0] for word in OPTIONS[task]}
     small = [f"{key}={value}" for key, value in SMALL.items() if key not in given]
     named = [] if "--run.name" in given else ["--run.name=once"]
     assert main([*small, *QUIET, *OPTIONS[task], *named]) == 0
-    (summary,) = (mine / "runs").glob("*/summary.json")
+    (summary,) = (extended / "runs").glob("*/summary.json")
     assert json.loads(summary.read_text())["rounds"] == 1
 
 
 @pytest.mark.parametrize("given", list(programs()))
-def test_the_commands_of_the_pages_are_possible(given, mine, monkeypatch):
+def test_the_commands_of_the_pages_are_possible(given, extended, monkeypatch):
     """Of those that train, with their configuration; of the others, as far as their options go."""
     if any(re.search("[A-Z]{4}", word.partition("=")[0]) or word.startswith("[") for word in given):
         pytest.skip("says where a reader's file comes")
@@ -98,7 +94,7 @@ def test_the_cookbook_has_its_commands():
     assert {command[0] for command in COMMANDS.values()} == {"show", "plot", "sweep", "tune", "doctor"}
 
 
-def test_the_short_commands_of_the_cookbook_run(mine):
+def test_the_short_commands_of_the_cookbook_run(extended):
     for name in ("show", "sweep"):
         (given,) = [words for words in COMMANDS.values() if words[0] == name]
         assert command(given) == 0, name

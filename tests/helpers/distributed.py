@@ -46,3 +46,10 @@ def train(comm: Comm, table: dict[str, Any]) -> dict[str, Any]:
     server = federate(experiment.federation, experiment.server)
     history = experiment.federation.telemetry.history
     return {"sha256": vector_sha256(server.w), "w": server.w, "rounds": server.round, "history": history}
+
+
+def fruitless(comm: Comm, table: dict[str, Any]) -> bool:
+    """Train to the end; whether no client contributed to the model."""
+    experiment = experiment_of(comm, table)
+    federate(experiment.federation, experiment.server)
+    return experiment.federation.telemetry.nothing_learned
