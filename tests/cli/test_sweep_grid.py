@@ -1,5 +1,7 @@
 """fedddp.cli.sweep.grid: which runs a sweep file describes, and what is refused before any starts."""
 
+from pathlib import Path
+
 import pytest
 
 from fedddp.cli.sweep.grid import read
@@ -116,10 +118,11 @@ def test_only_says_what_there_is(written):
         (("", ""), ["--sweep.target_accuracy=2"], "sweep.target_accuracy=2: should be less than or equal to 1"),
     ],
 )
-def test_a_mistake_is_one_line(written, change, words, line):
+def test_a_mistake_is_one_line(written, monkeypatch, change, words, line):
     path = written(FILE.replace(*change) if change[0] else FILE)
+    monkeypatch.chdir(path.parent)  # messages shorten long paths
     with pytest.raises(UsageError) as caught:
-        read(path, parse(words).overrides)
+        read(Path(path.name), parse(words).overrides)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 

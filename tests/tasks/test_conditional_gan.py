@@ -21,6 +21,8 @@ from fedddp.train import main as train
 from tests.helpers.commands import command
 from tests.helpers.zoo import CLASSES, SHAPE, clients, dataset, images, training
 
+pytestmark = pytest.mark.slow
+
 generate = command("generate")
 
 HOW = {"local_epochs": 1, "batch_size": 5, "seed": 3}
