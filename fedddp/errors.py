@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 OWN_CODE = (Exception, SystemExit)
@@ -24,6 +26,16 @@ class UsageError(ValueError):
         front = re.match(r"(?:--)?([a-z_]+(?:\.\w+)*)(?=[=:,])", message)
         self.key = key if key is not None else front[1] if front else ""
         self.code = code
+
+
+@contextlib.contextmanager
+def named(front: str = "") -> Iterator[None]:
+    """Raise a ValueError of the block as a UsageError, with ``front`` before its message, if any; its code stays."""
+    try:
+        yield
+    except ValueError as error:
+        message, key = (f"{front}: {error}", None) if front else (str(error), getattr(error, "key", None))
+        raise UsageError(message, key=key, code=getattr(error, "code", "")) from error
 
 
 class NothingLearned(RuntimeError):

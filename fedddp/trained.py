@@ -7,6 +7,7 @@ scores = model(normalize(images))                                           # im
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from .api import configured
 from .checkpoints.export import BEST, LAST, best_of, exported
-from .checkpoints.saved import Saved, candidates, newest, of_round
+from .checkpoints.saved import Saved, candidates, changed, newest, of_round
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import OWN_CODE, first_line
@@ -25,6 +26,8 @@ from .registry.choice import user_path
 from .setup.task import task_of
 
 Inputs = dict[str, Any]
+
+log = logging.getLogger("fedddp")
 
 
 def load(run: str | Path, *, best: bool = False, round: int | None = None, model: Any = None) -> nn.Module:
@@ -84,7 +87,12 @@ def _found(folder: Path, best: bool, round: int | None) -> tuple[Path, Saved | N
         wanted = round if round is not None else max([saved.round if saved else 0, *(f.round for f, _ in files)])
     for file, inputs in files:
         if file.round == wanted:
-            return file.path, None, inputs
+            if not changed(folder, file):
+                return file.path, None, inputs
+            found = f"{file.path}: its SHA-256 is not the one in summary.json: it was changed since the run ended"
+            if saved is None or saved.round != wanted:
+                raise UsageError(f"{found}; copy it again, or load a checkpoint (round=...)", code="weights-changed")
+            log.warning("%s; the checkpoint of round %d is loaded", found, wanted)
     if saved is None:
         which = f"checkpoint of round {round}" if round is not None else "evaluated model" if best else "model"
         there = {c.round for c in (*candidates(folder, 2**63), *(file for file, _ in files))} - {round}

@@ -1,5 +1,6 @@
 """What leaves a run: model.safetensors and its best round, fedddp.load, fedddp.normalizer."""
 
+import hashlib
 import shutil
 
 import pytest
@@ -82,6 +83,42 @@ def test_load_gives_the_module_of_the_run(tmp_path, sections):
     x = normalize(images())
     assert torch.equal(model(x), result.module(x))
     assert same(model.state_dict(), load_file(result.folder / LAST))
+
+
+@pytest.mark.parametrize(("name", "key"), [(LAST, "weights_sha256"), (BEST, "best_weights_sha256")])
+def test_exported_weights_are_compared_with_their_sum(tmp_path, name, key):
+    result = run(tmp_path, model=MLP(hidden=8), checkpoint={"every": 0})
+    path, best = result.folder / name, name == BEST
+    content = path.read_bytes()
+    assert result.summary[key] == hashlib.sha256(content).hexdigest()
+    if best:
+        (result.folder / LAST).unlink()  # it may be of the same round
+    fedddp.load(result.folder, best=best)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # a flipped bit of a weight
+    with pytest.raises(fedddp.UsageError) as refused:
+        fedddp.load(result.folder, best=best)
+    assert refused.value.code == "weights-changed"
+    (result.folder / "summary.json").unlink()
+    fedddp.load(result.folder, best=best)
+
+
+def test_a_checkpoint_replaces_exported_weights_that_were_changed(tmp_path, logged):
+    result = run(tmp_path, model=MLP(hidden=8))
+    path = result.folder / LAST
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert same(fedddp.load(result.folder).state_dict(), result.module.state_dict())
+    assert [str(path) in line for line in logged] == [True]
+
+
+def test_the_sum_of_a_finished_run_does_not_speak_of_later_rounds(tmp_path):
+    result = run(tmp_path, model=MLP(hidden=8))
+    summary = result.folder / "summary.json"
+    before = summary.read_text()
+    longer = run(tmp_path, model=MLP(hidden=8), run={"rounds": 3, "resume": str(result.folder)})
+    assert longer.folder == result.folder
+    summary.write_text(before)  # as if it was killed before its end
+    assert same(fedddp.load(result.folder).state_dict(), longer.module.state_dict())
 
 
 def test_new_inputs_are_normalised_as_in_training(tmp_path):

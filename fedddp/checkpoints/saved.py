@@ -21,9 +21,12 @@ from torch import Tensor
 from ..errors import first_line, reason
 from ..flat import FlatSpec
 from ..types import ServerState
-from .export import BEST, RatedModel, exported, quality
+from .export import BEST, LAST, RatedModel, exported, quality
 
 log = logging.getLogger("fedddp")
+
+SUMS = {LAST: "weights_sha256", BEST: "best_weights_sha256"}
+"""The key of ``summary.json`` with the SHA-256 of each exported file."""
 
 CHANGEABLE = (
     "run.name",
@@ -170,6 +173,24 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def exported_sums(run_folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each exported file that is there, by its key in ``summary.json``."""
+    return {key: sha256(path) for name, key in SUMS.items() if (path := run_folder / name).is_file()}
+
+
+def changed(run_folder: Path, file: RatedModel) -> bool:
+    """Return whether an exported file is not the one that the run's ``summary.json`` has the SHA-256 of.
+
+    False without a summary, and for a round after the last one that the summary knows of (a run that goes on).
+    """
+    try:
+        summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+        expected = summary.get(SUMS[file.path.name]) if file.round <= summary["rounds"] else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+    return expected is not None and sha256(file.path) != expected
 
 
 def vector_sha256(w: Tensor) -> str:

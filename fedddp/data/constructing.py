@@ -17,18 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OWN_CODE, first_line, raised
+from ..errors import OWN_CODE, UsageError, first_line, raised
 
 IDX_BYTES = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # of a number, by the type in the header of MNIST's format
-
-
-@contextlib.contextmanager
-def named(key: str) -> Iterator[None]:
-    """Put ``key`` in front of what a ValueError inside says."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
 
 
 def check_call(cls: Any, args: Mapping[str, Any]) -> None:
@@ -39,12 +30,15 @@ def check_call(cls: Any, args: Mapping[str, Any]) -> None:
         inspect.signature(cls).bind(root="", train=True, download=False, **args)
     except TypeError as error:
         if "split" in known and "train" not in known:
-            raise ValueError(
+            raise UsageError(
                 "takes split and not train; expected a class called with root, train=True or False, download: "
-                "derive one whose __init__ passes split='train' if train else 'test' on"
+                "derive one whose __init__ passes split='train' if train else 'test' on",
+                code="dataset-arguments",
             ) from None
         keys = f" and data.args ({', '.join(args)})" if args else ""
-        raise ValueError(f"expected a class called with root, train, download{keys} ({error})") from None
+        raise UsageError(
+            f"expected a class called with root, train, download{keys} ({error})", code="dataset-arguments"
+        ) from None
 
 
 def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -56,12 +50,13 @@ def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mappi
             )
         except OWN_CODE as error:
             if not _says_missing(error):
-                raise ValueError(_broken(cls, root, error)) from error
+                raise UsageError(_broken(cls, root, error), code="dataset-raises") from error
             if not download:
-                raise ValueError(
+                raise UsageError(
                     damage(cls, root)
                     or f"not found in data.root={str(root)!r} ({first_line(error)}); "
-                    "point data.root at it, or set data.download=true"
+                    "point data.root at it, or set data.download=true",
+                    code="dataset-missing",
                 ) from error
         with _turn(root):
             return _downloaded(cls, root, True, args), _downloaded(cls, root, False, args)
@@ -85,13 +80,14 @@ def _downloaded(cls: Callable[..., Any], root: Path, train: bool, args: Mapping[
     try:
         return cls(root=str(root), train=train, download=True, **args)
     except (RuntimeError, OSError) as failed:
-        raise ValueError(
+        raise UsageError(
             damage(cls, root)
             or f"not in data.root={str(root)!r}, and it could not be downloaded ({first_line(failed)}); "
-            "copy the files there in torchvision's layout, or use data.name=mnist-mini"
+            "copy the files there in torchvision's layout, or use data.name=mnist-mini",
+            code="dataset-missing",
         ) from failed
     except OWN_CODE as error:
-        raise ValueError(_broken(cls, root, error)) from error
+        raise UsageError(_broken(cls, root, error), code="dataset-raises") from error
 
 
 def _says_missing(error: BaseException) -> bool:

@@ -21,10 +21,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..comm.world import Place
+from ..errors import UsageError, named
 from ..registry.choice import import_class
 from ..registry.spelling import suggestion
 from ..rng import numpy_generator
-from .constructing import check_call, constructed, named
+from .constructing import check_call, constructed
 from .inputs import Normalizer, as_inputs, check_inputs, moments
 from .labels import numbered, numbers
 from .reading import Source, read
@@ -71,19 +72,28 @@ class Dataset:
     def __post_init__(self) -> None:
         for part, examples in (("training", self.train), ("test", self.test)):
             if not examples.x.dim():
-                raise ValueError(f"the {part} set is a single number; give a tensor [n, ...], an example in each row")
+                raise UsageError(
+                    f"the {part} set is a single number; give a tensor [n, ...], an example in each row",
+                    code="inputs-form",
+                )
             if len(examples.x) != len(examples.y) or not len(examples):
-                raise ValueError(f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels")
+                raise UsageError(
+                    f"the {part} set has {len(examples.x)} inputs and {len(examples.y)} labels", code="dataset-lengths"
+                )
             if examples.owner is not None and len(examples.owner) != len(examples.y):
-                raise ValueError(f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids")
+                raise UsageError(
+                    f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids",
+                    code="dataset-lengths",
+                )
             y = examples.y
             if y.dtype != torch.int64 or y.dim() != 1 or not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
-                raise ValueError(
+                raise UsageError(
                     f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected int64 "
-                    f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted"
+                    f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted",
+                    code="labels-type",
                 )
         if self.num_classes > MOST_CLASSES:  # a score each, for every example of a batch
-            raise ValueError(f"num_classes={self.num_classes:,}: {MOST_CLASSES:,} are the most")
+            raise UsageError(f"num_classes={self.num_classes:,}: {MOST_CLASSES:,} are the most", code="num-classes")
         check_inputs(self.train.x, self.test.x)
 
     def normalizer(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Normalizer:
@@ -140,7 +150,7 @@ def synthetic(
     """One random pattern a class plus noise: learnable in seconds, for tests and for measuring without data."""
     asked = (num_train + num_test + 8 * num_classes) * prod(shape)  # bytes; patterns are floats
     if asked > MOST_NUMBERS:
-        raise ValueError(f"data.args asks for {asked:,} numbers; {MOST_NUMBERS:,} are the most")
+        raise UsageError(f"data.args asks for {asked:,} numbers; {MOST_NUMBERS:,} are the most", code="dataset-size")
     rng = numpy_generator(seed, "synthetic")
     patterns = rng.random((num_classes, *shape), dtype=np.float32)
 
@@ -171,7 +181,9 @@ class TorchvisionImages:
     def __call__(self, root: Path, download: bool, **args: Any) -> Dataset:
         if not root.is_dir() and not (download and root == Path(DEFAULT_ROOT)):  # said before seconds of import
             how = "make the folder for a download" if download else "set data.download=true"
-            raise ValueError(f"data.root={str(root)!r} does not exist; point it at the data, or {how}")
+            raise UsageError(
+                f"data.root={str(root)!r} does not exist; point it at the data, or {how}", code="dataset-missing"
+            )
         both = constructed(torchvision_class(self.class_name), root, download, args)
         train, test, count = _examples(*both, self.num_classes)
         if self.transposed:
@@ -213,8 +225,9 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Data
     """The dataset that ``data.name`` names, from `DATASETS` or by import path. Raises ValueError naming the key."""
     if ":" not in name and name not in DATASETS:
         known = ", ".join(DATASETS)
-        raise ValueError(
-            f"data.name={name!r}: should be one of {known} or package.module:Class{suggestion(name, DATASETS)}"
+        raise UsageError(
+            f"data.name={name!r}: should be one of {known} or package.module:Class{suggestion(name, DATASETS)}",
+            code="dataset-unknown",
         )
     with named(f"data.name={name!r}"):
         if ":" in name:
@@ -225,7 +238,7 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Data
         try:
             inspect.signature(loader).bind(root, download, **args)
         except TypeError as error:
-            raise ValueError(f"data.args={dict(args)!r} does not fit ({error})") from None
+            raise UsageError(f"data.args={dict(args)!r} does not fit ({error})", code="dataset-arguments") from None
         return loader(root, download, **_checked(loader, args))
 
 
@@ -238,7 +251,9 @@ def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, A
             checked[name] = TypeAdapter(hints[name], config=ARGUMENTS).validate_python(args[name])
         except ValidationError as error:
             message = error.errors()[0]["msg"].replace("Input should", "should")
-            raise ValueError(f"data.args.{name}={str(args[name])[:80]!r}: {message}") from None
+            raise UsageError(
+                f"data.args.{name}={str(args[name])[:80]!r}: {message}", code="dataset-arguments"
+            ) from None
     return checked
 
 
@@ -246,10 +261,12 @@ def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Ex
     """Both sets and the number of classes. What a user has to know about the labels is said once, by rank 0."""
     first, second = (_source(data, part) for data, part in ((train, "training"), (test, "test")))
     if second.num_classes not in (None, first.num_classes):
-        raise ValueError(f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set")
+        raise UsageError(
+            f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set", code="num-classes"
+        )
     count = first.num_classes if num_classes is None else num_classes
     if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
-        raise ValueError(f"num_classes is {count!r}; expected a whole number from 1")
+        raise UsageError(f"num_classes is {count!r}; expected a whole number from 1", code="num-classes")
     labels = numbered(first.y, second.y, None if count is None else int(count))
     if Place.from_env().rank == 0:
         for remark in labels.remarks:

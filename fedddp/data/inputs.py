@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from .skew import Pictures
 
 
@@ -17,21 +18,31 @@ def as_inputs(values: Any, what: str) -> Tensor:
     if isinstance(values, Tensor):
         if values.is_meta or values.is_nested:
             kind = "without data (on the meta device)" if values.is_meta else "a nested tensor"
-            raise ValueError(f"{what} are {kind}; give a tensor [n, ...] with an example in each row")
+            raise UsageError(
+                f"{what} are {kind}; give a tensor [n, ...] with an example in each row", code="inputs-form"
+            )
         return values.detach().cpu()
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{what}: {np.ma.count_masked(values)} numbers are masked; fill in what is missing")
+        raise UsageError(
+            f"{what}: {np.ma.count_masked(values)} numbers are masked; fill in what is missing", code="inputs-missing"
+        )
     try:
         array = np.asarray(values)
     except ValueError:
-        raise ValueError(f"{what} differ in shape; bring them to one shape (resize pictures, pad sequences)") from None
+        raise UsageError(
+            f"{what} differ in shape; bring them to one shape (resize pictures, pad sequences)", code="inputs-shapes"
+        ) from None
     if array.dtype.kind not in "biufc":
-        raise ValueError(f"{what} are {_kind(array)}; give numbers (a tensor, an array or a picture)")
+        raise UsageError(
+            f"{what} are {_kind(array)}; give numbers (a tensor, an array or a picture)", code="inputs-type"
+        )
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
     try:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
     except TypeError:
-        raise ValueError(f"{what} are {array.dtype}, which torch does not have; convert them to float32") from None
+        raise UsageError(
+            f"{what} are {array.dtype}, which torch does not have; convert them to float32", code="inputs-type"
+        ) from None
 
 
 def channels_first(x: Tensor) -> Tensor:
@@ -94,20 +105,26 @@ def check_inputs(train: Tensor, test: Tensor) -> None:
     for part, x in (("training", train), ("test", test)):
         if x.layout != torch.strided or x.is_complex() or x.is_quantized:
             kind = str(x.dtype).removeprefix("torch.") if x.layout == torch.strided else f"sparse ({x.layout})"
-            raise ValueError(f"{part} inputs are {kind}; give dense real numbers (of complex ones, two channels)")
+            raise UsageError(
+                f"{part} inputs are {kind}; give dense real numbers (of complex ones, two channels)", code="inputs-type"
+            )
         if not x[0].numel():
-            raise ValueError(f"{part} inputs are of shape {list(x.shape[1:])}: they are empty")
+            raise UsageError(f"{part} inputs are of shape {list(x.shape[1:])}: they are empty", code="inputs-empty")
         _refuse_holes(x, part)
     if train.dtype != test.dtype and not (train.is_floating_point() and test.is_floating_point()):
-        raise ValueError(f"training inputs are {train.dtype}, test inputs {test.dtype}; give both as one type")
+        raise UsageError(
+            f"training inputs are {train.dtype}, test inputs {test.dtype}; give both as one type",
+            code="inputs-sets-differ",
+        )
 
 
 def check_range(x: Tensor, dtype: torch.dtype) -> None:
     """Raise ValueError where casting ``x`` to ``dtype``, in which a run computes, makes numbers infinite."""
     if x.dtype == torch.float64 != dtype and not torch.isfinite(x.abs().max().to(dtype)):
-        raise ValueError(
+        raise UsageError(
             f"inputs reach {float(x.abs().max()):.3g}, which {dtype} cannot hold; scale them, or use "
-            "client.precision=float64"
+            "client.precision=float64",
+            code="inputs-range",
         )
 
 
@@ -119,9 +136,10 @@ def _refuse_holes(x: Tensor, part: str) -> None:
         return
     kinds = {"NaN": x.isnan().any(), "infinite values": x.isinf().any()}
     found = " or ".join(kind for kind, there in kinds.items() if there)
-    raise ValueError(
+    raise UsageError(
         f"{int(bad.sum())} of {len(x)} {part} inputs hold {found}, first example {int(bad.int().argmax())}; take these "
-        "examples out, or fill in what is missing"
+        "examples out, or fill in what is missing",
+        code="inputs-not-finite",
     )
 
 

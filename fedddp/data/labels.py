@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import raised
+from ..errors import OWN_CODE, UsageError, raised
 
 EXACT = 2**53  # float64 holds every whole number up to here
 LONGEST = 1000  # characters of a class's name; an array of text has the longest's room for each example
@@ -45,17 +45,22 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
     """
     (a, a_hot), (b, b_hot) = _one_each(train, "training"), _one_each(test, "test")
     if a.dtype.kind != b.dtype.kind or a_hot != b_hot:
-        raise ValueError(
-            f"the training labels are {_form(a, a_hot)}, the test labels {_form(b, b_hot)}; give both in one form"
+        raise UsageError(
+            f"the training labels are {_form(a, a_hot)}, the test labels {_form(b, b_hot)}; give both in one form",
+            code="labels-sets-differ",
         )
     seen, classes = np.unique(a), np.union1d(a, b)
     if not np.isin(b, seen).any():
-        raise ValueError(
+        raise UsageError(
             f"no label of the test set ({listed(np.unique(b))}) occurs in the training set ({listed(seen)}); "
-            "label both alike"
+            "label both alike",
+            code="labels-disjoint",
         )
     if len(seen) == 1 and num_classes is None:
-        raise ValueError(f"every training label is {seen[0]}: there is nothing to tell apart; give two or more classes")
+        raise UsageError(
+            f"every training label is {seen[0]}: there is nothing to tell apart; give two or more classes",
+            code="labels-single",
+        )
     remarks = []
     if a_hot:
         num_classes = num_classes or a_hot
@@ -78,7 +83,10 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
     if not text:
         _refuse_unclear(classes, len(a) + len(b))
     if num_classes is not None and len(classes) > num_classes:
-        raise ValueError(f"num_classes={num_classes}: there are {len(classes)} different labels ({listed(classes)})")
+        raise UsageError(
+            f"num_classes={num_classes}: there are {len(classes)} different labels ({listed(classes)})",
+            code="num-classes",
+        )
     remarks.append(f"labels are {listed(classes)}, numbered in this order as the classes 0 to {len(classes) - 1}")
     a, b = (torch.from_numpy(np.searchsorted(classes, part).astype(np.int64)) for part in (a, b))
     return Numbered(a, b, num_classes or len(classes), tuple(remarks))
@@ -105,11 +113,12 @@ def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
     what = f"{part} labels"
     array = _array(values, what)
     if not len(array):
-        raise ValueError(f"the {part} set has no examples")
+        raise UsageError(f"the {part} set has no examples", code="dataset-empty")
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
         if not (np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all()):
-            raise ValueError(
-                f"the {what} are {list(array.shape)} and not one-hot; this is classification with one label an example"
+            raise UsageError(
+                f"the {what} are {list(array.shape)} and not one-hot; this is classification with one label an example",
+                code="labels-form",
             )
         return array.argmax(axis=1).astype(np.int64), array.shape[1]
     column = _column(array, what)
@@ -119,16 +128,22 @@ def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
 def _array(values: Any, what: str) -> NDArray[Any]:
     """Values of any kind as an array [n, ...] of numbers or text. A list that mixes the two would become text."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
-        raise ValueError(f"{what}: {np.ma.count_masked(values)} are masked; take these examples out")
+        raise UsageError(
+            f"{what}: {np.ma.count_masked(values)} are masked; take these examples out", code="labels-missing"
+        )
     try:
         array = _read(values, what)
         if array.dtype.kind == "S":
             array = np.char.decode(array, "utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what} are bytes that are not UTF-8 ({error.reason}); decode them to text") from None
+        raise UsageError(
+            f"{what} are bytes that are not UTF-8 ({error.reason}); decode them to text", code="labels-text"
+        ) from None
     if array.ndim == 0 or array.dtype.kind not in "biufU":
         shown = array.tolist()[0] if array.ndim and len(array) else array.tolist()
-        raise ValueError(f"{what} are {array.dtype} ({shown!r}); give whole numbers or text, one an example")
+        raise UsageError(
+            f"{what} are {array.dtype} ({shown!r}); give whole numbers or text, one an example", code="labels-type"
+        )
     return array
 
 
@@ -139,29 +154,36 @@ def _read(values: Any, what: str) -> NDArray[Any]:
         if array is None or array.dtype.kind in "OT":
             sized = hasattr(values, "__len__") and not isinstance(values, str | Mapping | Set)
             if not sized or (array is not None and not array.ndim):
-                raise ValueError(f"{what} are {_shown(values)}; give a list or an array, one label an example")
+                raise UsageError(
+                    f"{what} are {_shown(values)}; give a list or an array, one label an example", code="labels-type"
+                )
             values = [_on_cpu(v) for v in (values if array is None else array.tolist())]
-    except ValueError:
+    except UsageError:
         raise
-    except Exception as error:
-        raise ValueError(
-            f"{what} cannot be read ({raised(error)}); give a list or an array of numbers or text"
+    except OWN_CODE as error:
+        raise UsageError(
+            f"{what} cannot be read ({raised(error)}); give a list or an array of numbers or text",
+            code="dataset-raises",
         ) from error
     if array is not None and array.dtype.kind not in "OT":
         return array
     odd = _odd_one(values)
     if odd is not None:
-        raise ValueError(f"{what} are of several kinds: that of example {odd} is {_shown(values[odd])}; use one kind")
+        raise UsageError(
+            f"{what} are of several kinds: that of example {odd} is {_shown(values[odd])}; use one kind",
+            code="labels-mixed",
+        )
     for i, value in enumerate(values):
         if isinstance(value, str | bytes) and (len(value) > LONGEST or value[-1:] in ("\0", b"\0")):
-            raise ValueError(
+            raise UsageError(
                 f"{what}: that of example {i} is {_shown(value)}, which names no class: give up to {LONGEST} "
-                "characters, without NUL"
+                "characters, without NUL",
+                code="labels-text",
             )
     try:
         return np.asarray(values) if values else np.zeros(0, np.int64)
     except ValueError:
-        raise ValueError(f"{what} differ in shape; give one an example") from None
+        raise UsageError(f"{what} differ in shape; give one an example", code="labels-form") from None
 
 
 def _shown(value: Any) -> str:
@@ -187,7 +209,7 @@ def _column(array: NDArray[Any], what: str) -> NDArray[Any]:
     if array.ndim == 2 and array.shape[1] == 1:
         return array[:, 0]
     if array.ndim != 1:
-        raise ValueError(f"{what} are {list(array.shape)}; give one an example, [{len(array)}]")
+        raise UsageError(f"{what} are {list(array.shape)}; give one an example, [{len(array)}]", code="labels-form")
     return array
 
 
@@ -197,18 +219,22 @@ def _whole(column: NDArray[Any], what: str) -> NDArray[np.int64]:
         column = column.astype(np.result_type(column, np.float64))
         bad = ~np.isfinite(column)
         if bad.any():
-            raise ValueError(
+            raise UsageError(
                 f"{bad.sum()} of {len(column)} {what} are NaN or infinite, first that of example {bad.argmax()}; "
-                "take these examples out"
+                "take these examples out",
+                code="labels-not-finite",
             )
         bad = (column != np.rint(column)) | (np.abs(column) >= EXACT)
         if bad.any():
-            raise ValueError(
+            raise UsageError(
                 f"{what}: targets are not whole numbers (that of example {bad.argmax()} is {column[bad.argmax()]:g}); "
-                "only classes can be learned (there is no regression): give the number or the name of a class"
+                "only classes can be learned (there is no regression): give the number or the name of a class",
+                code="labels-not-whole",
             )
     if column.dtype.kind == "u" and len(column) and column.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"{what}: {column.max()} does not fit into int64; number the classes from 0")
+        raise UsageError(
+            f"{what}: {column.max()} does not fit into int64; number the classes from 0", code="labels-range"
+        )
     return column.astype(np.int64)
 
 
@@ -220,14 +246,16 @@ def _count_from_zero(classes: NDArray[Any]) -> bool:
 def _refuse_unclear(classes: NDArray[Any], examples: int) -> None:
     """Raise ValueError for numbers that may not be classes at all."""
     if classes[0] < 0 and classes.tolist() != [-1, 1]:
-        raise ValueError(
+        raise UsageError(
             f"labels are {listed(classes)}: negative ones often mean that there is no label; take these examples out, "
-            "or number the classes from 0"
+            "or number the classes from 0",
+            code="labels-negative",
         )
     if classes[-1] - classes[0] >= 2 * len(classes) and 2 * len(classes) > examples:
-        raise ValueError(
+        raise UsageError(
             f"labels are {listed(classes)}, {len(classes)} different ones among {examples} examples: these are "
-            "measurements or identifiers; this is classification: give the number or the name of a class"
+            "measurements or identifiers; this is classification: give the number or the name of a class",
+            code="labels-measurements",
         )
 
 
@@ -236,9 +264,10 @@ def _refuse_outside(train: NDArray[Any], test: NDArray[Any], num_classes: int) -
         outside = (labels < 0) | (labels >= num_classes)
         if outside.any():
             first = int(outside.argmax())
-            raise ValueError(
+            raise UsageError(
                 f"label {labels[first]} of {part} example {first} is outside 0 to {num_classes - 1}: there are "
-                f"{num_classes} classes"
+                f"{num_classes} classes",
+                code="labels-outside",
             )
 
 

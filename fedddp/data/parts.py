@@ -28,8 +28,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..errors import named
 from ..registry.choice import read_file
-from .constructing import named
 from .datasets import Dataset, Examples
 from .partition import Excerpt, Ints, Partition
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import OWN_CODE, raised
+from ..errors import OWN_CODE, UsageError, raised
 from ..rng import global_seed
 from .inputs import as_inputs, channels_first
 
@@ -42,16 +42,20 @@ def read(data: Any, part: str) -> Source:
     """Read ``data``, the ``part`` set. Raises ValueError with one line that says what is expected."""
     try:
         return _read(data, part)
-    except ValueError:
+    except UsageError:
         raise
     except OWN_CODE as error:  # of the object's own code
-        raise ValueError(f"the {part} set cannot be read ({raised(error)}); {EXPECTED}") from error
+        raise UsageError(
+            f"the {part} set cannot be read ({raised(error)}); {EXPECTED}", code="dataset-raises"
+        ) from error
 
 
 def _read(data: Any, part: str) -> Source:
     if isinstance(data, tuple):
         if len(data) != 2:
-            raise ValueError(f"the {part} set is a tuple of {len(data)}; expected (inputs, labels)")
+            raise UsageError(
+                f"the {part} set is a tuple of {len(data)}; expected (inputs, labels)", code="dataset-pairs"
+            )
         return Source(channels_first(as_inputs(data[0], f"{part} inputs")), data[1])
     if _is_columns(data, part):
         x, y = as_inputs(data.data, f"{part} inputs"), data.targets
@@ -68,9 +72,10 @@ def _is_columns(data: Any, part: str) -> bool:
     getter = getattr(type(data), "__getitem__", None)
     if getter is None:
         if transformed:
-            raise ValueError(
+            raise UsageError(
                 "the dataset has a transform and no __getitem__ that applies it; apply it to data and targets, or "
-                "yield (input, label) pairs"
+                "yield (input, label) pairs",
+                code="transform-unapplied",
             )
         return True
     if transformed or not getter.__module__.startswith("torchvision."):
@@ -87,20 +92,22 @@ def _is_columns(data: Any, part: str) -> bool:
 def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
     """Everything that ``data`` yields by number."""
     if isinstance(data, Mapping) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        raise ValueError(
+        raise UsageError(
             f"the {part} set is a {type(data).__name__}, which has no examples by number; expected (inputs, "
-            "labels), or an object with len(d) and d[i] = (input, label)"
+            "labels), or an object with len(d) and d[i] = (input, label)",
+            code="dataset-pairs",
         )
     with global_seed(0, "reading"):
         pairs = [_pair(data, i, part) for i in range(len(data))]
     if not pairs:
-        raise ValueError(f"the {part} set has no examples")
+        raise UsageError(f"the {part} set has no examples", code="dataset-empty")
     first = pairs[0][0]
     for i, (x, _) in enumerate(pairs):
         if x.shape != first.shape or x.dtype != first.dtype:
-            raise ValueError(
+            raise UsageError(
                 f"{part} inputs differ: example 0 is {_form(first)}, example {i} is {_form(x)}; bring them to one "
-                "shape and type (resize pictures, pad sequences)"
+                "shape and type (resize pictures, pad sequences)",
+                code="inputs-shapes",
             )
     _refuse_random(data, pairs, part)
     return torch.stack([x for x, _ in pairs]), [y for _, y in pairs]
@@ -117,9 +124,10 @@ def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> Non
             for i in some:
                 x, y = _pair(data, i, part)
                 if _bytes(x) != _bytes(pairs[i][0]) or _bytes(y) != _bytes(pairs[i][1]):
-                    raise ValueError(
+                    raise UsageError(
                         f"{part} example {i} changes when it is read again: a random transform would be drawn "
-                        "once, at start, for the whole run; take it out, or put it into the model's forward"
+                        "once, at start, for the whole run; take it out, or put it into the model's forward",
+                        code="transform-random",
                     )
 
 
@@ -127,13 +135,17 @@ def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
     try:
         item = data[i]
     except OWN_CODE as error:
-        raise ValueError(f"{part} example {i} cannot be read ({raised(error)})") from error
+        raise UsageError(f"{part} example {i} cannot be read ({raised(error)})", code="dataset-raises") from error
     if isinstance(item, Mapping):
-        raise ValueError(f"{part} example {i} is a dictionary of {', '.join(map(str, item))}; {EXPECTED}")
+        raise UsageError(
+            f"{part} example {i} is a dictionary of {', '.join(map(str, item))}; {EXPECTED}", code="dataset-pairs"
+        )
     if not isinstance(item, tuple | list):
-        raise ValueError(f"{part} example {i} is a {type(item).__name__}; {EXPECTED}")
+        raise UsageError(f"{part} example {i} is a {type(item).__name__}; {EXPECTED}", code="dataset-pairs")
     if len(item) != 2:
-        raise ValueError(f"{part} example {i} is a {type(item).__name__} of {len(item)}; {EXPECTED}")
+        raise UsageError(
+            f"{part} example {i} is a {type(item).__name__} of {len(item)}; {EXPECTED}", code="dataset-pairs"
+        )
     return as_inputs(item[0], f"{part} inputs"), item[1]
 
 

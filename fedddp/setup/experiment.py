@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..checkpoints.durable import WriteError
 from ..checkpoints.run_folder import RunFolder
-from ..checkpoints.saved import vector_sha256
+from ..checkpoints.saved import exported_sums, vector_sha256
 from ..comm import Purpose
 from ..errors import OWN_CODE, NothingLearned
 from ..federation import Federation, federate
@@ -66,6 +66,7 @@ class Experiment:
         return self.federation.telemetry.summary(
             **({"privacy": guarantee.text() + caveat(p.config)} if guarantee else {}),
             model_sha256=vector_sha256(server.w),
+            **(exported_sums(self.folder.path) if self.folder else {}),
             num_parameters=p.spec.num_trainable,
             world_size=p.place.world_size,
             num_clients=p.data.num_clients,

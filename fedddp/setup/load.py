@@ -14,7 +14,7 @@ from ..clients import LocalTrainingSpec, Trainer
 from ..comm import Place
 from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
 from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, Work, given, load
-from ..errors import UsageError
+from ..errors import named
 from ..flat import FlatSpec
 from ..models.weights import start_signature
 from ..tasks import Task
@@ -149,7 +149,7 @@ def _placed(
     config: ResolvedConfig, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
 ) -> ClientData:
     """Return the training examples that this rank holds, as ``owners`` own them. Raises UsageError."""
-    try:
+    with named():
         return ClientData(
             dataset.train,
             owners,
@@ -161,18 +161,14 @@ def _placed(
             skew=config.data.skew,
             seed=config.run.seed,
         )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def _trainer(
     config: ResolvedConfig, task: Task, dataset: Dataset, data: ClientData, spec: LocalTrainingSpec
 ) -> tuple[Trainer, str]:
     """Return how this rank trains its clients, and the reason in words. Raises UsageError."""
-    try:
+    with named(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}"):
         return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, spec)
-    except ValueError as error:
-        raise UsageError(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}: {error}") from error
 
 
 def _divided(
@@ -182,7 +178,7 @@ def _divided(
 
     Raises UsageError where the algorithm does not fit the model or the attack does not fit the data.
     """
-    try:
+    with named():
         config.algorithm.for_model(spec)
         config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
         used, held = partition, None
@@ -190,8 +186,6 @@ def _divided(
             used, held = partition.held_out(config.evaluate.holdout, config.run.seed)
             held = config.adversary.without(held)
         dataset, used = config.adversary.poisoned(dataset, used)  # what is held out stays as it is
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return dataset, used, held
 
 
@@ -204,7 +198,7 @@ def load_data(
     all clients. Raises UsageError naming key and remedy.
     """
     place, data = place or Place(), config.data
-    try:
+    with named():
         loader = DATASETS.get(data.name)
         if dataset is None and isinstance(loader, Parts):
             dataset, drawn = loader.divided(Path(data.root), place.rank, place.world_size)
@@ -212,12 +206,8 @@ def load_data(
             dataset, drawn = dataset or load(data.name, Path(data.root), data.download, data.args), None
         if partition is None:
             return dataset, drawn or data.partition.owners(dataset.train, config.run.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
+    with named("partition"):
         return dataset, given(partition, len(dataset.train))
-    except ValueError as error:
-        raise UsageError(f"partition: {error}") from None
 
 
 def _device(config: ResolvedConfig, place: Place) -> torch.device:

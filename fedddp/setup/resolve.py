@@ -9,7 +9,7 @@ from ..checkpoints.run_folder import check_name
 from ..comm.world import Place, local_cores
 from ..config import Config, ResolvedConfig, build, to_dict
 from ..data import DATASETS, Partitioner, Parts
-from ..errors import UsageError
+from ..errors import UsageError, named
 from ..optim import CONSTANT, LearningRate, scaled
 from .checks import CONFIGURATION, refuse
 
@@ -26,14 +26,12 @@ def resolve(config: Config, place: Place) -> ResolvedConfig:
     """
     data, client, aggregation = config.data, config.client, config.aggregation
     parts = parts_of(config)
-    try:
+    with named():
         partition = _as_divided(config, parts) if parts else data.partition
         partition = dataclasses.replace(partition, num_clients=partition.population(place.world_size))
         table = to_dict(config)
         name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
         check_name(name)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     exact, placement, execution = aggregation.sum == "exact", data.placement, client.execution
     if placement == "auto":
         placement = "shared" if partition.num_clients > place.world_size and not parts else "home"

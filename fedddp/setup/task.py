@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from ..config import Config, chosen
 from ..data import Dataset, check_range
-from ..errors import OWN_CODE, UsageError, reason
+from ..errors import OWN_CODE, UsageError, named, reason
 from ..flat import cast
 from ..models.weights import started_from
 from ..tasks import Task
@@ -30,11 +30,9 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
 
 def check_dataset(config: Config, dataset: Dataset) -> None:
     """Raise UsageError if the inputs do not stay finite in the run's precision."""
-    try:
+    with named("dataset"):
         for examples in (dataset.train, dataset.test):
             check_range(examples.x, _precision(config))
-    except ValueError as error:
-        raise UsageError(f"dataset: {error}") from None
 
 
 def _precision(config: Config) -> torch.dtype:
