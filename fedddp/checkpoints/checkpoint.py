@@ -1,9 +1,9 @@
-"""Checkpoints: (round, server state, what clients remember, configuration), atomic and verified.
+"""Write checkpoints: (round, server state, client states, configuration), atomic and verified.
 
 ``checkpoints/round-000012/`` holds safetensors files, ``state.json`` and a manifest with the SHA-256 of each. It is
-written under another name, flushed to disk and renamed, so that a folder of that name is whole; a file damaged later
-does not match its sum and the folder is skipped. Lost when a process is killed: the round under way, and the one before
-it if that was still being written.
+written under another name, flushed to disk and renamed, so that a folder of that name is complete; a file damaged
+later does not match its sum, and the folder is skipped. When a process is killed, the current round is lost, and the
+one before it if that was still being written.
 """
 
 from __future__ import annotations
@@ -38,13 +38,17 @@ _Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | Non
 
 
 class Checkpoints:
-    """Writes checkpoints of one run, in the background. The server state is rank 0's to write; a rank writes its own
-    clients' state.
+    """Writes checkpoints of one run, in the background: rank 0 the server state, each rank its clients' states.
 
-    ``stateful``: whether clients remember anything. Then all ranks must see the same file system. ``own``: where this
-    rank's clients' state lies if not in the run folder, which then holds the SHA-256 of the file. ``done``: the round
-    that is resumed; what later rounds left (damaged, or half written by a killed attempt) is removed. ``exports``: what
-    is written beside them for use elsewhere. ``inputs``: what the model takes, see `Exports`. ``spec``: of the model.
+    Args:
+        run_folder, config, comm: of the run.
+        every, keep: rounds between checkpoints (0: only on `flush`), and how many of the newest are kept.
+        stateful: whether clients have states. Then all ranks must see the same file system.
+        done: the round that is resumed; later ones (damaged, or incomplete from a killed attempt) are removed.
+        exports: models that are written beside checkpoints for use elsewhere.
+        inputs: description of the model's inputs, see `Exports`.
+        spec: layout of the model.
+        own: where this rank keeps its clients' states, if not in the run folder, which then holds the file's SHA-256.
     """
 
     def __init__(
@@ -62,14 +66,19 @@ class Checkpoints:
         spec: FlatSpec | None = None,
         own: OwnClients | None = None,
     ) -> None:
-        self._inputs = inputs
-        self._folder, self._config, self._comm = run_folder / "checkpoints", dict(config), comm
-        self._every, self._keep, self._stateful, self._spec = every, keep, stateful, spec
+        self._folder, self._comm = run_folder / "checkpoints", comm
+        self._every, self._keep, self._stateful = every, keep, stateful
+        self._of_run = {
+            "world_size": comm.world_size,
+            "inputs": inputs,
+            "tensors": list(zip(spec.names, spec.shapes, strict=True)) if spec else None,
+            "config": dict(config),
+        }
         self._exports = exports if comm.rank == 0 else None
         self._own = own if stateful else None
         self._current: _Finished | None = None
         self._background = Background()
-        self._begun = self.written = self._done = done  # rounds: begun to write, on disk, resumed
+        self._begun = self.written = done  # rounds: begun to write, on disk
         if comm.rank == 0:  # the others write after a round
             for leftover in (*self._folder.glob(".round-*"), *self._folder.glob("round-*")):
                 if leftover.name.startswith(".") or leftover.name > f"round-{done:06d}":
@@ -84,9 +93,9 @@ class Checkpoints:
         last: bool,
         spent: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Remember the state of a finished round, and write it when due; the last is written on return.
+        """Keep the state of a finished round, and write it when due; the last one is on disk on return.
 
-        ``spent``: what the privacy budget remembers, where there is one.
+        ``spent``: the state of the privacy budget, if there is one.
         """
         clients = store.state_dict() if self._stateful else {}
         best = self._exports.after_round(server.round, server.w, score) if self._exports else None
@@ -100,17 +109,17 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises WriteError if it cannot be written."""
+        """Wait until all begun checkpoints are on disk. Raises WriteError."""
         self._background.wait()
 
     def close(self) -> None:
-        """End the thread that writes, once what was begun is on disk; without waiting for that."""
+        """End the writing thread once all begun checkpoints are on disk, without waiting for that."""
         self._background.close()
 
     def flush(self, patience: float = 60.0) -> int:
-        """Write the last finished round unless it is written; its number, 0 if there is none.
+        """Write the last finished round unless it is written; the number of the last written one, 0 if there is none.
 
-        ``patience``: seconds rank 0 waits for the other ranks' files.
+        ``patience``: seconds that rank 0 waits for the other ranks' files.
         """
         self.wait()
         if self._current is not None and self._begun != self._current[0].round:
@@ -129,7 +138,7 @@ class Checkpoints:
     ) -> None:
         partial = self._folder / f".round-{server.round:06d}"
         before = f"the checkpoint of round {self.written} is whole" if self.written else "there is none before it"
-        remedy = f"{before}; free space (a smaller checkpoint.keep needs less), then go on with --run.resume=auto"
+        remedy = f"{before}; free space (a smaller checkpoint.keep needs less), then continue with --run.resume=auto"
         with writing(f"the checkpoint of round {server.round} in {self._folder.parent}", remedy):
             try:
                 if self._stateful or self._comm.rank == 0:
@@ -148,14 +157,15 @@ class Checkpoints:
         self.written = server.round
 
     def restore(self, store: ClientStore, mine: Callable[[int], bool]) -> None:
-        """What the clients that live here (``mine``) remembered after the resumed round comes back."""
-        if self._stateful and self._done:
-            folder = self._folder / f"round-{self._done:06d}"
+        """Load the states, after the resumed round, of the clients that are ``mine``, before anything is written."""
+        if self._stateful and self.written:
+            folder = self._folder / f"round-{self.written:06d}"
             digest = folder / f"{self._name}.sha256"
             if self._own and digest.is_file():
-                clients = self._own.read(self._done, digest.read_text())
+                clients = self._own.read(self.written, digest.read_text())
             else:
-                clients = _clients(folder)
+                parts = [load_file(path) for path in sorted(folder.glob("clients-*.safetensors"))]
+                clients = {key: tensor for part in parts for key, tensor in part.items()}
             store.load_state_dict(clients, mine)
 
     @property
@@ -181,10 +191,7 @@ class Checkpoints:
             "test_accuracy": score.accuracy if score else None,
             "test_loss": score.loss if score and math.isfinite(score.loss) else None,
             "num_trainable": server.num_trainable,
-            "world_size": self._comm.world_size,
-            "inputs": self._inputs,
-            "tensors": list(zip(self._spec.names, self._spec.shapes, strict=True)) if self._spec else None,
-            "config": self._config,
+            **self._of_run,
         }
         _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
         self._await_clients(partial, patience)
@@ -209,11 +216,6 @@ class Checkpoints:
         for folder in folders[: -self._keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _clients(folder: Path) -> dict[str, Tensor]:
-    parts = [load_file(path) for path in sorted(folder.glob("clients-*.safetensors"))]
-    return {key: tensor for part in parts for key, tensor in part.items()}
 
 
 def _sums(folder: Path) -> dict[str, str]:

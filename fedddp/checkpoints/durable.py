@@ -1,4 +1,4 @@
-"""Files that are on disk, and not only on their way there, or an error in one line."""
+"""Write files durably (fsync), or fail with one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class WriteError(OSError):
-    """A file of a run could not be written: one line that says which, why and how to go on."""
+    """A file of a run could not be written: which, why and how to continue, in one line."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def writing(what: str, remedy: str) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Return when the content of a file, or the names in a folder, would survive a power cut."""
+    """Flush a file, or the names in a folder, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,10 +42,7 @@ def sync(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file, replaced as a whole. Raises OSError, as other writes do.
-
-    The file gets the mode that the umask gives to others: safetensors makes it 0600.
-    """
+    """Write a safetensors file, replaced as a whole, with the mode of the umask (safetensors: 0600). Raises OSError."""
     hidden = path.with_name(f".{path.name}")
     hidden.touch()
     mode = stat.S_IMODE(hidden.stat().st_mode)

@@ -1,9 +1,9 @@
-"""What a run leaves for use elsewhere: the server's model under the names of its ``state_dict``.
+"""Export the server's model for use elsewhere, under the names of its ``state_dict``.
 
-``model.safetensors`` is the model after the last round, written when the run ends. ``model-best.safetensors`` is the
-one with the best test accuracy (without accuracies, the lowest test loss; of equals the later), written at the end and,
-where the best round has no checkpoint of its own, beside each checkpoint. A run that was interrupted has its newest
-checkpoint instead of the former. The header of a file holds the round, how good it is and what inputs the model takes.
+``model.safetensors`` is the model after the last round, written when the run ends (an interrupted run has its newest
+checkpoint instead). ``model-best.safetensors`` is the one with the best test accuracy (without accuracies, the lowest
+test loss; of equals the later), written at the end and, if the best round has no checkpoint of its own, beside each
+checkpoint. The header of a file holds the round, the model's quality and a description of its inputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEADER = "fedddp"
 
 @dataclass(frozen=True)
 class RatedModel:
-    """A model on disk (``path`` is an exported file or a checkpoint) or, with ``w``, in memory, and how good it is."""
+    """A model on disk (``path``: an exported file or a checkpoint) or, with ``w``, in memory, and its `quality`."""
 
     round: int
     quality: float
@@ -44,8 +44,11 @@ class RatedModel:
 class Exports:
     """Writes the models of one run; on rank 0 only.
 
-    ``named``: a flat vector as a ``state_dict``. ``inputs`` goes into the files' headers. ``candidates``: what an
-    earlier part of the run left.
+    Args:
+        run_folder: where they are written.
+        named: from a flat vector to a ``state_dict``.
+        inputs: description of the model's inputs, for the files' headers.
+        candidates: models of an earlier part of the run that may be the best.
     """
 
     def __init__(
@@ -62,21 +65,21 @@ class Exports:
         self._in_checkpoint = self._best.round if self._best and at_first != BEST else 0
 
     def after_round(self, round: int, w: Tensor, score: Score | None) -> RatedModel | None:
-        """The best model so far, that of a finished round among them; ``w`` must not change afterwards."""
+        """The best model so far, including that of a finished round; ``w`` must not change afterwards."""
         worth = quality(score.accuracy, score.loss) if score else -math.inf
         if worth > -math.inf and (self._best is None or worth >= self._best.quality):
             self._best = RatedModel(round, worth, self._folder / BEST, w)
         return self._best
 
     def beside_checkpoint(self, best: RatedModel | None, round: int) -> None:
-        """Write ``best`` unless it is on disk, be it as the checkpoint of ``round``."""
+        """Write ``best`` unless it is on disk, or in the checkpoint of ``round``."""
         if best and best.round == round:
             self._in_checkpoint = round
         if best and best.round not in (self._in_file, self._in_checkpoint):
             self._write_best(best)
 
     def at_end(self, best: RatedModel | None, round: int, w: Tensor, score: Score | None) -> None:
-        """Write the model that the run ends with, and the best."""
+        """Write the last and the best model."""
         if best and best.round != self._in_file:
             self._write_best(best)
         self._write(LAST, round, w, quality(score.accuracy, score.loss) if score else -math.inf)
@@ -89,27 +92,27 @@ class Exports:
     def _write(self, name: str, round: int, w: Tensor, worth: float) -> None:
         header = {"round": round, "quality": worth if math.isfinite(worth) else None, "inputs": self._inputs}
         with writing(
-            str(self._folder / name), "the checkpoints are whole; free space, then go on with --run.resume=auto"
+            str(self._folder / name), "the checkpoints are complete; free space, then continue with --run.resume=auto"
         ):
             write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
             sync(self._folder)
 
 
 def quality(accuracy: float | None, loss: float | None) -> float:
-    """What is larger for a better model: the accuracy or, where there is none, minus the loss; -inf if unknown."""
+    """A number that is larger for a better model: the accuracy or, without one, minus the loss; -inf if unknown."""
     if accuracy is not None:
         return accuracy
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 def best_of(candidates: tuple[RatedModel, ...]) -> RatedModel | None:
-    """The best, of equals the latest; None where none was evaluated."""
+    """The best model, of equals the latest; None if none was evaluated."""
     evaluated = [c for c in candidates if c.quality > -math.inf]
     return max(evaluated, key=lambda c: (c.quality, c.round), default=None)
 
 
 def exported(run_folder: Path, name: str) -> tuple[RatedModel, dict[str, Any]] | None:
-    """The file ``name`` of a run and what it says of the model's inputs; None if it is not there, or damaged."""
+    """The exported model ``name`` of a run and the description of its inputs; None if it is missing or damaged."""
     path = run_folder / name
     try:
         with safe_open(path, "pt") as file:
@@ -124,9 +127,9 @@ def exported(run_folder: Path, name: str) -> tuple[RatedModel, dict[str, Any]] |
 
 
 def named(spec: FlatSpec, module: nn.Module) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Flat vectors as ``state_dict``s of ``module``, which is not kept. Tied tensors come under each of their names.
+    """A function from flat vectors to ``state_dict``s of ``module``, with tied tensors under each of their names.
 
-    Tensors outside the flat vector, such as counters, are as ``module`` has them.
+    Tensors outside the flat vector, such as counters, are those of ``module``, which is not kept.
     """
     kept = {name: t for name, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     flat = {id(kept[name]): name for name in spec.names}

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder: a lock that ends with its process, and says whose it is."""
+"""Lock a folder, so that one process at a time writes it; the lock ends with its process and names it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ LOCK = ".lock"
 
 
 class Busy(RuntimeError):
-    """Another process holds a folder; the text names both."""
+    """Another process writes a folder; the text names both."""
 
 
 class Lock:
-    """A folder that this process holds until `release`, or until nobody here knows of it any more."""
+    """A folder that this process has locked until `release`, or until the last reference is gone."""
 
     def __init__(self, file: IO[str] | None) -> None:
         self._file = file
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder."""
         if self._file:
             with suppress(OSError):
                 self._file.close()
@@ -42,9 +42,11 @@ _held: WeakValueDictionary[tuple[int, Path], Lock] = WeakValueDictionary()
 
 
 def hold(folder: Path) -> Lock:
-    """Hold ``folder``; who holds it in this process already shares the lock. Raises Busy or OSError.
+    """Lock ``folder``; within one process it is the same lock. Does nothing on a file system without locks.
 
-    Does nothing on a file system without locks.
+    Raises:
+        Busy: another process has locked it.
+        OSError: the lock file cannot be opened.
     """
     key = (os.getpid(), folder.resolve())
     if (lock := _held.get(key)) and lock.held:

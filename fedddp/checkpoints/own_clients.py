@@ -1,4 +1,4 @@
-"""Keep what clients remember in a folder that only their own rank reads; checkpoints hold the SHA-256 of each file."""
+"""Keep client states in a folder that only their own rank reads; checkpoints hold the SHA-256 of each file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .saved import sha256
 class OwnClients:
     """The client states of one rank of one run, a file per round.
 
-    What a client remembers may be its update: with SCAFFOLD, -K lr c_k is what secure aggregation hides. So it stays
-    out of the run folder, which rank 0 and others read, under secure aggregation and client-level privacy.
+    A client's state may contain its update: with SCAFFOLD, -K lr c_k is what secure aggregation hides. So under secure
+    aggregation and client-level privacy it is not in the run folder, which rank 0 and others read.
 
     Attributes:
         root: ``checkpoint.clients_dir`` of this rank, made with mode 0700.
@@ -34,7 +34,7 @@ class OwnClients:
 
     @property
     def folder(self) -> Path:
-        """Where the files of this run and rank lie."""
+        """The folder of this run's and rank's files."""
         path = self.run_folder.absolute()
         digest = hashlib.sha256(str(path).encode(errors="surrogateescape")).hexdigest()[:8]
         return self.root / f"{path.name}-{digest}" / f"rank-{self.rank:05d}"
@@ -53,8 +53,8 @@ class OwnClients:
         if found != digest:
             problem = "is missing" if found is None else "is not the file that the checkpoint was written with"
             raise UsageError(
-                f"checkpoint.clients_dir={str(self.root)!r}: {file} {problem}: it holds what this rank's clients "
-                "remember; name the folder with which the run was started, or start a new run with --run.resume=never",
+                f"checkpoint.clients_dir={str(self.root)!r}: {file} {problem}: it holds the states of this rank's "
+                "clients; name the folder with which the run was started, or start a new run with --run.resume=never",
                 code="clients-dir-file",
             )
         return load_file(file)

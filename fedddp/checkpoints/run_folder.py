@@ -1,4 +1,4 @@
-"""Run folders: ``<run.dir>/<run.name>/``, never overwritten, found again on resume."""
+"""Make and find run folders, ``<run.dir>/<run.name>/``, which are never overwritten."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .lock import Lock, hold
 log = logging.getLogger("fedddp")
 
 SPENT = "privacy.jsonl"
-"""In a run folder: the privacy that was spent, see `privacy.spend_file`."""
+"""File of the privacy spent, in a run folder; see `checkpoints.spend_file`."""
 LONGEST = 240
-"""Bytes of a run's name: a file system takes 255, and a number may follow."""
+"""Largest number of bytes of a run's name: a file system allows 255, and a number may follow."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where one run keeps its files; ``resumed`` says that it was there before."""
+    """The folder of one run; ``resumed``: whether it existed before."""
 
     path: Path
     resumed: bool
     lock: Lock | None = field(default=None, compare=False, repr=False)
 
     def claimed(self, launch: str) -> RunFolder:
-        """This folder, made now and held; or the next free number, if another process was faster.
+        """This folder, made and locked; or the next free number, if another process was faster.
 
-        ``launch``: who made it.
+        ``launch``: the launch that makes it.
         """
         folder = self
         while not folder.resumed:
@@ -49,22 +49,22 @@ class RunFolder:
         return folder
 
     def held(self) -> RunFolder:
-        """This folder, which no other process may write until `release`. Raises Busy if one does already."""
+        """This folder, locked until `release`. Raises Busy if another process has locked it."""
         return replace(self, lock=hold(self.path))
 
     def release(self) -> None:
-        """Let others write here."""
+        """Unlock the folder."""
         if self.lock:
             self.lock.release()
 
     def write(self, name: str, content: str) -> None:
-        """A small file, replaced as a whole."""
+        """Write a small file, replaced as a whole."""
         hidden = self.path / f".{name}"
         hidden.write_text(content, encoding="utf-8")
         hidden.replace(self.path / name)
 
     def status(self, state: str, **more: Any) -> None:
-        """``status.json``: "running", "interrupted", "done" or "failed", and when it was written."""
+        """Write ``status.json``: "running", "interrupted", "done" or "failed", with the time."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         content = json.dumps({"state": state, **more, "pid": os.getpid(), "updated": stamp})
         try:
@@ -73,9 +73,9 @@ class RunFolder:
             self._overwrite("status.json", content)
 
     def ended(self, error: BaseException, **more: Any) -> None:
-        """The status of a run that ended early by ``error``: "failed", or "interrupted" where it was asked to stop.
+        """Write the status of a run that ``error`` ended: "failed", or "interrupted" if it was asked to stop.
 
-        ``more``: what is known by now; the rounds are those of the status before otherwise.
+        ``more``: further entries; by default the rounds are those of the previous status.
         """
         try:
             before = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ class RunFolder:
         self.release()
 
     def _overwrite(self, name: str, content: str) -> None:
-        """Put ``content`` where an older one is: that needs no space, which a full disk does not have."""
+        """Overwrite a file in its own blocks, which is possible on a full disk."""
         try:
             with (self.path / name).open("r+", encoding="utf-8") as file:
                 file.write(content)
@@ -111,11 +111,11 @@ def check_name(name: str) -> None:
 
 
 def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
-    """The folder of a run that starts or goes on. Nothing is created yet.
+    """The folder of a run that starts or continues. Nothing is created yet.
 
-    ``never``: a new one, with -2, -3, ... behind the name if it is taken; but if the same ``launch`` has made one and
-    not finished it, this is a restart of that launch, and goes on there. ``auto``: the newest of that name, or a new
-    one. Otherwise the run folder itself; raises ValueError if it is none.
+    ``resume`` is "never": a new folder, with -2, -3, ... after the name if that exists; but if the same ``launch`` has
+    made one and not finished it, this is a restart, which continues there. "auto": the newest of that name, or a new
+    one. Otherwise: the run folder itself; raises ValueError if it is none.
     """
     if resume not in ("never", "auto"):
         path = Path(resume)
@@ -145,7 +145,7 @@ def _name_of(path: Path) -> str | None:
     """The run.name that a folder was made for; None if it is no run folder."""
     try:
         return tomllib.loads((path / "config.toml").read_text(encoding="utf-8-sig"))["run"]["name"]
-    except (OSError, KeyError, TypeError, ValueError):  # whatever else lies there
+    except (OSError, KeyError, TypeError, ValueError):  # not a run folder
         return None
 
 

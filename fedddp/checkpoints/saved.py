@@ -1,4 +1,4 @@
-"""Read checkpoints: find the newest whole one, and what keeps a run from continuing it."""
+"""Read checkpoints: find the newest complete one, and the differences that prevent a run from continuing it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,14 +44,17 @@ CHANGEABLE = (
     "privacy.secure_aggregation.roster",  # fewer parties need another one
 )
 CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
-"""Keys that may differ on resume: they do not say what is learned from what."""
+"""Keys that may differ on resume: they do not affect what is learned."""
 FIXED = ("evaluate.holdout",)
-"""Keys of such a section that do."""
+"""Keys of these sections that may not differ."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """``state.json``; the last two are not in those of earlier versions."""
+    """``state.json``; the last two are absent in those of earlier versions.
+
+    ``inputs``: description of the model's inputs, see `exported`; ``tensors``: names and shapes of ``w``, in its order.
+    """
 
     round: Annotated[int, Field(ge=1, le=10**6, strict=True)]
     num_trainable: Annotated[int, Field(ge=1, le=2**62, strict=True)]
@@ -62,21 +65,13 @@ class _State:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint that was found whole."""
+class Saved(_State):
+    """A complete checkpoint: the content of its ``state.json``, and its folder."""
 
-    folder: Path
-    round: int
-    num_trainable: int
-    test_accuracy: float | None
-    config: dict[str, Any]
-    inputs: dict[str, Any] | None = None
-    """What the model takes, see `exported`; None in a checkpoint of an earlier version."""
-    tensors: list[tuple[str, list[int]]] | None = None
-    """The names and shapes of what ``w`` holds, in its order; None in checkpoints of before they were written."""
+    folder: Path = field(kw_only=True)
 
     def unlike(self, spec: FlatSpec) -> str | None:
-        """Where the model of ``spec`` first differs from the one that was saved; None if it does not.
+        """The first difference between the model of ``spec`` and the saved one; None if there is none.
 
         Without names, only the numbers of entries can be compared.
         """
@@ -93,7 +88,7 @@ class Saved:
 
     @property
     def kept_apart(self) -> int:
-        """The number of ranks that keep what their clients remember in a folder of their own (see `OwnClients`)."""
+        """The number of ranks that keep their clients' states in a folder of their own, see `OwnClients`."""
         return len(list(self.folder.glob("clients-*.sha256")))
 
     def server(self) -> ServerState:
@@ -103,24 +98,24 @@ class Saved:
         return ServerState(w, self.num_trainable, tensors, self.round)
 
     def budget(self) -> dict[str, Tensor]:
-        """The privacy spent; empty where there is no budget."""
+        """The state of the privacy budget; empty without one."""
         path = self.folder / "budget.safetensors"
         return load_file(path) if path.exists() else {}
 
 
 def newest(run_folder: Path) -> Saved | None:
-    """The newest checkpoint that is whole; says which damaged ones it skipped."""
+    """The newest complete checkpoint; damaged ones are skipped with a warning."""
     return next((found for found in map(_saved, reversed(_folders(run_folder))) if found), None)
 
 
 def of_round(run_folder: Path, round: int) -> Saved | None:
-    """The checkpoint of a round, if it is there and whole."""
+    """The checkpoint of a round, if it exists and is complete."""
     folder = run_folder / "checkpoints" / f"round-{round:06d}"
     return _saved(folder) if folder.exists() else None
 
 
 def candidates(run_folder: Path, done: int) -> tuple[RatedModel, ...]:
-    """What the first ``done`` rounds of a run left of which one may be the best: `exported.BEST` and checkpoints."""
+    """The models of the first ``done`` rounds of a run that may be the best: `export.BEST` and checkpoints."""
     file = exported(run_folder, BEST)
     kept = [RatedModel(int(path.name.removeprefix("round-")), quality_of(path), path) for path in _folders(run_folder)]
     return tuple(c for c in (*((file[0],) if file else ()), *kept) if c.round <= done)
@@ -145,7 +140,7 @@ def _saved(folder: Path) -> Saved | None:
 
 
 def _read(folder: Path) -> Saved:
-    """What the files of a checkpoint say. Raises one of several errors if they say it in another form."""
+    """Read the files of a checkpoint. Raises one of several errors if they have another form."""
     state = TypeAdapter(_State).validate_json((folder / "state.json").read_bytes())
     if folder.name != f"round-{state.round:06d}":
         raise ValueError(f"state.json is of round {state.round}")
@@ -159,11 +154,11 @@ def _read(folder: Path) -> Saved:
             raise ValueError(f"w in {path.name} has {shapes['w'][0]} entries, state.json says {entries}")
         if path.name.startswith("clients-") and not all("/" in name for name in shapes):
             raise ValueError(f"{path.name} does not hold vectors of clients")
-    return Saved(folder, **vars(state))
+    return Saved(folder=folder, **vars(state))
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What keeps ``now`` from continuing a run of ``saved`` (dotted keys to values): "key: a there, b here"."""
+    """Differences that prevent ``now`` from continuing ``saved`` (dotted keys to values): "key is a there, b here"."""
     keys = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     fixed = [k for k in keys if k in FIXED or (k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))]
     return [f"{k} is {saved.get(k)!r} there, {now.get(k)!r} here" for k in fixed]
@@ -209,6 +204,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def quality_of(folder: Path) -> float:
+    """The `quality` of the model in a checkpoint, -inf if unknown."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return float(quality(state["test_accuracy"], state.get("test_loss")))

@@ -1,9 +1,9 @@
-"""The privacy spent, written down before it is spent: one line a release, flushed to disk.
+"""Record the privacy spent, before it is spent: one line per release, flushed to disk.
 
     {"release": 13, "round": 12, "clients": [0, 4, 7]}
 
-Releases are numbered through all attempts of a run, rounds may repeat: a round that was released, lost to a kill
-before its checkpoint and done again is two releases. ``clients`` is null where every unit counts.
+Releases are numbered through all attempts of a run, rounds may repeat: a round that was released, lost because the
+process was killed before its checkpoint, and done again is two releases. ``clients`` is null if every unit counts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger("fedddp")
 
 
 class SpendFile:
-    """The file at ``path``, made when first needed. It belongs to rank 0, without which no sum is completed."""
+    """The file at ``path``, made when first needed; written by rank 0, without which no sum is completed."""
 
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
 
     def append(self, release: int, round: int, clients: Sequence[int] | None) -> None:
-        """Write down a release that is about to happen; it is on disk on return. Raises OSError if it cannot be."""
+        """Record a release before it happens; it is on disk on return. Raises OSError."""
         line = json.dumps({"release": release, "round": round, "clients": None if clients is None else list(clients)})
         new = not self._path.exists()
         with self._path.open("ab+") as file:
@@ -41,10 +41,10 @@ class SpendFile:
             sync(self._path.parent)
 
     def since(self, release: int) -> list[list[int] | None]:
-        """Who took part in each release after number ``release``; None for all.
+        """The participants of each release after number ``release``; None for all.
 
-        A number that is missing or unreadable, though a higher one is there, counts for all. (A line cut short at the
-        end is that of a release that did not happen.) A number that is there twice counts twice.
+        A number that is missing or unreadable before a higher one counts for all. (An incomplete last line is that of a
+        release that did not happen.) A number that occurs twice counts twice.
         """
         found: list[tuple[int, list[int] | None]] = []
         for line in self._path.read_bytes().splitlines() if self._path.exists() else []:

@@ -1,4 +1,4 @@
-"""Communication between ranks: collectives, heartbeats, the ledger of what is sent, the guard of what may be sent."""
+"""Communication between ranks: collectives, heartbeat messages, the ledger of messages, and the guard."""
 
 from .collectives import Comm, record
 from .guard import MessageRefused

@@ -1,10 +1,10 @@
-"""Everything that passes between ranks: the collectives of torch.distributed.
+"""Communicate between ranks: all collectives of a run go through `Comm`.
 
 A collective never blocks in C++: it is started asynchronously and polled, so that a signal is noticed while waiting
-and a rank that does not come is named (`heartbeat`). What is sent is entered in the ledger, and a guard can refuse it
-before. `Comm.alone()` is the same interface for one process without a process group.
+and a missing rank is named (`heartbeat`). Each message is entered in the ledger, and a guard can refuse it before.
+`Comm.alone()` is the same interface for one process without a process group.
 
-Comm holds a process group of its own (`gloo`), so that the survivors of a lost rank can form another one; with gloo
+Comm has a process group of its own (`gloo`), so that the survivors of a lost rank can form another one; with gloo
 there is no default group that torch.distributed's own functions could send through.
 """
 
@@ -35,16 +35,16 @@ __all__ = ["Comm", "CommError", "LostRank", "MessageRefused", "Place", "Purpose"
 class Comm:
     """The ranks of one run. Every rank must reach every method that communicates, in the same order.
 
-    ``purpose`` says what a message is for: a `Purpose`. Others are refused while there is a guard.
+    ``purpose``, a `Purpose`, is what a message is for. A guard refuses others.
 
     Attributes:
-        rank, world_size: as the launcher says, also after a loss.
+        rank, world_size: from the launcher, also after a loss.
         members: the ranks still in the group, ascending.
         device: of this rank.
-        ledger: what was sent.
+        ledger: the messages sent.
         bytes_sent: by collectives, from this rank, in all.
         synced_at: when the last collective completed (`time.perf_counter`), on all ranks at about the same time.
-        watch: called with the purpose and the tensor as it is handed to the transport, before each collective.
+        watch: called with the purpose and the tensor that the transport gets, before each collective.
     """
 
     def __init__(self, place: Place, device: torch.device, *, store: dist.Store | None, timeout: float) -> None:
@@ -128,12 +128,12 @@ class Comm:
         """How often the members were decided anew; grows, and is the same on all of them."""
         return self._heartbeat.epoch
 
-    # -- what may be sent, and what was -----------------------------------------------------------------------
+    # -- guard and ledger -------------------------------------------------------------------------------------
 
     @property
     def guard(self) -> Guard | None:
-        """What may be sent. While there is one, torch.distributed's own functions refuse too, for all callers that
-        look them up in its modules: a check against mistakes, not against a malicious rank. `close` ends that."""
+        """The messages that may be sent. With a guard torch.distributed's own functions refuse too, for all callers
+        that look them up in its modules, until `close`: a check against mistakes, not against a malicious rank."""
         return self._guard
 
     @guard.setter
@@ -143,7 +143,7 @@ class Comm:
         refuse_around(self, objects + (AROUND if guard else ()))
 
     def _account(self, key: str, value: str, purpose: Purpose) -> None:
-        """Check a write to the store, and enter it in the ledger."""
+        """Check a write to the store and enter it in the ledger."""
         size = len(key.encode()) + len(value.encode())
         if self._guard:
             self._guard.check("store", "bytes", (), size, purpose)
@@ -163,7 +163,7 @@ class Comm:
         return self._run("broadcast", x, purpose, ProcessGroup.broadcast, children)
 
     def all_to_all(self, x: Tensor, purpose: str) -> Tensor:
-        """Row j of ``x [members, ...]`` goes to member j; row i of what comes back is what member i sent here."""
+        """Send row j of ``x [members, ...]`` to member j; row i of the result is from member i."""
         copies = (len(self.members) - 1) / len(self.members)
         return self._exchange("all_to_all", x, purpose, x.shape, ProcessGroup.all_to_all, copies)
 
@@ -181,7 +181,7 @@ class Comm:
         start: Callable[[ProcessGroup, Tensor, Tensor], dist.Work],
         copies: float,
     ) -> Tensor:
-        """Run a collective whose result, of ``shape``, is another tensor than what goes in."""
+        """Run a collective whose result, of ``shape``, is another tensor than ``x``."""
         received = x.new_empty(shape)
         if len(self.members) == 1:
             received.copy_(x)  # a copy, as on several ranks
@@ -195,10 +195,10 @@ class Comm:
         return received.to(x.device)
 
     def gather_bytes(self, mine: bytes, size: int, purpose: str) -> list[bytes]:
-        """Every member's message, by rank; empty for ranks that are gone. At most ``size`` bytes each.
+        """Every member's message, by rank; empty for lost ranks. At most ``size`` bytes each.
 
         One sum of uint8 slots [members, 4 + size], where a rank writes its length and message and the others zero.
-        Nothing keeps a rank from writing into another's slot: what matters must be signed.
+        A rank can write into another's slot: messages that must be authentic have to be signed.
         """
         if len(mine) > size:
             raise ValueError(f"{purpose}: a message of {len(mine)} bytes in a slot of {size}")
@@ -209,7 +209,7 @@ class Comm:
         for rank, row in zip(self.members, self.all_reduce(slots, purpose).numpy(), strict=True):
             length = int.from_bytes(row[:4].tobytes(), "little")
             if length > size:
-                raise CommError(f"{purpose}: rank {rank}'s message says {length} bytes in a slot of {size}")
+                raise CommError(f"{purpose}: rank {rank}'s message has length {length} in a slot of {size}")
             messages[rank] = row[4 : 4 + length].tobytes()
         return messages
 
@@ -225,7 +225,7 @@ class Comm:
         return bytes(self.broadcast(buffer, purpose).tolist()).decode()
 
     def any(self, flag: bool, purpose: str) -> bool:
-        """Whether ``flag`` is true on some rank; every rank waits for the answer."""
+        """Whether ``flag`` is true on any rank; every rank waits for the answer."""
         return bool(self.all_reduce(torch.tensor([float(flag)]), purpose).item())
 
     def _run(
@@ -264,35 +264,38 @@ class Comm:
 
     def _cause(self, purpose: str, error: RuntimeError) -> str:
         diagnosis = self._heartbeat.diagnosis()
-        interrupt.check()  # a rank that was asked to stop may leave before this one has heard of it
+        interrupt.check()  # a rank that was asked to stop may leave before this one is
         return f"{purpose}: {diagnosis} ({first_line(error)})"
 
-    # -- what ranks report to each other through the store ----------------------------------------------------
+    # -- messages through the store -------------------------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
-        """Report what this rank does now, so that others can say where it was if it does not come back."""
+        """Report what this rank does now, so that others can name it if this rank is lost."""
         interrupt.check()
         self._heartbeat.enter(phase)
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
-        """Compare what must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
+        """Compare entries that must be equal on every rank with rank 0's; a tensor of another size would abort in C++.
 
         Raises CommError naming this rank and the entries that differ.
         """
         self._heartbeat.check_signature(signature)
 
     def regroup(self, grace: float = 6.0) -> tuple[int, ...]:
-        """After `LostRank`: go on with who is left; the new members, the same on every one of them.
+        """After `LostRank`, continue with the ranks that are left: the new members, the same on each of them.
 
-        Every survivor must call it; who waits in a collective of the old group meanwhile gets `LostRank` soon. A member
-        that neither calls it nor passes a safe point for ``grace`` seconds (at most run.timeout) is gone for good, even
+        Every survivor must call it; one that waits in a collective of the old group soon gets `LostRank`. A member
+        that neither calls it nor passes a safe point for ``grace`` seconds (at most run.timeout) is lost for good, even
         if it comes back. A collective that failed here may have completed on another member: ask before relying on it.
-        Tensors of failed collectives are lost. Raises CommError if rank 0 is gone or this rank was given up, and with
-        NCCL, whose kernels still wait for the lost rank.
+        Tensors of failed collectives are lost.
+
+        Raises:
+            CommError: rank 0 is lost, this rank was given up, or the backend is NCCL, whose kernels still wait for the
+                lost rank.
         """
         if self.backend == "nccl":
             raise CommError(
-                "regroup: NCCL cannot go on without a rank; use run.backend=gloo, or restart from a checkpoint"
+                "regroup: NCCL cannot continue without a rank; use run.backend=gloo, or restart from a checkpoint"
             )
         group, heartbeat = self._group, self._heartbeat
         if group is None:
@@ -312,7 +315,7 @@ class Comm:
     # -- leaving ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Leave together, at the end of a run that went well. The process is then as it was before `connect`."""
+        """Leave together, after a run without errors. The process is then as it was before `connect`."""
         if self.world_size > 1:
             self.barrier(Purpose.CLOSE)
             if self._group:
@@ -320,7 +323,7 @@ class Comm:
         self.release()
 
     def release(self) -> None:
-        """Undo what this object changed in the process, without the other ranks: the end of a run that failed."""
+        """Undo all changes to the process, without the other ranks: the end of a run that failed."""
         self._heartbeat.close()
         self._guard = None
         refuse_around(self, ())

@@ -1,11 +1,11 @@
-"""Process groups of torch, gloo and NCCL: the only file that rests on parts of torch without a stable interface.
+"""Form and cut process groups of torch (gloo, NCCL), by parts of torch without a stable interface.
 
-Tested on torch 2.13. When torch changes, these are what to look at:
+No other file uses such parts. Tested on torch 2.13. When torch changes, check these:
 - `ProcessGroupGloo(store, rank, size, timeout)`: a group beside the default one, which can be replaced after a loss.
 - `_set_default_timeout`, `allreduce`, `broadcast` with `BroadcastOptions.rootRank`, `alltoall_base`, `_allgather_base`,
   `Work.is_completed`: methods of a process group, called directly, so that a collective is started and then polled.
 - `distributed_c10d._get_default_group`: NCCL's group, which `init_process_group` makes.
-- `distributed_c10d` itself: its functions are the second place where a function of torch.distributed is looked up.
+- `distributed_c10d` itself, the second module in which functions of torch.distributed are looked up.
 - gloo's sockets, found in /proc: gloo has no way to end a group while a peer is gone, so its connections are shut down
   here, and the group object is kept alive for ever, since its destructor would wait for what cannot complete.
 """
@@ -29,7 +29,7 @@ from .world import Place
 
 MODULES = (dist, dist.distributed_c10d)
 """The modules in which callers look up functions of torch.distributed."""
-FOREVER = timedelta(days=1)  # the group's own timeout; `Heartbeat.wait` keeps the time, since it can name the rank
+FOREVER = timedelta(days=1)  # the group's own timeout; `Heartbeat.wait` keeps the time and names the missing rank
 
 
 class ProcessGroup:
@@ -98,7 +98,7 @@ class ProcessGroup:
         return self._group._allgather_base(received, x)
 
     def staged(self, x: Tensor) -> Tensor:
-        """``x`` where the backend can move it: GPU memory for NCCL, CPU memory (pinned beside a GPU) for gloo."""
+        """``x`` in the backend's memory: a GPU's for NCCL, the CPU's (pinned with a GPU) for gloo."""
         target = self._device if self.backend == "nccl" else torch.device("cpu")
         if x.device.type == target.type:
             return x
@@ -112,7 +112,7 @@ class ProcessGroup:
     # -- the end ----------------------------------------------------------------------------------------------
 
     def abandon(self) -> None:
-        """Cut gloo's connections: what is under way ends here and elsewhere, also for a rank that comes back late."""
+        """Cut gloo's connections: running collectives end here and elsewhere, also for a rank that comes back late."""
         self._buffer = None
         if self.backend == "gloo" and self._group is not None:
             cut(self._sockets)
@@ -120,7 +120,7 @@ class ProcessGroup:
             self._group, self._sockets = None, set()
 
     def close(self) -> None:
-        """Give up the group, once all members have left their last collective."""
+        """Destroy the group, once all members have left their last collective."""
         group, self._group = self._group, None
         if self.backend == "nccl" and group is not None:
             dist.destroy_process_group(None if self._is_default else group)
@@ -141,7 +141,7 @@ def choose_backend(backend: str, device: torch.device, heartbeat: Heartbeat) -> 
 
 
 def launchers_store(place: Place, timeout: float) -> dist.Store:
-    """The store that torchrun's agent holds, or the one that rank 0 is to hold. Does not wait for the other ranks."""
+    """The store of torchrun's agent, or one on rank 0. Does not wait for the other ranks."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
@@ -162,7 +162,7 @@ def launchers_store(place: Place, timeout: float) -> dist.Store:
 
 
 def open_sockets() -> set[tuple[int, str]]:
-    """This process's open sockets: file descriptor and inode; none where there is no /proc."""
+    """This process's open sockets: file descriptor and inode; none without /proc."""
     found = set()
     for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         with suppress(OSError):

@@ -1,8 +1,8 @@
-"""The allow-list of what may leave a rank: purpose, operation, element type and size.
+"""Refuse messages that the configured protocol does not contain, by purpose, operation, element type and size.
 
-A guard stops mistakes: a line that sends a raw update beside the masked sum is refused before anything is sent. It is
-no defence against a rank whose owner rewrites the program, and it reads types and sizes, not contents: that the int64
-vector of an "aggregate" is really masked is what the secure protocol and the tests on the network are for.
+A guard stops mistakes: code that sends a raw update beside the masked sum is refused before anything is sent. It is
+no defence against a rank whose owner rewrites the program, and it checks types and sizes, not contents: that the int64
+vector of an "aggregate" is masked follows from the secure protocol and the tests on the network.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AllowedMessage:
     Args:
         op: the collective, or "store".
         dtypes: element types.
-        max_bytes: of the tensor (not of what a ring makes of it); None for no limit.
+        max_bytes: of the tensor (not of what a ring sends for it); None for no limit.
     """
 
     op: str
@@ -120,7 +120,7 @@ class Guard:
         return cls(allowed)
 
     def check(self, op: str, dtype: str, shape: tuple[int, ...], bytes: int, purpose: str) -> None:
-        """Raise `MessageRefused`, saying what would be allowed, if the message is of no allowed kind."""
+        """Raise `MessageRefused`, with the kinds that are allowed, if the message is of none of these."""
         kinds = self.allowed.get(purpose, ())
         if any(kind.allows(op, dtype, bytes) for kind in kinds):
             return
@@ -137,7 +137,7 @@ OBJECTS = (
     *("all_gather_object", "gather_object", "broadcast_object_list"),
     *("scatter_object_list", "send_object_list", "recv_object_list"),
 )
-"""Functions of torch.distributed that unpickle what a peer sends, which is to run its code."""
+"""Functions of torch.distributed that unpickle a peer's message, and so may run its code."""
 AROUND = (
     *("init_process_group", "new_group", "all_reduce", "broadcast", "reduce", "send", "recv", "isend", "irecv"),
     *("all_gather", "all_gather_into_tensor", "gather", "scatter", "reduce_scatter", "reduce_scatter_tensor"),
@@ -151,11 +151,11 @@ _originals: dict[tuple[ModuleType, str], Any] = {}
 def refuse_around(owner: object, names: tuple[str, ...]) -> None:
     """Make the functions ``names`` of torch.distributed raise `MessageRefused` in this process, for ``owner``.
 
-    This replaces what the owner asked for before; () ends it. A function that no owner refuses is as it was before.
+    This replaces the owner's earlier request; () ends it. A function that no owner refuses is as it was before.
     """
     _asked[id(owner)] = names
     refused = {name for names in _asked.values() for name in names}
-    for module, name in [place for place in _originals if place[1] not in refused]:
+    for module, name in [key for key in _originals if key[1] not in refused]:
         setattr(module, name, _originals.pop((module, name)))
     for module in MODULES:
         for name in refused:

@@ -1,10 +1,10 @@
-"""Heartbeats of the ranks through the launcher's store: which rank is missing, and who is left after a loss.
+"""Exchange heartbeat messages through the launcher's store: which rank is missing, and which are left after a loss.
 
 A rank's heartbeat message is its phase, the number of the collective it has reached, and the number of the message: a
-rank that works renews it every few seconds. How many steps it made is not in it: that could show which of its clients
-were drawn. When a collective does not complete, the messages say who is missing. When a rank asks to go on without
-those who are missing, rank 0 decides who is left: a member that neither asks too nor renews its message within the
-grace period is gone.
+rank that works renews it every few seconds. The number of steps is not in it, since that could show which of its
+clients were drawn. When a collective does not complete, the messages show who is missing. When a rank asks to continue
+without the missing ones, rank 0 decides who is left: a member that neither asks too nor renews its message within the
+grace period is lost.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["CommError", "Heartbeat", "LostRank"]
 
 
 class CommError(RuntimeError):
-    """A collective that cannot complete, or ranks that do not fit together; says which rank and where it was."""
+    """A collective that cannot complete, or ranks that do not fit together; names the rank and its phase."""
 
 
 class LostRank(CommError):
-    """A collective cannot complete: a rank died or makes no progress, or others want to go on without one.
+    """A collective cannot complete: a rank died or makes no progress, or others continue without one.
 
-    The tensor handed to it is lost: the transport may still write to it. `Comm.regroup` goes on with who is left.
+    Its tensor is lost: the transport may still write to it. `Comm.regroup` continues with the ranks that are left.
     """
 
 
@@ -45,9 +45,9 @@ class Heartbeat:
     """One rank's side of the store.
 
     Args:
-        store: the launcher's; None for a rank alone, which has nobody to report to.
+        store: the launcher's; None for a single rank.
         timeout: seconds without progress before a rank counts as lost.
-        account: called with (key, value, purpose) before each write to the store, which it may refuse.
+        account: called with (key, value, purpose) before each write to the store; may refuse it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Heartbeat:
         self.reached = 0
         """The number of the collective that this rank has reached."""
         self.epoch = 0
-        """How often the members were decided anew."""
+        """How often the members have changed."""
         self.timeout = timeout
         self._open, self._rank, self._account = store, rank, account
         self._phase, self._sent = "start", 0
@@ -73,16 +73,16 @@ class Heartbeat:
         return self._open
 
     def _put(self, key: str, value: str, purpose: Purpose) -> None:
-        store = self._open  # `close` may take it away while the thread that renews the message writes
+        store = self._open  # `close` may unset it while the renewing thread writes
         if store is not None:
             self._account(key, value, purpose)
             store.set(key, value)
 
     def close(self) -> None:
-        """Send no more messages, and let the thread end that renews them."""
+        """Send no more messages, and end the thread that renews them."""
         self._open = None
 
-    # -- where every rank is ----------------------------------------------------------------------------------
+    # -- heartbeat messages -----------------------------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
         """Report what this rank does now. Raises CommError if the store is gone."""
@@ -99,7 +99,7 @@ class Heartbeat:
         self._put(f"at/{self._rank}", f"{self.reached}|{self._sent}|{self._phase}", Purpose.PROGRESS)
 
     def renew(self) -> None:
-        """From now on renew the message as long as this rank passes safe points, in a thread."""
+        """Renew the message from now on, in a thread, as long as this rank passes safe points."""
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _renew(self) -> None:
@@ -121,7 +121,7 @@ class Heartbeat:
     def read(self, other: int) -> tuple[int, str, str]:
         """A rank's message: the collective it has reached, its phase, a number that grows while it works.
 
-        (-1, "", "") before the first.
+        (-1, "", "") before the first one.
         """
         key = f"at/{other}"
         if not self._store.check([key]):
@@ -130,7 +130,7 @@ class Heartbeat:
         return int(reached), phase, count
 
     def diagnosis(self) -> str:
-        """A sentence on who is missing from the collective that this rank waits in."""
+        """A sentence that names the ranks missing from the collective that this rank waits in."""
         time.sleep(0.2)  # let the others' last messages arrive
         try:
             behind = {other: phase for other, (_, phase, _) in self._behind().items()}
@@ -143,16 +143,17 @@ class Heartbeat:
         return "; ".join(missing) or "all ranks joined; one disconnected during the collective"
 
     def _behind(self) -> dict[int, tuple[int, str, str]]:
-        """The messages of the members that have not come; equal as long as they make no progress."""
+        """The messages of the members that are missing; equal as long as they make no progress."""
         messages = {other: self.read(other) for other in self.members}
         return {other: message for other, message in messages.items() if message[0] < self.reached}
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
     def wait(self, completed: Callable[[], bool], purpose: str) -> None:
-        """Poll until ``completed``, at safe points. A rank that still makes progress is waited for.
+        """Poll until ``completed``, at safe points, as long as the missing ranks make progress.
 
-        Raises LostRank where one makes none for the timeout, or where another rank asks to regroup.
+        Raises:
+            LostRank: a missing rank makes no progress for the timeout, or another rank asks to regroup.
         """
         began, pause, before = time.monotonic(), 2e-5, None
         look, ask = began + self.timeout / 2, began + 0.2
@@ -160,7 +161,7 @@ class Heartbeat:
             interrupt.check()
             if time.monotonic() > ask:
                 if self._store.check([f"regroup/{self.epoch}"]):
-                    raise LostRank(f"{purpose}: another rank asks to go on without those that are missing")
+                    raise LostRank(f"{purpose}: another rank asks to continue without those that are missing")
                 ask = time.monotonic() + 0.2
             if time.monotonic() > look:
                 behind = self._behind()
@@ -172,12 +173,11 @@ class Heartbeat:
             pause = min(1.3 * pause, 2e-3)
 
     def await_all(self) -> None:
-        """Wait for every rank's first message: forming the process group itself cannot be interrupted."""
+        """Wait for every rank's first message, since forming the process group itself cannot be interrupted."""
         self._await("at")
 
     def await_formed(self) -> None:
-        """Wait until the process group is formed on every rank: one that left before would take it from under the
-        others, who would not know whom to name."""
+        """Wait until the process group is formed on every rank: if one left before, the others could not name it."""
         self._put(f"formed/{self._rank}", "", Purpose.PROGRESS)
         self._await("formed")
 
@@ -194,10 +194,10 @@ class Heartbeat:
                 time.sleep(0.01)
         except CommError:
             raise
-        except RuntimeError as error:  # whoever held the store waited less long, or left
+        except RuntimeError as error:  # the rank that held the store waited less long, or left
             raise CommError(f"start: {self.diagnosis()}") from error
 
-    # -- whether the ranks fit together -----------------------------------------------------------------------
+    # -- agreement of the ranks -------------------------------------------------------------------------------
 
     def gather(self, purpose: Purpose, value: str) -> list[bytes]:
         """Every rank's ``value``."""
@@ -216,10 +216,10 @@ class Heartbeat:
             entries = "; ".join(f"{k} is {signature.get(k)} here, {theirs.get(k)} on rank 0" for k in differ[:4])
             raise CommError(f"rank {self._rank} does not match rank 0: {entries}")
 
-    # -- who is left ------------------------------------------------------------------------------------------
+    # -- after a loss -----------------------------------------------------------------------------------------
 
     def agree(self, grace: float) -> tuple[int, ...]:
-        """Wait until rank 0 has decided who is left; the new members. Raises CommError if that does not include us."""
+        """The new members, which rank 0 decides. Raises CommError if this rank is not among them."""
         store, asked = self._store, f"regroup/{self.epoch}"
         grace = max(min(grace, self.timeout), 2.5 * self._interval)
         try:
@@ -240,14 +240,14 @@ class Heartbeat:
             ) from None
         if self._rank not in left:
             raise CommError(
-                f"regroup: rank {self._rank} went without progress for too long; ranks {left} went on without it"
+                f"regroup: rank {self._rank} went without progress for too long; ranks {left} continue without it"
             )
         self.epoch, self.reached, self.members = self.epoch + 1, reached, tuple(left)
         self.enter("regroup")
         return self.members
 
     def _decide(self, asked: str, grace: float) -> list[int]:
-        """On rank 0: all members that ask, once each of the others has made no progress for the grace period."""
+        """On rank 0, all members that ask, once each of the others has made no progress for the grace period."""
         waiting = {rank: _Stillness() for rank in self.members}
         while waiting:
             interrupt.check()
@@ -263,13 +263,13 @@ class Heartbeat:
             interrupt.check()
             if stillness.lasted(self.read(0)) > grace:
                 raise CommError(
-                    f"regroup: rank 0, which decides who is left, is gone, last seen in {self.read(0)[1]!r}"
+                    f"regroup: rank 0, which decides who is left, is lost, last seen in {self.read(0)[1]!r}"
                 )
             time.sleep(0.02)
 
 
 class _Stillness:
-    """How long a rank's message has not changed."""
+    """Measures how long a rank's message has not changed."""
 
     def __init__(self) -> None:
         self._message: object = None

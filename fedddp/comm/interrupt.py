@@ -1,8 +1,8 @@
-"""Being asked to stop: SIGTERM, SIGINT, or a launcher that died, noticed at the next safe point.
+"""Stop a run at the next safe point after SIGTERM, SIGINT or the death of the launcher.
 
-A thread hears of signals at once (also while the main thread is inside C++) and sets a flag. Local steps, evaluation
+A thread receives signals at once (also while the main thread is inside C++) and sets a flag. Local steps, evaluation
 batches and waiting collectives call `check`, which raises `Interrupted` where nothing is half written. A process that
-comes to no safe point within a few seconds is ended: what finished rounds left on disk stays whole.
+reaches no safe point within a few seconds is ended; the files of finished rounds stay complete.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ def request(reason: str) -> None:
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGINT are requests to stop, and so is the death of torchrun if it started us.
+    """Inside the block SIGTERM, SIGINT and the death of torchrun (if it is the parent) are requests to stop.
 
-    Does nothing outside the main thread, where signals cannot be handled. What was set before is restored.
+    Does nothing outside the main thread, where signals cannot be handled. Previous handlers are restored.
     """
     global _reason, _noticed
     _reason, _noticed = None, False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    before_fd = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    receiving, sending = os.pipe()
+    os.set_blocking(sending, False)
+    before_fd = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+    threading.Thread(target=_listen, args=(receiving,), daemon=True).start()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
@@ -69,13 +69,13 @@ def handled() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
-        os.close(told)  # ends the listener
+        os.close(sending)  # ends the listener
         _reason = None
 
 
-def _listen(heard: int) -> None:
+def _listen(receiving: int) -> None:
     """Turn the bytes that signals leave in the pipe into requests, until its other end is closed."""
-    with os.fdopen(heard, "rb", buffering=0) as pipe:
+    with os.fdopen(receiving, "rb", buffering=0) as pipe:
         while received := pipe.read(1):
             if received[0] in (signal.SIGTERM, signal.SIGINT):
                 _stop(signal.Signals(received[0]).name)
@@ -95,7 +95,7 @@ def _stop(reason: str) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once: a process group with work under way would wait for it in its destructor."""
+    """End this process at once: the destructor of a process group would wait for running collectives."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

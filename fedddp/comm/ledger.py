@@ -1,8 +1,8 @@
-"""The ledger of what this rank sends, by purpose: the account that privacy is checked against.
+"""Record every message that this rank sends, by purpose.
 
 Everything that leaves a rank leaves through `Comm`, which enters each collective and each store write here; a tap on
-the network must find the same bytes. Not counted are the transport's own: message headers and acknowledgements, and the
-keys that a store is asked for.
+the network must find the same bytes. The transport's own are not counted: message headers, acknowledgements, and the
+keys that are read from a store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Entry", "Ledger", "Purpose", "by_purpose"]
 
 
 class Purpose(StrEnum):
-    """What a message is for, in the words of ``ledger.jsonl`` and of `Guard`."""
+    """What a message is for, as in ``ledger.jsonl`` and `Guard`."""
 
     DISTRIBUTE = "distribute the model"
     RESUME = "resume"

@@ -1,4 +1,4 @@
-"""Where a process stands among the ranks, as its launcher says."""
+"""Read rank and world size from the launcher's environment."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LAUNCHERS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
 )
-"""What srun and mpirun tell a task: how many there are, and which it is."""
+"""Environment variables in which srun and mpirun give the number of tasks and the number of this one."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among the ranks, as torchrun's environment says; alone without one."""
+    """Rank, world size and attempt of this process, from torchrun's environment; a single rank without one."""
 
     rank: int = 0
     world_size: int = 1
@@ -36,16 +36,16 @@ class Place:
     local_world_size: int = 1
     attempt: int = 0
     launch: str = ""
-    """What one start by torchrun has in common with its restarts and with no other start; empty without torchrun."""
+    """Identifies one start by torchrun, with its restarts; empty without torchrun."""
 
     @property
     def may_be_a_restart(self) -> bool:
-        """Whether a launch can have run before this process: agents of several machines count restarts apart."""
+        """Whether this launch can have run before: agents of several machines count restarts independently."""
         return self.attempt > 0 or self.local_world_size < self.world_size
 
     @classmethod
     def from_env(cls) -> Place:
-        """As the environment says. Raises UsageError for numbers that are none."""
+        """Read the environment. Raises UsageError for values that are no numbers."""
         env = os.environ
         rank, world_size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)
         return cls(
@@ -59,7 +59,7 @@ class Place:
 
 
 def check_meeting(place: Place, env: Mapping[str, str]) -> None:
-    """Raises UsageError where the environment does not say how the ranks find each other."""
+    """Raise UsageError if the environment does not define how the ranks find each other."""
     if place.world_size == 1:
         return
     started = f"WORLD_SIZE={place.world_size}"
@@ -74,7 +74,7 @@ def check_meeting(place: Place, env: Mapping[str, str]) -> None:
 
 
 def alone_of_many(env: Mapping[str, str]) -> str | None:
-    """A warning where a launcher started several tasks that do not know of each other."""
+    """A warning if a launcher started several tasks that do not know of each other."""
     for size, rank in LAUNCHERS:
         tasks = env.get(size, "")
         if tasks.isdecimal() and int(tasks) > 1 and rank in env and "WORLD_SIZE" not in env:
@@ -98,10 +98,10 @@ def local_cores() -> int:
 
 
 def spans_hosts(place: Place, env: Mapping[str, str]) -> bool:
-    """Whether ranks of this run are on other machines, as far as one rank can tell.
+    """Whether ranks of this run are on other machines, as far as one rank can know.
 
-    They are where fewer ranks are local than there are. A launcher that says all are local is believed; without its
-    word (no LOCAL_WORLD_SIZE) the ranks meet on this machine only if MASTER_ADDR is a loopback address.
+    They are if fewer ranks are local than there are in all. Without LOCAL_WORLD_SIZE, which a launcher sets, all ranks
+    are on this machine only if MASTER_ADDR is a loopback address.
     """
     if place.world_size == 1 or place.local_world_size < place.world_size:
         return place.world_size > 1
@@ -109,7 +109,7 @@ def spans_hosts(place: Place, env: Mapping[str, str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether every address of ``host`` is one that only this machine can reach; one without an address is not."""
+    """Whether every address of ``host`` is a loopback address; False if it has no address."""
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except OSError:

@@ -61,7 +61,7 @@ class Budget(Protocol):
 
 
 class SpendLog(Protocol):
-    """A durable record of what was released, which outlives the process: see `fedddp.checkpoints.SpendFile`."""
+    """A record of releases that outlives the process, see `fedddp.checkpoints.spend_file.SpendFile`."""
 
     def append(self, release: int, round: int, clients: Sequence[int] | None) -> None: ...
 

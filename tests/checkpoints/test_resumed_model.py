@@ -96,7 +96,7 @@ def test_a_checkpoint_without_names_goes_on_with_a_warning_if_the_sizes_fit(run,
 def test_dtypes_and_constants_do_not_count(tmp_path):
     """A precision is a key of the configuration; constants are built from the seed and not saved."""
     spec = FlatSpec.of(nn.Linear(2, 3))
-    saved = Saved(tmp_path, 1, 9, None, {}, tensors=[("weight", [3, 2]), ("bias", [3])])
+    saved = Saved(1, 9, None, {}, folder=tmp_path, tensors=[("weight", [3, 2]), ("bias", [3])])
     assert saved.unlike(spec) is None
     constant = nn.Linear(2, 3).double()
     constant.register_buffer("table", torch.zeros(4), persistent=False)

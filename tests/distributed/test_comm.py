@@ -119,7 +119,7 @@ def test_messages_are_gathered_and_a_watcher_sees_what_leaves(run_ranks):
 def two_write_one_slot(comm):
     """A rank that writes a length into another's slot spoils it; nobody reads beyond the slot."""
     comm.watch = lambda _, slots: slots[0].fill_(200) if comm.rank == 1 else None
-    with pytest.raises(CommError, match=r"slots: rank 0's message says \d+ bytes in a slot of 3"):
+    with pytest.raises(CommError, match=r"slots: rank 0's message has length \d+ in a slot of 3"):
         comm.gather_bytes(b"abc", 3, "slots")
 
 

@@ -118,7 +118,7 @@ def lose_rank_0(comm):
 
 def test_without_rank_0_nobody_goes_on(run_ranks):
     results = run_ranks(lose_rank_0, 3, timeout=3.0, lost=(0,))
-    told = "regroup: rank 0, which decides who is left, is gone, last seen in 'train in round 3'"
+    told = "regroup: rank 0, which decides who is left, is lost, last seen in 'train in round 3'"
     assert results[1:] == [told, told]
 
 
@@ -164,7 +164,7 @@ def given_up(comm):
 def test_a_rank_that_was_given_up_is_told_so(run_ranks):
     results = run_ranks(given_up, 3, timeout=3.0)
     assert results[0] == results[2] == (({1 + 4}, 1), (0, 2))
-    assert results[1] == "regroup: rank 1 went without progress for too long; ranks [0, 2] went on without it"
+    assert results[1] == "regroup: rank 1 went without progress for too long; ranks [0, 2] continue without it"
 
 
 def slow_but_alive(comm):
@@ -210,7 +210,7 @@ def test_those_who_wait_hear_of_a_regroup(run_ranks, cuts):
 
 def with_nccl(comm):
     comm._group.backend = "nccl"
-    with pytest.raises(CommError, match="NCCL cannot go on without a rank"):
+    with pytest.raises(CommError, match="NCCL cannot continue without a rank"):
         comm.regroup()
 
 

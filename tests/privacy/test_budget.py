@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.checkpoints import SpendFile
+from fedddp.checkpoints.spend_file import SpendFile
 from fedddp.federation import federate
 from fedddp.privacy import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, epsilon
 from fedddp.privacy.budget import ALIKE, undominated, worst
