@@ -41,7 +41,7 @@ tensorboard: setup ## TensorBoard over runs/
 	launch/tensorboard.sh $(ARGS)
 
 benchmark: setup ## a round of 100 small clients against a bare PyTorch loop
-	$(BIN)/python -m benchmarks.run --workload w2 --against floor $(ARGS)
+	$(BIN)/python -m benchmarks.run --workload w2 --against pytorch $(ARGS)
 
 gpu: setup ## the tests and measurements that need a GPU, a table at the end
 	$(BIN)/python -m benchmarks.gpu $(ARGS)

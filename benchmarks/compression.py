@@ -2,7 +2,7 @@
 
     python -m benchmarks.compression [--ranks 2] [--clients 10] [--model cnn] [--rounds 5]
 
-Every rank hosts its share of the clients, whose updates are drawn numbers of the model's length. The methods take turns
+Every rank hosts as many of the clients, whose updates are drawn numbers of the model's length. The methods take turns
 in the same processes, round by round. Encoding is what happens to a client's update as it comes (its compression, or
 its part in the sum), the rest of a round what happens once all are there: the collectives, and what is left to encode
 and to decode. CPU seconds are those of all threads of a rank, which a busy machine changes least. Loopback is faster

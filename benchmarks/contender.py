@@ -124,13 +124,13 @@ class Contender:
         return json.loads(line)
 
     def _last_words(self) -> str:
-        """The line of stderr that tells most: the last that names an error, before what torchrun adds."""
+        """The most informative line of stderr: the last that names an error, before those of torchrun."""
         lines = [line.strip() for line in self._stderr.read_text(errors="replace").splitlines() if line.strip()]
         lines = [re.sub(r"^\[rank\d+\]: ", "", line) for line in lines]
         named = [x for x in lines if re.match(r"([\w.]*(Error|Exception)|fedddp)\b.*: ", x)]
         torchruns = [x for x in named if "ChildFailedError" in x]
-        told = [x for x in named if x not in torchruns] or lines
-        return told[-1][:200] if told else "it ended without a word"
+        found = [x for x in named if x not in torchruns] or lines
+        return found[-1][:200] if found else "it ended without a message"
 
 
 def peak_memory(pid: int) -> list[float]:

@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--data.root=DIR] [--peers .peers] [--workloads w1,w2] [--rounds n]
 
 Runs `pytest tests/gpu`; then each workload on the GPU in float32, all contenders on one rank in turns, and fedddp on
-two ranks that share the card; measures the card's limits by a large copy and a large product of matrices. The table
+two ranks on the card; measures the card's limits by a large copy and a large product of matrices. The table
 comes last; every figure goes to benchmarks/records/. ``--device cpu`` runs the same program with few images, to see
 that it works.
 """
@@ -79,8 +79,8 @@ def _measured(name: str, args: argparse.Namespace, best: limits.Limits, console:
     words += ["--rounds", str(args.rounds)] if args.rounds else []
     words += ["--examples", str(args.examples)] if args.examples else []
     alone = run.compare(run.arguments(*words, "--ranks", "1", "--against", args.against), console)
-    shared = run.compare(run.arguments(*words, "--ranks", "2"), console)
-    return [*rows(alone, best), *rows(shared, best)] if alone else []
+    both = run.compare(run.arguments(*words, "--ranks", "2"), console)
+    return [*rows(alone, best), *rows(both, best)] if alone else []
 
 
 def rows(record: Mapping[str, Any] | None, best: limits.Limits) -> Iterator[dict[str, Any]]:
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--data.root", dest="root", help="MNIST in torchvision's layout; without: embedded digits")
     add("--peers", default=".peers", help="folder of the peers' environments [.peers]")
     add("--workloads", default="w1,w2", help="comma-separated names of benchmarks.run [w1,w2]")
-    add("--against", default="sequential,floor,pfl", help="contenders of benchmarks.run [sequential,floor,pfl]")
+    add("--against", default="sequential,pytorch,pfl", help="contenders of benchmarks.run [sequential,pytorch,pfl]")
     add("--rounds", type=int, help="repeats that count [the workload's]")
     add("--examples", type=int, help="use the first so many training images only")
     add("--device", default="cuda", choices=("cuda", "cpu"))

@@ -53,8 +53,8 @@ def show(title: str, outcomes: Outcomes, measures: Sequence[str], console: Conso
     console.print(_medians(title, outcomes))
     for name, outcome in outcomes.items():
         ended = f"ended after {len(outcome.rounds)} repeats" if outcome.rounds else "not available"
-        told = f"[red]{ended}: {escape(outcome.reason)}" if outcome.reason else f"[dim]{outcome.version}"
-        console.print(f"{name}: {told}")
+        state = f"[red]{ended}: {escape(outcome.reason)}" if outcome.reason else f"[dim]{outcome.version}"
+        console.print(f"{name}: {state}")
     compared = ratios(outcomes, measures)
     if compared:
         console.print(_compared(next(iter(outcomes)), compared, measures))

@@ -1,11 +1,11 @@
 """fedddp beside other programs on the same federated job, a round of each in turn.
 
-    python -m benchmarks.run --workload w1|w2|w3|lr_mnist|million [--against floor,sequential,pfl,flower]
+    python -m benchmarks.run --workload w1|w2|w3|lr_mnist|million [--against pytorch,sequential,pfl,flower]
         [--checkout=DIR] [--ranks 2] [--threads 1] [--rounds n] [--data.root=DIR] [--set section.key=value ...]
 
 Each contender is a program of its own that loads everything, then sleeps until it is asked for a round; the order of
 turns alternates, and the first round of each only warms up. Ratios are of one repeat to the same repeat, since seconds
-depend on what else the machine does. `floor` is a bare PyTorch loop, `sequential` is fedddp with
+depend on what else the machine does. `pytorch` is a plain PyTorch loop, `sequential` is fedddp with
 client.execution.name=sequential; `pfl` and `flower` need benchmarks/setup_peers.sh. ``--checkout`` is another working
 tree of fedddp, measured by its own script: what a change costs or gains, start-up included. Table,
 figure and every figure of every round go to benchmarks/records/.
@@ -35,7 +35,7 @@ PEERS = ("pfl", "flower")
 MNIST = 60_000  # training images; that many are dealt out in every workload
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """What fedddp asks of the C library for itself (`fedddp.setup.process`), as a user could ask it of any program."""
-AGAINST = ("floor", "sequential", *PEERS)
+AGAINST = ("pytorch", "sequential", *PEERS)
 SCRIPT_OF_A_CHECKOUT = "benchmarks/contenders/fedddp"
 
 
@@ -53,7 +53,7 @@ def a_console() -> Console:
 
 
 def arguments(*words: str) -> argparse.Namespace:
-    """What the program would be told by these words."""
+    """The parsed arguments for these words."""
     return _parser().parse_args(words)
 
 

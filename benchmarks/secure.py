@@ -117,7 +117,7 @@ def attempt(parties: list[Party], like: Tensor, clock: Clock, count: int = 0) ->
 
 
 def recover(left: list[Party], clock: Clock, count: int) -> None:
-    """Lose the parties that are not ``left``: these tell each other where they stand, and begin anew."""
+    """Lose the parties that are not ``left``: these exchange their statuses and begin a new attempt."""
     for party in left:
         party.regrouped([p.rank for p in left], party.epoch + 1)
     statuses = [b""] * count

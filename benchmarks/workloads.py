@@ -86,7 +86,7 @@ class W2(Workload):
 
 @dataclass(frozen=True)
 class W3(Workload):
-    """Few large clients, as hospitals: each rank is one client that owns its share of the images. CNN, B=64."""
+    """Few large clients, as hospitals: each rank is one client that owns a part of the images. CNN, B=64."""
 
     name: str = "w3"
     model: str = "cnn"
@@ -116,7 +116,7 @@ class LRMNIST(Workload):
 class Million(Workload):
     """What a large population costs: fedddp with a million clients of 60 against itself with 10,000.
 
-    1000 of them take part in a round. Clients share images, since there are not 60 million.
+    1000 of them take part in a round. Several clients own the same images, since there are not 60 million.
     """
 
     name: str = "million"

@@ -26,9 +26,9 @@ default_ranks() {
     fi
 }
 
-# share_cores RANKS: an even share of the cores for every rank, unless the user decided. fedddp sets its threads itself
+# divide_cores RANKS: as many cores for every rank, unless the user decided. fedddp sets its threads itself
 # (run.threads); this only keeps torchrun from warning that it chose for us.
-share_cores() {
+divide_cores() {
     local cores
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"

@@ -21,7 +21,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 export RANK WORLD_SIZE MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
 export LOCAL_RANK=0 LOCAL_WORLD_SIZE=1                                            # a machine of its own
 unset TORCHELASTIC_USE_AGENT_STORE TORCHELASTIC_RESTART_COUNT TORCHELASTIC_RUN_ID # no agent: rank 0 holds the store
-share_cores 1
+divide_cores 1
 [[ -z ${INTERFACE:-} ]] || export GLOO_SOCKET_IFNAME="$INTERFACE" NCCL_SOCKET_IFNAME="$INTERFACE"
 
 words=()

@@ -1,4 +1,4 @@
-"""The layers: an import points down, aggregation, algorithms and clients are strangers, one file communicates."""
+"""The layers: an import points down, aggregation, algorithms and clients do not import each other, one file sends."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import fedddp
 
 ROOT = Path(fedddp.__file__).parent
-FLOORS = [
+LAYERS = [
     ["types", "flat", "rng", "registry", "errors"],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "privacy", "secure"],
@@ -16,8 +16,8 @@ FLOORS = [
     ["config", "federation", "setup"],
     ["api", "train", "trained", "cli"],
 ]
-APART = FLOORS[2]
-FLOOR = {part: level for level, parts in enumerate(FLOORS) for part in parts}
+APART = LAYERS[2]
+LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FILES = sorted(ROOT.rglob("*.py"))
 PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -56,14 +56,14 @@ def mistakes():
     for path in FILES:
         here = part_of(path)
         for there in own_imports(path) - {here}:
-            upward = FLOOR[there] > FLOOR.get(here, len(FLOORS))  # the package itself is the roof
+            upward = LAYER[there] > LAYER.get(here, len(LAYERS))  # the package itself is above all
             if upward or (here in APART and there in APART):
                 yield f"{path.relative_to(ROOT)} imports {there}"
 
 
-def test_every_part_of_the_package_has_a_floor():
+def test_every_part_of_the_package_has_a_layer():
     parts = {part_of(path) for path in FILES} - {""}
-    assert parts == set(FLOOR)
+    assert parts == set(LAYER)
 
 
 def test_imports_point_down():

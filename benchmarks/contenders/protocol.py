@@ -1,4 +1,4 @@
-"""What every contender shares: the workload it reads, and the lines it exchanges with the orchestrator.
+"""Common to all contenders: the workload they read, and the lines they exchange with the orchestrator.
 
 A workload is a folder with `workload.json` and `arrays.npz`. A contender prints one `ready` line when all is loaded;
 then each line `round` on stdin asks for one federated round, answered by one line of JSON with its seconds. `quit` or

@@ -98,8 +98,8 @@ def recorded(folder: Path, seed: int, *more: str) -> None:
     if process.returncode:
         log = Path(tempfile.gettempdir()) / f"fedddp-demo-{os.getpid()}.log"
         log.write_text(output, encoding="utf-8")
-        told = [line for line in output.splitlines() if "Error: " in line and "ChildFailed" not in line]
-        raise Failed(f"the recorded run failed: {(told or ['no reason given'])[0].strip()} (all of it: {log})")
+        errors = [line for line in output.splitlines() if "Error: " in line and "ChildFailed" not in line]
+        raise Failed(f"the recorded run failed: {(errors or ['no reason given'])[0].strip()} (all of it: {log})")
 
 
 def _report(found: Findings, out: Path) -> None:

@@ -81,7 +81,7 @@ WAYS: dict[str, tuple[str, str, Callable[[Matcher, Seen], Reconstruction]]] = {
 
 
 def seen_of(recording: Recording, key: str, module: nn.Module) -> Seen:
-    """What ``key`` (handed or neighbour) of a recording tells about the gradient of one step of SGD."""
+    """What ``key`` (handed or neighbour) of a recording reveals about the gradient of one step of SGD."""
     flat, tensors = FlatModule(module), recording.tensors
     flat.load(tensors["before"].to(flat.w))
     handed = tensors[key].double()

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"Intervals: bootstrap over the {args.pool} examples, for these {args.models // 2} attacked models. "
         f"epsilon: example level, delta {DELTA:g}, Poisson sampling, add-or-remove adjacency, of one model; "
-        "it bounds every attack, an AUC is what these attacks reached. TPR: share of the members that LiRA online "
+        "it bounds every attack, an AUC is what these attacks reached. TPR: fraction of the members that LiRA online "
         "finds at 1% false alarms."
     )
     return 0

@@ -107,19 +107,19 @@ def test_a_record_is_not_overwritten_and_names_no_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fedddp_the_floor_and_another_checkout_run_side_by_side(tmp_path, monkeypatch):
+def test_fedddp_plain_pytorch_and_another_checkout_run_side_by_side(tmp_path, monkeypatch):
     here = Path(run.__file__).parents[1]
-    words = ["--workload", "w2", "--against", "floor", "--checkout", str(here), "--ranks", "1", "--rounds", "1"]
+    words = ["--workload", "w2", "--against", "pytorch", "--checkout", str(here), "--ranks", "1", "--rounds", "1"]
     monkeypatch.setattr(sys, "argv", ["run", *words, "--out", str(tmp_path)])
     assert run.main() == 0
     (kept,) = tmp_path.glob("w2-*.json")
     record = json.loads(kept.read_text())
     assert {name: len(c["rounds"]) for name, c in record["contenders"].items()} == {
         "fedddp": 1,
-        "floor": 1,
+        "pytorch": 1,
         "checkout": 1,
     }
-    assert record["ratios"]["floor"]["clients/s"]["median"] > 0
+    assert record["ratios"]["pytorch"]["clients/s"]["median"] > 0
     assert kept.with_suffix(".png").exists()
 
 

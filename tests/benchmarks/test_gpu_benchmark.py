@@ -39,7 +39,7 @@ def test_the_slower_of_the_two_is_the_limit():
 
 
 def test_a_row_compares_with_the_limit_and_with_fedddp():
-    first, slow, gone = gpu.rows(record(fedddp=[0.1, 0.2, 0.1], floor=[0.2, 0.6, 0.4], pfl=[]), CARD)
+    first, slow, gone = gpu.rows(record(fedddp=[0.1, 0.2, 0.1], pytorch=[0.2, 0.6, 0.4], pfl=[]), CARD)
     work = limits.of_training(MODELS["logistic"](), gpu.IMAGE, clients=10, examples=12, epochs=2, batch_size=5)
     assert first["of the limit"] == pytest.approx(CARD.seconds(work) / 0.1)
     assert (first["faster"], slow["faster"]) == (1.0, pytest.approx(3.0))

@@ -79,7 +79,7 @@ def lira(target: Tensor, shadows: Tensor, members: Tensor, *, online: bool = Tru
 def auc(members: Tensor, others: Tensor) -> AUC:
     """AUC of scores ``members [a]`` against ``others [b]``, ties counting one half, with DeLong's 95% interval.
 
-    DeLong et al. 1988: with V_i the share of others below member i and U_j the share of members above other j, the
+    DeLong et al. 1988: with V_i the fraction of others below member i and U_j that of members above other j, the
     variance is var(V) / a + var(U) / b. For independent examples and one attacked model. Raises ValueError for
     fewer than two scores a side.
     """
@@ -117,12 +117,12 @@ def pooled_auc(scores: Tensor, members: Tensor, *, seed: int = 0, resamples: int
 
 
 def _below(a: Tensor, b: Tensor) -> Tensor:
-    """For each of ``a``, the share of ``b`` that is smaller, ties counting one half, [len(a)]."""
+    """For each of ``a``, the fraction of ``b`` that is smaller, ties counting one half, [len(a)]."""
     b = b.double().sort().values
     a = a.double().contiguous()
     return (torch.searchsorted(b, a) + torch.searchsorted(b, a, right=True)).double() / (2 * len(b))
 
 
 def _found(members: Tensor, others: Tensor) -> float:
-    """The share of members above the threshold that 1% of the others exceed."""
+    """The fraction of members above the threshold that 1% of the others exceed."""
     return float((members.double() > others.double().quantile(0.99)).double().mean())

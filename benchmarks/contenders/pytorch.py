@@ -1,8 +1,8 @@
-"""The floor: the plain program that does the same training. `python benchmarks/contenders/floor.py WORK`.
+"""The plain PyTorch program for the same training. `python benchmarks/contenders/pytorch.py WORK`.
 
-What a good engineer writes without a federation in mind: ranks that share the cohort evenly, on each a loop of
-zero_grad, forward, backward, step over batches that are normalised and lie ready before the clock starts, one
-all_reduce that averages the weights, and a plain evaluation of the test set, split over the ranks. `train` is the
+What an engineer writes without a federation in mind: the cohort is divided evenly over the ranks, each of which runs a
+loop of zero_grad, forward, backward, step over batches that are normalised before the clock starts, one all_reduce that
+averages the weights, and a plain evaluation of the test set, split over the ranks. `train` is the
 slowest rank's time in the loop alone; summing and averaging the weights count in `total`.
 """
 
@@ -26,7 +26,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 
 class Loop:
-    """One rank's part of every round; the model that stays behind is the same on every rank."""
+    """One rank's part of every round; the resulting model is the same on every rank."""
 
     def __init__(self, workload: Workload, device: torch.device) -> None:
         self.workload, self.device = workload, device
