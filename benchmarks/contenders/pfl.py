@@ -1,8 +1,9 @@
 """pfl-research (https://github.com/apple/pfl-research) as a contender: `python benchmarks/contenders/pfl.py WORK`.
 
 pfl as fast as it gets: the cohort divided over torchrun ranks, one all-reduce per round, evaluation spread over the
-ranks, clients' batches cut once and kept where they are needed (pfl does not shuffle), no metrics of clients. Its iteration 0
-warms up and is undone: there pfl evaluates on every client's data before and after training, whatever the frequency is.
+ranks, clients' batches cut once and kept where they are needed (pfl does not shuffle), no metrics of clients. Its
+iteration 0 warms up and is undone: there pfl evaluates on every client's data before and after training, whatever the
+frequency is.
 """
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
