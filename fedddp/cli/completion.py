@@ -26,9 +26,12 @@ complete -o default -F _fedddp fedddp"""
 ZSH = """\
 #compdef fedddp
 _fedddp() {
-    local -a found
-    found=("${(@f)$(fedddp completion words "${LBUFFER}" 2>/dev/null)}")
-    compadd -Q -S '' -a found
+    local -a found open
+    found=(${(f)"$(fedddp completion words "$LBUFFER" 2>/dev/null)"})
+    open=(${(M)found:#*=})
+    found=(${found:#*=})
+    compadd -Q -S '' -a open
+    compadd -Q -a found
     [[ ${words[CURRENT]} == -* ]] || _files
 }
 compdef _fedddp fedddp"""

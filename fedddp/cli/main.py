@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import NoReturn
@@ -16,7 +16,7 @@ from ..registry.spelling import suggestion
 from .commands import COMMANDS, Command
 from .help import Parser, overview, say
 
-DONE, USAGE = 0, 2
+DONE, USAGE, INTERRUPTED = 0, 2, 75
 
 
 def main(argv: Sequence[str] | None = None, command: str = "") -> int:
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None, command: str = "") -> int:
         if "RANK" not in os.environ:
             print(f"fedddp: {error}", file=sys.stderr)
             return USAGE
-        return import_module(".outcome", __package__).ended(partial(_refuse, error))  # by one of the ranks
+        return _ended(partial(_refuse, error))  # by one of the ranks
     if argv is None and not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, "")  # where python -m has it: a console script has its own folder there instead
-    return import_module(".outcome", __package__).ended(partial(_run, chosen, args), stops=chosen.stops)
+    return _ended(partial(_run, chosen, args), stops=chosen.stops)
 
 
 def _named(words: Sequence[str]) -> str:
@@ -73,6 +73,16 @@ def _read(name: str, words: Sequence[str]) -> Namespace:
         raise UsageError(f"{left[0]}: fedddp {name} takes no such argument{suggestion(left[0], parser.known)}")
     args.words, args.options = left, parser.known
     return args
+
+
+def _ended(run: Callable[[], int | None], **how: bool) -> int:
+    """Run a command; importing torch takes seconds, in which Ctrl-C is no error either."""
+    try:
+        outcome = import_module(".outcome", __package__)
+    except KeyboardInterrupt:
+        print("fedddp: SIGINT: stopped", file=sys.stderr)
+        return INTERRUPTED
+    return outcome.ended(run, **how)
 
 
 def _run(command: Command, args: Namespace) -> int | None:

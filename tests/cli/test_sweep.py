@@ -286,7 +286,7 @@ def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
         ({"state": "running"}, "", -9, "ended by SIGKILL"),
         (
             {"state": "interrupted", "reason": "SIGTERM"},
-            "E1125 api.py:1] failed (exitcode: -9) local_rank: 1 (pid: 7) of binary: python\n",
+            "fedddp: rank 1 was ended by SIGKILL; the other ranks were stopped\n",
             1,
             "rank 1 was ended by SIGKILL; the same command goes on",
         ),

@@ -25,9 +25,9 @@ from ...comm import interrupt
 from ...config import UsageError, flatten, read_toml, to_dict
 from .grid import Run, Sweep
 
-PATIENCE = 40.0  # seconds that a run has to stop in: torchrun gives its ranks 30
-LOST = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
-"""What torchrun says of a rank that a signal ended; the others are then stopped, and note that alone."""
+PATIENCE = 40.0  # seconds that a run has to stop in: its ranks are given 30
+LOST = re.compile(r"rank \d+ was ended by \w+")
+"""What fedddp launch says of a rank that a signal ended; the others are then stopped, and note that alone."""
 
 TELLING = re.compile(r"^(fedddp(\[rank \d+\])?: |(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b)")
 
@@ -94,9 +94,9 @@ def train(sweep: Sweep, run: Run, told: Callable[[int], None]) -> Ended:
 
 
 def command(nproc: int, plan: Path) -> list[str]:
-    """How a run is started: by itself, or by torchrun where it has several ranks."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
-    return [sys.executable, *launcher, "-m", "fedddp.train", str(plan)]
+    """How a run is started: by itself, or by fedddp launch where it has several ranks."""
+    how = ["launch", f"--ranks={nproc}"] if nproc > 1 else ["train"]
+    return [sys.executable, "-m", "fedddp", *how, str(plan)]
 
 
 def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) -> int:
@@ -126,7 +126,7 @@ def _reason(status: dict[str, Any], said: str, code: int) -> str:
     if status.get("state") == "failed":
         return str(status.get("error", "failed"))
     if lost := LOST.search(said):
-        return f"rank {lost[2]} was ended by {signal.Signals(int(lost[1])).name}; the same command goes on"
+        return f"{lost[0]}; the same command goes on"
     if status.get("state") == "interrupted":
         return f"stopped from outside ({status.get('reason')}); the same command goes on"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
