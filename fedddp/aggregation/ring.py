@@ -20,8 +20,8 @@ FINEST = 40
 LARGEST_NOISE = 2**48
 """In units of the ring: the noise's bound is a dozen standard deviations, of which samplers take up to 2^45."""
 
-Exchange = Callable[[Tensor, int], Tensor]
-"""From this rank's integers [L] and the round (0-based) to the sum over ranks: an all_reduce, masked or not."""
+Exchange = Callable[[Tensor, int, int], Tensor]
+"""From this rank's integers [L], the round (0-based) and how many clients they are of, to the sum over ranks."""
 
 Sampler = Callable[[int, float], Tensor]
 """From ``(n, std)`` to n int64 draws of noise with that standard deviation, in units of the ring."""
@@ -29,7 +29,7 @@ Sampler = Callable[[int, float], Tensor]
 
 def in_the_clear(comm: Comm) -> Exchange:
     """The exchange without masks: one all_reduce of integers."""
-    return lambda buffer, round: comm.all_reduce(buffer, Purpose.AGGREGATE)
+    return lambda buffer, round, contributors: comm.all_reduce(buffer, Purpose.AGGREGATE)
 
 
 def fraction_bits(bound: float, total_weight: float, bits: int, noise: float = 0.0) -> int:
@@ -86,8 +86,10 @@ class RingSum:
     def open(self, length: int, tail: int, total_weight: float) -> None:
         self._sum = torch.zeros(length, dtype=torch.int64, device=self._device)
         self.tail = torch.zeros(tail, dtype=torch.float64)
+        self._contributors = 0
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
+        self._contributors += len(rows)
         for row, n in zip(rows, weight.tolist(), strict=True):
             self._sum += row.to(torch.float64, copy=True).mul_(n * 2.0**self.fraction_bits).to(torch.int64)
 
@@ -103,7 +105,7 @@ class RingSum:
     def total(self, comm: Comm, round: int) -> Tensor:
         slots = _words((self.tail * 2.0**20).round().to(torch.int64), self._words)
         buffer = torch.cat([self._sum.to(self._dtype), slots.to(self._dtype).to(self._device)])
-        total = self._exchange(buffer, round)
+        total = self._exchange(buffer, round, self._contributors)
         length = len(self._sum)
         self.tail.copy_(_joined(total[length:].to("cpu", torch.int64), self._words).double() / 2.0**20)
         return total[:length].to(torch.float64) / 2.0**self.fraction_bits

@@ -41,6 +41,7 @@ CHANGEABLE = (
     "privacy.trust_network",
     "privacy.target_epsilon",
     "privacy.secure_aggregation.key",
+    "privacy.secure_aggregation.min_clients",
     "privacy.secure_aggregation.roster",  # fewer parties need another one
 )
 CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")

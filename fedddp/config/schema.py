@@ -210,6 +210,9 @@ class SecureAggregation(Section):
         gt=0,
         description="largest magnitude of an entry of an update; largest adaptive clip",
     )
+    min_clients: int = Field(
+        default=3, ge=1, description="fewest clients in a round's sum; a round with fewer is aborted before it is sent"
+    )
     roster: Annotated[str, UserPath] = Field(
         default="", description="file of all ranks' public keys; empty = keys are made at start and not authenticated"
     )

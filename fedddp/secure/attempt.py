@@ -30,6 +30,7 @@ from .reveal import Certificate
 from .state import STATE_BYTES
 
 KEYS_BYTES = STATE_BYTES + 64
+COUNT_BYTES = 8
 SEALED_BYTES = shamir.SHARE_BYTES + 16
 """A share and AES-GCM's tag. The key serves once, so the nonce is zero."""
 
@@ -39,7 +40,7 @@ class OtherModel(RuntimeError):
 
 
 def shares_bytes(neighbours: int) -> int:
-    return 32 + neighbours * SEALED_BYTES
+    return 32 + COUNT_BYTES + neighbours * SEALED_BYTES
 
 
 def reveal_bytes(neighbours: int) -> int:
@@ -68,6 +69,8 @@ class Attempt:
         self._seals: dict[int, bytes] = {}
         self._held: dict[int, bytes] = {}
         """My share of each one's seed, by owner."""
+        self.contributors = 0
+        """How many clients of all members contribute, once everybody's shares are accepted."""
 
     # -- 1 keys -----------------------------------------------------------------------------------------------
 
@@ -100,8 +103,11 @@ class Attempt:
 
     # -- 2 shares ---------------------------------------------------------------------------------------------
 
-    def shares(self) -> bytes:
-        """A seal of the seed, then for each neighbour, encrypted to it, a share of the seed."""
+    def shares(self, contributors: int = 0) -> bytes:
+        """A seal of the seed, a masked count, then for each neighbour, encrypted to it, a share of the seed.
+
+        ``contributors``: how many clients this party's vector is of. The masks of the counts cancel over all members.
+        """
         points = [holder + 1 for holder in self.graph.holders(self.rank)]
         shares = shamir.split(self._seed, points, self.graph.threshold, self._random)
         self._held[self.rank] = shares[self.rank + 1]
@@ -109,16 +115,19 @@ class Attempt:
         for rank in self.neighbours:
             cipher, bound = self._cipher(self.rank, rank)
             sealed.append(cipher.encrypt(bytes(12), shares[rank + 1], bound))
-        return self._seal(self.rank, self._seed) + b"".join(sealed)
+        count = sum(self._count_mask(rank) for rank in self.neighbours) + contributors
+        return self._seal(self.rank, self._seed) + (count % 2**64).to_bytes(COUNT_BYTES, "big") + b"".join(sealed)
 
     def accept(self, bodies: Mapping[int, bytes]) -> None:
-        """Keep the shares that the neighbours sent to this party."""
+        """Keep the shares that the neighbours sent to this party, and add up the counts."""
         for rank, body in bodies.items():
             if len(body) != shares_bytes(len(self.graph.neighbours[rank])):
                 raise Refused(f"rank {rank}'s shares have {len(body)} bytes")
             self._seals[rank] = body[:32]
+            self.contributors += int.from_bytes(body[32 : 32 + COUNT_BYTES], "big")
+        self.contributors %= 2**64
         for rank in self.neighbours:
-            begin = 32 + self.graph.neighbours[rank].index(self.rank) * SEALED_BYTES
+            begin = 32 + COUNT_BYTES + self.graph.neighbours[rank].index(self.rank) * SEALED_BYTES
             cipher, bound = self._cipher(rank, self.rank)
             try:
                 self._held[rank] = cipher.decrypt(bytes(12), bodies[rank][begin : begin + SEALED_BYTES], bound)
@@ -172,6 +181,12 @@ class Attempt:
     def _mask_key(self, shared: bytes, one: int, other: int) -> bytes:
         pair = struct.pack(">II", min(one, other), max(one, other))
         return masks.derive(shared, self._session.transcript, b"pairwise mask", self.place.context + pair)
+
+    def _count_mask(self, rank: int) -> int:
+        """What this party adds to its count for a neighbour, who adds the negative. The key is never shared."""
+        pair = struct.pack(">II", min(self.rank, rank), max(self.rank, rank))
+        key = masks.derive(self._channels[rank], self._session.transcript, b"count", self.place.context + pair)
+        return int.from_bytes(key[:COUNT_BYTES], "big") * (1 if rank > self.rank else -1)
 
     def _cipher(self, sender: int, receiver: int) -> tuple[AESGCM, bytes]:
         """Encryption of what one party sends another, with a key for this direction, and what it is bound to."""

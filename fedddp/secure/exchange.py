@@ -39,6 +39,7 @@ class SecureExchange:
 
     Making it is the session's start: two gatherings. ``roster``: everybody's public keys; None trusts whoever comes
     (a simulation: `session.authenticated` is False). ``configuration``: bytes that must be equal on all ranks.
+    ``min_clients``: fewest clients that may contribute to a sum, or 0 to leave them uncounted.
     Raises HelloError, on all ranks alike unless this rank's own key does not fit. The last two are for tests.
     """
 
@@ -49,28 +50,32 @@ class SecureExchange:
         roster: Roster | None,
         configuration: bytes,
         *,
+        min_clients: int = 0,
         party: Callable[[Session], Party] | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._comm = comm
         self.session = greet(comm, identity, roster, configuration, random_bytes)
-        self.party = party(self.session) if party else Party(self.session, random_bytes=random_bytes)
+        keys = {"min_clients": min_clients, "random_bytes": random_bytes}
+        self.party = party(self.session) if party else Party(self.session, **keys)
+        self._counts = min_clients > 0
         self._state: Callable[[], bytes] = lambda: NO_STATE
 
     def begin(self, server: ServerState) -> None:
         """A round begins, from a model that must be the same on all ranks: hash it beside what follows until `sum_`."""
         self._state = hashing(server)
 
-    def sum_(self, buffer: Tensor, round: int) -> Tensor:
+    def sum_(self, buffer: Tensor, round: int, contributors: int = 0) -> Tensor:
         """Sum ``buffer`` [L] (int64 or int32, any device), in place and in its ring, over the ranks that take part.
 
-        A rank with nothing to give passes zeros. ``round`` grows from call to call. Raises RoundBurnt, on every rank
-        alike; ``buffer`` is then as it was, and the next round can begin. Raises CommError when too few ranks are left,
-        or when they have begun from different models; nothing masked has been sent then.
+        A rank with nothing to give passes zeros. ``contributors``: how many clients ``buffer`` is of. ``round`` grows
+        from call to call. Raises RoundBurnt, on every rank alike; ``buffer`` is then as it was, and the next round can
+        begin. Raises CommError when too few ranks are left, or when they have begun from different models; nothing
+        masked has been sent then.
         """
         try:
             self.party.regrouped(self._comm.members, self._comm.epoch)
-            self.party.begin(round, buffer.to("cpu"), self._state())
+            self.party.begin(round, buffer.to("cpu"), self._state(), contributors if self._counts else 0)
             self._settled(self._run)
         except (TooFewParties, OtherModel) as error:
             raise CommError(str(error)) from None

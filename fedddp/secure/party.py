@@ -36,10 +36,11 @@ class TooFewParties(RuntimeError):
 
 @dataclass
 class Progress:
-    """How far a party has come in an attempt at a round; ``x`` [L] is its vector."""
+    """How far a party has come in an attempt at a round; ``x`` [L] is its vector, of so many contributors."""
 
     attempt: Attempt
     x: Tensor
+    contributors: int
     messages: dict[Step, bytes] = field(default_factory=dict)
     total: Tensor | None = None
     commitment: bytes = b""
@@ -49,12 +50,20 @@ class Progress:
 
 
 class Party:
-    """``shape``: neighbours and threshold from 80 parties on, for tests. ``random_bytes``: a seam for tests."""
+    """One party of a session.
+
+    Args:
+        session: of all parties.
+        min_clients: fewest clients that may contribute to a round's sum; with fewer nobody masks anything.
+        shape: neighbours and threshold of each party, for tests.
+        random_bytes: for tests.
+    """
 
     def __init__(
         self,
         session: Session,
         *,
+        min_clients: int = 0,
         shape: tuple[int, int] | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -75,15 +84,16 @@ class Party:
         self._last: tuple[int, Outcome] = (-1, Outcome.NONE)
         self._kept: tuple[int, bytes] | None = None  # what this party revealed last, should others still need it
         self._begun: tuple[int, int] = (-1, -1)  # round and epoch of the last attempt
-        self._rule = RevealRule(self.rank, n)
+        self._rule, self._min_clients = RevealRule(self.rank, n), min_clients
         self._progress: Progress | None = None
 
     # -- a round ----------------------------------------------------------------------------------------------
 
-    def begin(self, round: int, x: Tensor, state: bytes = NO_STATE) -> None:
+    def begin(self, round: int, x: Tensor, state: bytes = NO_STATE, contributors: int = 0) -> None:
         """Start a round with this party's vector [L], int64 or int32, which must not change until the round is over.
 
         ``state``: digest of the model that the round starts from, which must be the same on all parties.
+        ``contributors``: how many clients the vector is of.
         Raises ValueError for a round that is not later than all before: an aborted round is not repeated, because sums
         of the same vectors over two sets of parties would give the difference away. Raises TooFewParties.
         """
@@ -91,9 +101,9 @@ class Party:
             raise ValueError(f"round {round} does not follow round {max(self.round, self._last[0])}")
         masks.check(x)
         self.round, self.result = round, None
-        self._start(x, state)
+        self._start(x, state, contributors)
 
-    def _start(self, x: Tensor, state: bytes) -> None:
+    def _start(self, x: Tensor, state: bytes, contributors: int) -> None:
         """A new attempt with the members of now, under keys that were never used."""
         left, needed = len(self.members), max(LEAST_PARTIES, quorum(self.session.world_size))
         if left < needed:
@@ -108,7 +118,7 @@ class Party:
         seed = self.session.transcript + struct.pack(">qq", self.round, self.epoch)
         graph = draw(self.members, quorum(self.session.world_size), seed, self._shape)
         place = Place(self.round, self.epoch, graph.members, state)
-        self._progress = Progress(Attempt(self.session, place, graph, self._random), x)
+        self._progress = Progress(Attempt(self.session, place, graph, self._random), x, contributors)
         self.step = Step.KEYS
 
     @property
@@ -133,7 +143,7 @@ class Party:
         if self.step is Step.KEYS:
             return now.attempt.keys()
         if self.step is Step.SHARES:
-            return now.attempt.shares()
+            return now.attempt.shares(now.contributors)
         if self.step is Step.COMMIT:
             return now.commitment
         assert now.certificate is not None
@@ -166,6 +176,11 @@ class Party:
             now.attempt.agree(bodies)
         elif self.step is Step.SHARES:
             now.attempt.accept(bodies)
+            if now.attempt.contributors < self._min_clients:
+                raise Refused(
+                    f"clients that contribute: {now.attempt.contributors}; "
+                    f"privacy.secure_aggregation.min_clients asks for {self._min_clients}"
+                )
         elif self.step is Step.COMMIT:
             now.certificate = self._rule.certify(now.attempt.place, bodies)
         else:
@@ -273,7 +288,8 @@ class Party:
     def _restart(self) -> None:
         if self._rule.committed(self.round):
             raise self._burnt("a new attempt was asked for after this party had committed to a sum")
-        self._start(self._now.x, self._now.attempt.place.state)
+        now = self._now
+        self._start(now.x, now.attempt.place.state, now.contributors)
 
     # -- the end of a round -----------------------------------------------------------------------------------
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from fedddp.aggregation.pipeline import checksum
+from fedddp.aggregation.pipeline import Inbox, checksum
 from fedddp.comm import CommError
 from fedddp.config import UsageError
+from fedddp.federation import federate
 from fedddp.privacy import epsilon
-from tests.helpers.distributed import configured, fruitless, train
+from fedddp.secure.attempt import Attempt
+from tests.helpers.distributed import configured, experiment_of, fruitless, train
 
 MASKED = {"secure_aggregation": {"enabled": True}, "guard": True}
 EXAMPLE = {"level": "example", "noise_multiplier": 1.0, "randomness": "seeded", "guard": True}
@@ -38,11 +40,32 @@ def test_under_masks_the_model_is_the_one_without_them_and_no_client_is_told_apa
 
 def test_whoever_has_no_sampled_client_sends_masked_zeros(run_ranks, tmp_path):
     """One client of six a round: two of the three ranks have nothing to give."""
-    run = {"cohort": {"size": 1}}
+    run, alone = {"cohort": {"size": 1}}, {"secure_aggregation": {"enabled": True, "min_clients": 1}}
     plain = run_ranks(train, 3, table_of(tmp_path, "plain", 3) | run)[0]
-    masked = run_ranks(train, 3, table_of(tmp_path, "masked", 3, privacy=MASKED) | run)[0]
+    masked = run_ranks(train, 3, table_of(tmp_path, "masked", 3, privacy=MASKED | alone) | run)[0]
     assert torch.allclose(masked["w"], plain["w"], rtol=0, atol=1e-5)
     assert masked["history"][0]["sent"]["aggregate"] > 8 * len(masked["w"])
+
+
+def test_a_round_of_too_few_clients_is_aborted_before_anything_is_masked(run_ranks, tmp_path):
+    """The client of rank 2 fails in the first of two rounds, and two of three are fewer than min_clients."""
+    results = run_ranks(one_fails, 3, table_of(tmp_path, clients=3, privacy=MASKED))
+    for masked, participants, aborted in results:
+        assert masked == 1  # in the second round
+        assert participants == [0, 3]
+        assert aborted == [True, False]
+
+
+def one_fails(comm, table):
+    experiment = experiment_of(comm, table)
+    trainer, masked, reports = experiment.federation.trainer, [], []
+    train_, mask, mean = trainer.train, Attempt.mask, Inbox.mean
+    if comm.rank == 2:
+        trainer.train = lambda local, *rest: 1 / local.round and train_(local, *rest)
+    Attempt.mask = lambda attempt, y: masked.append(attempt.rank) or mask(attempt, y)
+    Inbox.mean = lambda inbox: reports.append(mean(inbox)) or reports[-1]
+    federate(experiment.federation, experiment.server)
+    return len(masked), [mean.count for mean, _ in reports], [report.aborted for _, report in reports]
 
 
 def test_example_level_tells_no_loss_and_spends_what_the_accountant_says(run_ranks, tmp_path):

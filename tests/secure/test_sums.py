@@ -287,3 +287,54 @@ def test_no_attempt_has_the_number_of_another(monkeypatch):
     assert numbers == [[(0, 0), (0, 1), (1, 1)]] * 3 + [[(0, 0)]]
     secrets = [secret for of_rank in made.values() for _, *pair in of_rank for secret in pair]
     assert len(set(secrets)) == len(secrets)
+
+
+# -- how many clients contribute -------------------------------------------------------------------------------
+
+
+def counted(least, counts, deaths=()):
+    """What ranks get that ask for ``least`` clients and contribute ``counts``, and what each masked vector was."""
+
+    def body(comm):
+        exchange = SecureExchange(comm, Identity.new(), None, b"", min_clients=least)
+        try:
+            return exchange.sum_(torch.full((3,), comm.rank), 0, counts[comm.rank]).tolist()
+        except RoundBurnt as reason:
+            return str(reason)
+
+    return World(len(counts), deaths).run(body)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1, 0), (0, 0, 3, 0), (2, 2, 2, 2)])
+def test_enough_clients_are_summed(counts):
+    assert counted(3, counts) == dict.fromkeys(range(4), [6] * 3)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 0, 0), (0, 0, 2, 0), (0, 0, 0, 0)])
+def test_with_too_few_clients_nothing_is_masked_or_revealed(monkeypatch, counts):
+    vectors, revealed = recorded(monkeypatch), []
+    monkeypatch.setattr(Attempt, "reveal", lambda attempt, _: revealed.append(attempt))
+    results = counted(3, counts)
+    assert sorted(results) == [0, 1, 2, 3]
+    assert all(f"clients that contribute: {sum(counts)}" in told for told in results.values())
+    assert not vectors
+    assert not revealed
+
+
+def test_clients_of_a_lost_rank_do_not_count():
+    deaths = [Death(3, "aggregate", "before")]
+    assert all("contribute: 2" in told for told in counted(3, (1, 1, 0, 5), deaths).values())
+    assert counted(2, (1, 1, 0, 5), deaths) == dict.fromkeys(range(3), [3] * 3)
+
+
+def test_the_count_that_a_rank_sends_tells_nothing_by_itself(monkeypatch):
+    """Of the same counts it is another number each time, and the masks of none but all members cancel."""
+    sent, shares = [], Attempt.shares
+    monkeypatch.setattr(Attempt, "shares", lambda *args: sent.append(shares(*args)) or sent[-1])
+    for _ in range(8):
+        counted(1, (1, 1, 1))
+    numbers = [int.from_bytes(body[32:40], "big") for body in sent]
+    assert len(set(numbers)) == 24
+    runs = [numbers[at : at + 3] for at in range(0, 24, 3)]
+    assert all(sum(run) % 2**64 == 3 for run in runs)
+    assert all((a + b) % 2**64 > 2**40 for run in runs for a, b in itertools.combinations(run, 2))

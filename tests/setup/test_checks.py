@@ -175,6 +175,8 @@ CONFIGURATIONS = [
     ("roster-alone", "privacy.secure_aggregation.roster", [secure(roster="r.toml")]),
     ("key-alone", "privacy.secure_aggregation.key", [secure(key="k")]),
     ("identity-unreadable", "privacy.secure_aggregation", [secure(roster="no.toml", key="no.key")]),
+    ("min-clients-unreachable", "privacy.secure_aggregation.min_clients", [secure(), {"cohort": {"size": 2}}]),
+    ("min-clients-unreachable", "privacy.secure_aggregation.min_clients", [secure(min_clients=4)]),  # one owns nothing
     ("ring-bound", "privacy.secure_aggregation.bound", [secure(bits=32, bound=1e9)]),
     (
         "ring-bound",

@@ -187,6 +187,11 @@ def _foreign_key(f: Facts) -> Values | None:
     return {"n": f.place.rank} if files is not None and files[0].keys[f.place.rank] != files[1] else None
 
 
+def _few_clients(f: Facts) -> Values | None:
+    keys, clients = f.config.privacy.secure_aggregation, min(f.config.cohort_size, int((f.sizes > 0).sum()))
+    return {"clients": clients} if keys.enabled and clients < keys.min_clients else None
+
+
 SECURE: tuple[Check[Facts], ...] = (
     *_masked_key("roster"),
     *_masked_key("key"),
@@ -200,6 +205,13 @@ SECURE: tuple[Check[Facts], ...] = (
         ),
         "needs {least} ranks or more, not {ranks}: of two, each learns the other's update from the sum",
         "start more with torchrun --nproc_per_node",
+    ),
+    Check(
+        "min-clients-unreachable",
+        ("privacy.secure_aggregation.min_clients", "cohort.size", "data.partition.num_clients"),
+        _few_clients,
+        "no round can have so many: {clients} client(s) take part in one",
+        "sample more clients per round, or set it to {clients}: the sum of few clients reveals much of each",
     ),
     Check("identity-unreadable", ("privacy.secure_aggregation",), lambda f: failure(lambda: _files(f)), "{why}"),
     Check(
