@@ -27,6 +27,7 @@ from .gloo import ProcessGroup, choose_backend, launchers_store
 from .guard import AROUND, OBJECTS, Guard, MessageRefused, refuse_around
 from .heartbeat import CommError, Heartbeat, LostRank
 from .ledger import Ledger, Purpose
+from .membership import Membership, Signer
 from .world import Place, check_meeting
 
 __all__ = ["Comm", "CommError", "LostRank", "MessageRefused", "Place", "Purpose", "record"]
@@ -56,6 +57,7 @@ class Comm:
         self.bytes_sent = 0
         self.synced_at = time.perf_counter()
         self._heartbeat = Heartbeat(store, place.rank, place.world_size, timeout, self._account)
+        self._membership = Membership(self._heartbeat)
         self._guard: Guard | None = None
         self._group: ProcessGroup | None = None
 
@@ -302,7 +304,7 @@ class Comm:
             return self.members
         for _ in range(self.world_size):
             group.abandon()
-            self.members = members = heartbeat.agree(grace)
+            self.members = members = self._membership.agree(grace)
             try:
                 if len(members) > 1:
                     position = members.index(self.rank)
@@ -311,6 +313,10 @@ class Comm:
                 continue
             return members
         raise CommError("regroup: the members did not come together")
+
+    def sign_members(self, signer: Signer) -> None:
+        """From now on believe of who is left only what is signed; every rank must call it, with a key of its own."""
+        self._membership.signer = signer
 
     # -- leaving ----------------------------------------------------------------------------------------------
 

@@ -104,10 +104,8 @@ class Guard:
             Purpose.EVALUATE: reduced("float64", limit=8 * (classes**2 + 2)),
             Purpose.AGGREGATE: reduced(ring) if secure else _IN_THE_CLEAR,
             **dict.fromkeys((Purpose.TARGET_ACCURACY, Purpose.DONE, Purpose.CLOSE), reduced("float32", limit=4)),
-            **dict.fromkeys(
-                (Purpose.PROGRESS, Purpose.GPU, Purpose.REGROUP), (AllowedMessage("store", ("bytes",), 1 << 10),)
-            ),
-            Purpose.SIGNATURE: (AllowedMessage("store", ("bytes",), 1 << 16),),
+            **dict.fromkeys((Purpose.PROGRESS, Purpose.GPU), (AllowedMessage("store", ("bytes",), 1 << 10),)),
+            **dict.fromkeys((Purpose.SIGNATURE, Purpose.REGROUP), (AllowedMessage("store", ("bytes",), 1 << 16),)),
         }
         if secure:
             allowed |= dict.fromkeys(SECURE, reduced("uint8", limit=secret_bytes))

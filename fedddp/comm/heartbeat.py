@@ -1,10 +1,9 @@
-"""Exchange heartbeat messages through the launcher's store: which rank is missing, and which are left after a loss.
+"""Exchange heartbeat messages through the launcher's store: which rank is missing.
 
 A rank's heartbeat message is its phase, the number of the collective it has reached, and the number of the message: a
 rank that works renews it every few seconds. The number of steps is not in it, since that could show which of its
-clients were drawn. When a collective does not complete, the messages show who is missing. When a rank asks to continue
-without the missing ones, rank 0 decides who is left: a member that neither asks too nor renews its message within the
-grace period is lost.
+clients were drawn. When a collective does not complete, the messages show who is missing. Which ranks are left when one
+asks to continue without the missing ones is decided in `membership`.
 """
 
 from __future__ import annotations
@@ -64,15 +63,15 @@ class Heartbeat:
         self.epoch = 0
         """How often the members have changed."""
         self.timeout = timeout
-        self._open, self._rank, self._account = store, rank, account
+        self._open, self.rank, self._account = store, rank, account
         self._phase, self._sent = "start", 0
 
     @property
-    def _store(self) -> Store:
+    def store(self) -> Store:
         assert self._open is not None
         return self._open
 
-    def _put(self, key: str, value: str, purpose: Purpose) -> None:
+    def put(self, key: str, value: str, purpose: Purpose) -> None:
         store = self._open  # `close` may unset it while the renewing thread writes
         if store is not None:
             self._account(key, value, purpose)
@@ -96,7 +95,7 @@ class Heartbeat:
 
     def _send(self) -> None:
         self._sent += 1
-        self._put(f"at/{self._rank}", f"{self.reached}|{self._sent}|{self._phase}", Purpose.PROGRESS)
+        self.put(f"at/{self.rank}", f"{self.reached}|{self._sent}|{self._phase}", Purpose.PROGRESS)
 
     def renew(self) -> None:
         """Renew the message from now on, in a thread, as long as this rank passes safe points."""
@@ -105,7 +104,7 @@ class Heartbeat:
     def _renew(self) -> None:
         reported = -1
         while self._open is not None:
-            time.sleep(self._interval)
+            time.sleep(self.interval)
             if interrupt.passed != reported:
                 reported = interrupt.passed
                 try:
@@ -114,7 +113,7 @@ class Heartbeat:
                     return
 
     @property
-    def _interval(self) -> float:
+    def interval(self) -> float:
         """Seconds between two messages of a rank that works."""
         return min(2.0, self.timeout / 6)
 
@@ -124,9 +123,9 @@ class Heartbeat:
         (-1, "", "") before the first one.
         """
         key = f"at/{other}"
-        if not self._store.check([key]):
+        if not self.store.check([key]):
             return -1, "", ""
-        reached, count, phase = self._store.get(key).decode().split("|", 2)
+        reached, count, phase = self.store.get(key).decode().split("|", 2)
         return int(reached), phase, count
 
     def diagnosis(self) -> str:
@@ -160,7 +159,7 @@ class Heartbeat:
         while not completed():
             interrupt.check()
             if time.monotonic() > ask:
-                if self._store.check([f"regroup/{self.epoch}"]):
+                if self.store.check([f"regroup/{self.epoch}"]):
                     raise LostRank(f"{purpose}: another rank asks to continue without those that are missing")
                 ask = time.monotonic() + 0.2
             if time.monotonic() > look:
@@ -178,14 +177,14 @@ class Heartbeat:
 
     def await_formed(self) -> None:
         """Wait until the process group is formed on every rank: if one left before, the others could not name it."""
-        self._put(f"formed/{self._rank}", "", Purpose.PROGRESS)
+        self.put(f"formed/{self.rank}", "", Purpose.PROGRESS)
         self._await("formed")
 
     def _await(self, key: str) -> None:
         """Wait until every member has written ``key``. Raises CommError."""
         keys, deadline = [f"{key}/{rank}" for rank in self.members], time.monotonic() + self.timeout
         try:
-            while not self._store.check(keys):
+            while not self.store.check(keys):
                 interrupt.check()
                 if time.monotonic() > deadline:
                     raise CommError(
@@ -201,82 +200,17 @@ class Heartbeat:
 
     def gather(self, purpose: Purpose, value: str) -> list[bytes]:
         """Every rank's ``value``."""
-        self._put(f"{purpose}/{self._rank}", value, purpose)
-        return [self._store.get(f"{purpose}/{rank}") for rank in self.members]
+        self.put(f"{purpose}/{self.rank}", value, purpose)
+        return [self.store.get(f"{purpose}/{rank}") for rank in self.members]
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
         """Raise CommError naming this rank and the entries that differ from rank 0's."""
         if self._open is None:
             return
-        if self._rank == 0:
-            self._put("signature", json.dumps(dict(signature)), Purpose.SIGNATURE)
-        theirs = json.loads(self._store.get("signature"))
+        if self.rank == 0:
+            self.put("signature", json.dumps(dict(signature)), Purpose.SIGNATURE)
+        theirs = json.loads(self.store.get("signature"))
         differ = [key for key in sorted({*theirs, *signature}) if theirs.get(key) != signature.get(key)]
         if differ:
             entries = "; ".join(f"{k} is {signature.get(k)} here, {theirs.get(k)} on rank 0" for k in differ[:4])
-            raise CommError(f"rank {self._rank} does not match rank 0: {entries}")
-
-    # -- after a loss -----------------------------------------------------------------------------------------
-
-    def agree(self, grace: float) -> tuple[int, ...]:
-        """The new members, which rank 0 decides. Raises CommError if this rank is not among them."""
-        store, asked = self._store, f"regroup/{self.epoch}"
-        grace = max(min(grace, self.timeout), 2.5 * self._interval)
-        try:
-            self._put(f"{asked}/{self._rank}", str(self.reached), Purpose.REGROUP)
-            self._put(asked, "asked", Purpose.REGROUP)
-            if self._rank == 0:
-                left = self._decide(asked, grace)
-                reached = max(int(store.get(f"{asked}/{rank}")) for rank in left)
-                self._put(f"{asked}/members", json.dumps([reached, left]), Purpose.REGROUP)
-            else:
-                self._await_decision(asked, grace)
-            reached, left = json.loads(store.get(f"{asked}/members"))
-        except CommError:
-            raise
-        except RuntimeError as error:
-            raise CommError(
-                f"regroup: the store is gone, and with it the rank that held it (rank 0) ({error})"
-            ) from None
-        if self._rank not in left:
-            raise CommError(
-                f"regroup: rank {self._rank} went without progress for too long; ranks {left} continue without it"
-            )
-        self.epoch, self.reached, self.members = self.epoch + 1, reached, tuple(left)
-        self.enter("regroup")
-        return self.members
-
-    def _decide(self, asked: str, grace: float) -> list[int]:
-        """On rank 0, all members that ask, once each of the others has made no progress for the grace period."""
-        waiting = {rank: _Stillness() for rank in self.members}
-        while waiting:
-            interrupt.check()
-            for rank, stillness in list(waiting.items()):
-                if self._store.check([f"{asked}/{rank}"]) or stillness.lasted(self.read(rank)) > grace:
-                    del waiting[rank]
-            time.sleep(0.02)
-        return [rank for rank in self.members if self._store.check([f"{asked}/{rank}"])]
-
-    def _await_decision(self, asked: str, grace: float) -> None:
-        stillness = _Stillness()
-        while not self._store.check([f"{asked}/members"]):
-            interrupt.check()
-            if stillness.lasted(self.read(0)) > grace:
-                raise CommError(
-                    f"regroup: rank 0, which decides who is left, is lost, last seen in {self.read(0)[1]!r}"
-                )
-            time.sleep(0.02)
-
-
-class _Stillness:
-    """Measures how long a rank's message has not changed."""
-
-    def __init__(self) -> None:
-        self._message: object = None
-        self._since = time.monotonic()
-
-    def lasted(self, message: object) -> float:
-        """Seconds since the message changed."""
-        if message != self._message:
-            self._message, self._since = message, time.monotonic()
-        return time.monotonic() - self._since
+            raise CommError(f"rank {self.rank} does not match rank 0: {entries}")

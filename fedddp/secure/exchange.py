@@ -59,6 +59,8 @@ class SecureExchange:
         keys = {"min_clients": min_clients, "random_bytes": random_bytes}
         self.party = party(self.session) if party else Party(self.session, **keys)
         self._counts = min_clients > 0
+        if self.session.authenticated:
+            comm.sign_members(self.session)
         self._state: Callable[[], bytes] = lambda: NO_STATE
 
     def begin(self, server: ServerState) -> None:

@@ -47,6 +47,16 @@ class Session:
     secrets: Mapping[int, bytes] = field(repr=False)
     authenticated: bool
 
+    def sign(self, statement: bytes) -> bytes:
+        """A signature of what this party writes to the store in this session."""
+        return self.identity.sign(b"fedddp store\0" + self.transcript + statement)
+
+    def signed(self, rank: int, statement: bytes, signature: bytes) -> bool:
+        """Whether a party signed such a statement."""
+        return rank in self.keys and signed_by(
+            self.keys[rank], signature, b"fedddp store\0" + self.transcript + statement
+        )
+
     def confirmation(self) -> bytes:
         """The signature under the transcript that the others ask for."""
         return self.identity.sign(b"fedddp confirm\0" + self.transcript + struct.pack(">H", self.rank))

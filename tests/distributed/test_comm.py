@@ -306,7 +306,7 @@ def test_a_rank_with_another_model_is_named(run_ranks):
 
 def interrupted_while_waiting(comm):
     """Rank 1 stays away until rank 0 has noticed a signal in a collective for which it waits for rank 1."""
-    store = comm._heartbeat._store
+    store = comm._heartbeat.store
     if comm.rank == 1:
         return store.get("noticed")
     comm.watch = lambda *_: os.kill(os.getpid(), signal.SIGTERM)

@@ -147,7 +147,7 @@ def test_without_the_store_nobody_goes_on(run_ranks):
 def given_up(comm):
     """Rank 1 sleeps through the others' regrouping and comes back."""
     comm.barrier("first")
-    store = comm._heartbeat._store
+    store = comm._heartbeat.store
     if comm.rank != 1:
         result = summed_in_spite_of_losses(comm), comm.members
         store.get("rank 1 came back")  # it finds the others alive, and what they began with it ended
@@ -174,8 +174,8 @@ def slow_but_alive(comm):
     if comm.rank == 1:
         stop("kill")
     if comm.rank == 2:
-        heartbeat._store.get("regroup/0/0")  # rank 0 has lost rank 1 and decides who is left
-        last = heartbeat._sent + 2 * GRACE / heartbeat._interval
+        heartbeat.store.get("regroup/0/0")  # rank 0 has lost rank 1 and decides who is left
+        last = heartbeat._sent + 2 * GRACE / heartbeat.interval
         while heartbeat._sent < last:
             interrupt.check()
     return summed_in_spite_of_losses(comm), comm.members

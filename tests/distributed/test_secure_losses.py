@@ -12,7 +12,7 @@ import torch
 from fedddp.comm import LostRank
 from fedddp.evaluation.server import Scorer
 from fedddp.federation import federate
-from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
+from fedddp.secure import Identity, Party, Roster, RoundBurnt, SecureExchange
 from fedddp.secure.recovery import Step
 from tests.helpers.distributed import configured, experiment_of
 
@@ -53,11 +53,11 @@ def strike(comm, step, how):
         comm.watch = lambda purpose, _: how_soon() if purpose == step else None
 
 
-def rounds(comm, victim, step, how, dtype, length=LENGTH):
+def rounds(comm, victim, step, how, dtype, length=LENGTH, roster=None):
     """Who was in the sum of each round, or why it was burnt."""
     regroup = comm.regroup
     comm.regroup = lambda: regroup(GRACE)
-    exchange, told = SecureExchange(comm, Identity.new(), None, b"configuration"), []
+    exchange, told = SecureExchange(comm, identity(comm.rank), roster, b"configuration"), []
     for round in range(ROUNDS):
         if round == 1 and comm.rank == victim:
             strike(comm, step, how)
@@ -77,6 +77,10 @@ def rounds(comm, victim, step, how, dtype, length=LENGTH):
         except LostRank:
             comm.regroup()
             exchange.settle()
+
+
+def identity(rank):
+    return Identity.new(lambda n: bytes([rank + 1]) * n)
 
 
 def survivors_agree(results, victim):
@@ -110,6 +114,25 @@ def test_one_of_four_is_killed_while_the_vectors_are_summed(run_ranks, how):
     told = survivors_agree(results, 1)
     assert told[1] in ([0, 1, 2, 3], [0, 2, 3])
     assert told[2] == [0, 2, 3]
+
+
+def evicted_by_a_stranger(comm):
+    """Like `rounds` with a roster, where somebody writes to the store that ranks 0 and 1 alone go on."""
+    store = comm._heartbeat.store
+
+    def write():
+        store.get("regroup/0")  # as soon as a rank asks to go on
+        store.set("regroup/0/members", '{"0": "1|", "1": "1|"}|')
+
+    if comm.rank == 1:
+        threading.Thread(target=write, daemon=True).start()
+    roster = Roster({rank: identity(rank).public for rank in range(4)})
+    return rounds(comm, 3, "aggregate", "before", torch.int64, roster=roster)
+
+
+def test_a_stranger_at_the_store_evicts_nobody_from_a_run_with_a_roster(run_ranks):
+    results = run_ranks(evicted_by_a_stranger, 4, timeout=3.0, lost=(3,))
+    assert survivors_agree(results, 3) == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2]]
 
 
 class Liar(Party):

@@ -138,6 +138,9 @@ class ThreadComm:
             world.tamper(purpose, rank, x)
         return x
 
+    def sign_members(self, signer) -> None:
+        pass  # there is no store
+
     def regroup(self, grace: float = 0.0) -> tuple[int, ...]:
         world, epoch = self._world, self.epoch
         with world.changed:
