@@ -51,8 +51,7 @@ class Contender:
 
     def __init__(self, method: Compression, spec: FlatSpec, clients: int, comm: Comm) -> None:
         layout, self._clients, self._comm, self._spec = {"delta": spec.dim}, clients, comm, spec
-        columns = method.columns(layout, spec)
-        self._memory = ClientStore(lambda: method.init_client(columns))
+        self._memory = ClientStore()
         setting = Setting(layout, spec, 0, comm.world_size, self._memory, lambda dtype: FastSum(dtype, "cpu"))
         self._pipeline = Pipeline(layout, method.sum(setting), torch.full((clients,), EXAMPLES), comm)
 
@@ -61,7 +60,7 @@ class Contender:
         cohort = Cohort(t, tuple(range(self._clients)), self._clients)
         self._comm.barrier("begin together")
         sent, began, cpu = self._comm.bytes_sent, time.perf_counter(), time.process_time()
-        inbox = self._pipeline.open(cohort, ServerState(torch.zeros(self._spec.dim), self._spec.num_trainable))
+        inbox = self._pipeline.open(cohort, ServerState(torch.zeros(self._spec.dim), self._spec))
         for k, delta in updates.items():
             figures = LocalResult(delta, delta, torch.ones(1), torch.zeros(1), torch.zeros(1))
             inbox.add([k], Update({"delta": delta}, torch.tensor([EXAMPLES])), figures)

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
+from fedddp.flat import FlatSpec
 from fedddp.secure import Greeting, Identity, Party
 from fedddp.secure.attempt import KEYS_BYTES, digest, reveal_bytes, shares_bytes
 from fedddp.secure.envelope import OVERHEAD, REASON_BYTES
@@ -77,7 +78,8 @@ def start(n: int, clock: Clock) -> list[Party]:
 
 def play(parties: list[Party], round: int, inputs: Sequence[Tensor], lost: int, clock: Clock) -> Tensor:
     """One round, in which the last ``lost`` parties are lost after they have masked; what the timed party gets."""
-    model = ServerState(inputs[0].float(), len(inputs[0]))
+    n = len(inputs[0])
+    model = ServerState(inputs[0].float(), FlatSpec(("w",), ((n,),), n, n, torch.float32))
     with clock.part("hash of the model", True):
         state = digest_of(model)
     for rank, party in enumerate(parties):

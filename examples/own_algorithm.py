@@ -24,8 +24,8 @@ class FedExP(FedAvg):
 
     eps: float = 1e-3
 
-    def vectors(self, dim):
-        return {"delta": dim, "square": 1}
+    def vectors(self, spec):
+        return {"delta": spec.dim, "square": 1}
 
     def client_update(self, server, client, local):
         result = local.train(server.w)

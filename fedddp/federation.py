@@ -34,7 +34,7 @@ class Federation:
     pipeline: Pipeline
     store: ClientStore
     evaluator: Evaluator
-    others: Callable[[ClientStore], Mapping[str, Tensor]]
+    others: Callable[[ClientStore, ServerState], Mapping[str, Tensor]]
     client_evaluator: ClientEvaluator
     telemetry: Telemetry
     checkpoints: Checkpoints
@@ -56,7 +56,7 @@ def initialise(task: Task, algorithm: Algorithm, comm: Comm, spec: FlatSpec, see
     """w_0 on the server, and the same w_0 on every client."""
     w = task.initial_params(seed).to(comm.device, spec.dtype)  # 1 initialise
     w = comm.broadcast(w, Purpose.DISTRIBUTE)  # 2 distribute; later rounds compute the same w on every rank
-    return algorithm.init_server(w, spec.num_trainable)
+    return algorithm.init_server(w, spec)
 
 
 def federate(f: Federation, server: ServerState) -> ServerState:
@@ -70,10 +70,11 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
         mine = f.schedule.mine(cohort, f.evaluator.load)
+        new = f.algorithm.init_client(server)  # what a client knows that takes part for the first time
         for ids in inbox.blocks(mine, f.trainer.width):
             with inbox.tolerate(ids):
-                local = f.trainer.on(ids, t)
-                update, state, result = f.algorithm.client_update(server, f.store.get(ids), local)  # 3 train locally
+                local, state = f.trainer.on(ids, t), f.store.get(ids, new)
+                update, state, result = f.algorithm.client_update(server, state, local)  # 3 train locally
                 accepted = inbox.add(ids, update, result)  # 4 upload: accumulate
                 f.store.put(ids, state, accepted)
         clock.arrived()
@@ -85,7 +86,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         clock.aggregated(report)
 
         last = f.is_last(t)
-        score = f.evaluator.score(server.w, f.others(f.store)) if f.evaluator.due(t + 1, last) else None
+        score = f.evaluator.score(server.w, f.others(f.store, server)) if f.evaluator.due(t + 1, last) else None
         clients = f.client_evaluator.score(server, f.store) if f.client_evaluator.due(t + 1, last) else None
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee, clients)

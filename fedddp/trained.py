@@ -59,7 +59,7 @@ def load(run: str | Path, *, best: bool = False, round: int | None = None, model
     flat = FlatModule(module)
     if unlike := saved.unlike(flat.spec):
         raise UsageError(f"{path}: is not of the configured model: {unlike}{_hint(model)}")
-    flat.load(saved.server().w)
+    flat.load(saved.server()[0])
     return flat.module.eval()
 
 

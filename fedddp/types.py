@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .flat import FlatSpec
+
 ClientState = dict[str, Tensor]
 """What a client remembers between rounds, name -> [K, d]; empty for stateless algorithms."""
 
@@ -32,12 +34,18 @@ class Cohort:
 
 @dataclass(frozen=True)
 class ServerState:
-    """The global model ``w [D]``, what the server remembers besides (``extra``, name -> [d]), rounds completed."""
+    """The global model ``w [D]`` and its layout, what the server remembers besides (``extra``, name -> [d]), rounds
+    completed."""
 
     w: Tensor
-    num_trainable: int
+    spec: FlatSpec
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     round: int = 0
+
+    @property
+    def num_trainable(self) -> int:
+        """P."""
+        return self.spec.num_trainable
 
     def unchanged(self) -> ServerState:
         """The state after a round that brought nothing."""

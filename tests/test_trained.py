@@ -19,6 +19,7 @@ from fedddp.evaluation.server import Score
 from fedddp.flat import FlatModule, FlatSpec
 from fedddp.models import GAN, MLP
 from fedddp.types import ServerState
+from tests.helpers.support import flat
 
 SMALL = {
     "data": {"name": "synthetic", "args": {"num_train": 60, "num_test": 20}, "partition": {"num_clients": 3}},
@@ -197,9 +198,9 @@ def trained(folder, scores, *, every=1, done=0, end=True, keep=3):
     folder.mkdir(exist_ok=True)
     kept = Checkpoints(folder, {}, Comm.alone(), every=every, keep=keep, stateful=False, done=done, exports=files)
     for t, score in enumerate(scores, done + 1):
-        server = ServerState(torch.full((3,), float(t)), 3, {}, t)
+        server = ServerState(torch.full((3,), float(t)), flat(3), {}, t)
         last = end and t == done + len(scores)
-        kept.after_round(server, ClientStore(dict), score and Score(*score, torch.eye(2)), last=last)
+        kept.after_round(server, ClientStore(), score and Score(*score, torch.eye(2)), last=last)
     kept.wait()
     return kept
 

@@ -12,9 +12,8 @@ from .fednova import FedNova
 from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
-from .history import LAST, ClientMomentum, LastMean
+from .history import FIRST_MODEL, LAST, LAST_MODEL, ClientMomentum, LastMean, LastModels
 from .ifca import IFCA
-from .last_models import LAST_MODEL, LastModels
 from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
@@ -38,6 +37,7 @@ ALGORITHMS |= {"personal": Personal, "fedbn": FedBN, "fedper": FedPer, "fedrep":
 __all__ = [
     "ALGORITHMS",
     "APFL",
+    "FIRST_MODEL",
     "IFCA",
     "LAST",
     "LAST_MODEL",

@@ -41,15 +41,14 @@ class APFL(FedAvg):
     def traits(self) -> Traits:
         return replace(super().traits, trainings=2)
 
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"v": w.unsqueeze(0), "alpha": w.new_full((1, 1), self.alpha), "began": w.new_zeros(1, 1)}
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"v": server.w.unsqueeze(0), "alpha": server.w.new_full((1, 1), self.alpha)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
         update, _, result = super().client_update(server, client, local)
-        p, alpha, slope = server.num_trainable, client["alpha"], []
-        v = self._own(server, client)  # [K, D]
+        p, v, alpha, slope = server.num_trainable, client["v"], client["alpha"], []  # [K, D], [K, 1]
         apart = (v - server.w)[:, :p]
 
         def correct(g: Tensor, vbar: Tensor) -> Tensor:
@@ -62,14 +61,11 @@ class APFL(FedAvg):
         mixed = local.train(self.personal_params(server, client), correct, optimizer=optimizer)
         v[:, p:] = mixed.w[:, p:]
         alpha = (alpha - self.alpha_lr * slope[0]).clamp(0, 1) if slope else alpha
-        return update, {"v": v, "alpha": alpha, "began": torch.ones_like(alpha)}, result
+        return update, {"v": v, "alpha": alpha}, result
 
     def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        p, v = server.num_trainable, self._own(server, client)
+        p, v = server.num_trainable, client["v"]
         return torch.cat([torch.lerp(server.w[:p], v[:, :p], client["alpha"]), v[:, p:]], dim=1)
-
-    def _own(self, server: ServerState, client: ClientState) -> Tensor:
-        return torch.where(client["began"] > 0, client["v"], server.w)
 
 
 class _Mixture(OptimizerAround):

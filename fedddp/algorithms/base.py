@@ -99,24 +99,28 @@ class Algorithm(ABC):
         """Return the algorithm with ``weighting="uniform"`` where it was "auto"."""
         return self
 
-    def for_model(self, spec: FlatSpec) -> Algorithm:
-        """The algorithm for a model whose flat vector is laid out so: where a method needs to know layers by name."""
-        return self
-
     @abstractmethod
-    def vectors(self, dim: int) -> dict[str, int]:
-        """Return what a client uploads, name -> length; the layout of the round's one collective."""
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        """Return what a client uploads, name -> length; the layout of the round's one collective.
+
+        Raises:
+            ValueError: the algorithm does not fit a model of ``spec``.
+        """
 
     def uploaded(self, spec: FlatSpec) -> FlatSpec:
         """Return the layout of an uploaded vector of a model's length, on a model of ``spec``."""
         return spec
 
     @abstractmethod
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        """Return the state of the server before the first round."""
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        """Return the state of the server before the first round, from w_0 [D] on a model of ``spec``."""
 
-    def init_client(self, w: Tensor) -> ClientState:
-        """Return the state of a client that never took part, name -> [1, d]."""
+    def init_client(self, server: ServerState) -> ClientState:
+        """Return the state of a client that takes part for the first time, in a round that begins with ``server``.
+
+        Returns:
+            name -> [1, d]; empty for an algorithm whose clients remember nothing.
+        """
         return {}
 
     @abstractmethod

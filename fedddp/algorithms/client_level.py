@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .around import Around
 from .base import LocalTraining
@@ -80,6 +81,7 @@ class ClientLevel(Around):
     for a clip that is not positive, for one outside the bounds of ``adaptive``, and for negative noise.
     """
 
+    own = (CLIP,)
     clip: float
     noise_multiplier: float
     adaptive: AdaptiveClip | None = None
@@ -91,8 +93,8 @@ class ClientLevel(Around):
             bounds = f"{self.adaptive.smallest:g} and {self.adaptive.largest:g}"
             raise ValueError(f"cannot clip to {self.clip:g}: an adaptive clip lies between {bounds}")
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {**self.inner.vectors(dim), **({BIT: 1} if self.adaptive else {})}
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {**self.inner.vectors(spec), **({BIT: 1} if self.adaptive else {})}
 
     def current_clip(self, server: ServerState) -> float:
         """C_t."""
@@ -101,7 +103,7 @@ class ClientLevel(Around):
     def noise_std(self, server: ServerState) -> dict[str, float]:
         """Of the noise in the SUM over clients, for each of `vectors`, in round ``server.round``."""
         update, bit = self.adaptive.split(self.noise_multiplier) if self.adaptive else (self.noise_multiplier, 0.0)
-        stds = dict.fromkeys(self.inner.vectors(len(server.w)), update * self.current_clip(server))
+        stds = dict.fromkeys(self.inner.vectors(server.spec), update * self.current_clip(server))
         return {**stds, BIT: bit} if self.adaptive else stds
 
     @property
@@ -110,14 +112,14 @@ class ClientLevel(Around):
         sigma = self.noise_multiplier
         return self.adaptive.largest_noise(sigma) if self.adaptive else sigma * self.clip
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        server = self.inner.init_server(w, num_trainable)
-        return self._wrapped(server, self.clip) if self.adaptive else server
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        server = self.inner.init_server(w, spec)
+        return self._with_clip(server, self.clip) if self.adaptive else server
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
-        update, state, result = self.inner.client_update(self._unwrapped(server), client, local)
+        update, state, result = super().client_update(server, client, local)
         vectors, unclipped = clipped(update.vectors, self.current_clip(server))
         if self.adaptive:
             vectors[BIT] = (unclipped.to(result.delta) - 0.5)[:, None]
@@ -128,20 +130,13 @@ class ClientLevel(Around):
         vectors = dict(mean.vectors)
         bit = vectors.pop(BIT, None)
         nobody = Cohort(cohort.round, (), cohort.population)
-        after = self.inner.server_update(self._unwrapped(server), replace(mean, vectors=vectors), nobody)
+        after = super().server_update(server, replace(mean, vectors=vectors), nobody)
         if self.adaptive is None or bit is None:
             return after
-        return self._wrapped(after, self.adaptive.after(self.current_clip(server), float(bit) + 0.5))
+        return self._with_clip(after, self.adaptive.after(self.current_clip(server), float(bit) + 0.5))
 
-    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        return self.inner.personal_params(self._unwrapped(server), client)
-
-    def _unwrapped(self, server: ServerState) -> ServerState:
-        """As ``inner`` knows it: it may take all of ``extra`` for its optimizer's state."""
-        return replace(server, extra={name: vector for name, vector in server.extra.items() if name != CLIP})
-
-    def _wrapped(self, server: ServerState, clip: float) -> ServerState:
-        return replace(server, extra={**server.extra, CLIP: server.w.new_tensor([clip], dtype=torch.float64)})
+    def _with_clip(self, server: ServerState, clip: float) -> ServerState:
+        return self.remembering(server, {CLIP: server.w.new_tensor([clip], dtype=torch.float64)})
 
 
 def clipped(vectors: Mapping[str, Tensor], clip: float) -> tuple[dict[str, Tensor], Tensor]:

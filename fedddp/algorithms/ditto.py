@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -36,17 +35,16 @@ class Ditto(FedAvg):
     def traits(self) -> Traits:
         return replace(super().traits, trainings=2)
 
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"v": w.unsqueeze(0), "began": w.new_zeros(1, 1)}
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"v": server.w.unsqueeze(0)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
     ) -> tuple[Update, ClientState, LocalResult]:
         update, _, result = super().client_update(server, client, local)
         w = server.w[: server.num_trainable]
-        start = self.personal_params(server, client)
-        own = local.train(start, lambda g, v: g + self.lam * (v - w), epochs=self.personal_epochs or None)
-        return update, {"v": own.w, "began": torch.ones_like(client["began"])}, result
+        own = local.train(client["v"], lambda g, v: g + self.lam * (v - w), epochs=self.personal_epochs or None)
+        return update, {"v": own.w}, result
 
     def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        return torch.where(client["began"] > 0, client["v"], server.w)
+        return client["v"]

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..optim import SGD, OptimizerState, ServerOptimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining, Traits
@@ -38,12 +39,12 @@ class FedAvg(Algorithm):
     def with_plain_mean(self) -> Self:
         return replace(self, weighting="uniform") if self.weighting == "auto" else self
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {"delta": dim}
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {"delta": spec.dim}
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        state = self.server_optimizer.init([w[:num_trainable]])
-        return ServerState(w, num_trainable, {name: vectors[0] for name, vectors in state.items()})
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        state = self.server_optimizer.init([w[: spec.num_trainable]])
+        return ServerState(w, spec, {name: vectors[0] for name, vectors in state.items()})
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -68,4 +69,5 @@ class FedAvg(Algorithm):
         state: OptimizerState = {name: [v.clone()] for name, v in server.extra.items() if name not in own}
         self.server_optimizer.step_([w[:p]], [-delta[:p]], state)
         w[p:] += delta[p:]
-        return ServerState(w, p, {**{name: vectors[0] for name, vectors in state.items()}, **own}, server.round + 1)
+        extra = {**{name: vectors[0] for name, vectors in state.items()}, **own}
+        return replace(server, w=w, extra=extra, round=server.round + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..flat import FlatSpec
-from .masked import Masked
+from .masked import Masks
 from .personal import Personal, Private
 
 
@@ -23,12 +23,12 @@ class FedBN(Personal):
 
     private: Private = ("@*Norm*",)
 
-    def for_model(self, spec: FlatSpec) -> Masked:
-        """Raises ValueError for a model without normalisation layers, too."""
+    def masks(self, spec: FlatSpec) -> Masks:
+        """See `Personal.masks`. Raises ValueError for a model without normalisation layers, too."""
         if self == FedBN(inner=self.inner) and not spec.mask(self.private).any():
             raise ValueError(
                 "algorithm.name='fedbn': each client keeps the normalisation layers, and the model has none "
                 f"({', '.join(spec.names)}); use a model with them (such as mlp or vgg with model.norm=batch), or "
                 "algorithm.name=fedavg"
             )
-        return super().for_model(spec)
+        return super().masks(spec)

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import UNCUT, LocalTraining, Traits
 from .fedavg import FedAvg
@@ -51,12 +52,12 @@ class FedDyn(FedAvg):
         """What is clipped or lost parts h from the mean of the grad_k for good: the optimum is missed by as much."""
         return replace(super().traits, clippable=False, deliveries=UNCUT)
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        server = super().init_server(w, num_trainable)
-        return replace(server, extra={**server.extra, "h": torch.zeros_like(w[:num_trainable])})
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        server = super().init_server(w, spec)
+        return replace(server, extra={**server.extra, "h": torch.zeros_like(w[: spec.num_trainable])})
 
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"gradient": torch.zeros_like(w).unsqueeze(0)}
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"gradient": torch.zeros_like(server.w).unsqueeze(0)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

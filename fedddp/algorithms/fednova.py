@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining, Traits
@@ -54,8 +55,8 @@ class FedNova(FedAvg):
             )
         return None
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {"direction": dim, "tau": 1}
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {"direction": spec.dim, "tau": 1}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

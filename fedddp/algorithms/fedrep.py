@@ -7,10 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..flat import FlatSpec
 from .base import Traits
 from .fedper import FedPer
-from .masked import Masked
 
 
 @dataclass(frozen=True)
@@ -35,5 +33,5 @@ class FedRep(FedPer):
     def traits(self) -> Traits:
         return replace(super().traits, trainings=2 * super().traits.trainings)
 
-    def for_model(self, spec: FlatSpec) -> Masked:
-        return replace(super().for_model(spec), head_epochs=self.head_epochs)
+    def epochs_before(self) -> int:
+        return self.head_epochs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -47,18 +47,15 @@ class IFCA(FedAvg):
         kept: frozenset[Delivery] = frozenset({"whole", "lossy"})
         return replace(super().traits, clusters=self.clusters, reads_losses=True, deliveries=kept)
 
-    def for_model(self, spec: FlatSpec) -> IFCA:
-        return _Placed(**{f.name: getattr(self, f.name) for f in fields(self)}, sizes=spec.sizes)
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {f"{name}.{j}": d for j in range(self.clusters) for name, d in (("delta", spec.dim), ("share", 1))}
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {f"{name}.{j}": d for j in range(self.clusters) for name, d in (("delta", dim), ("share", 1))}
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        models = [w, *(_shuffled(w, spec, j) for j in range(1, self.clusters))]
+        return self._together([super(IFCA, self).init_server(model, spec) for model in models])
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        models = [w, *(self._shuffled(w, j) for j in range(1, self.clusters))]
-        return self._together([super(IFCA, self).init_server(model, num_trainable) for model in models])
-
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"cluster": w.new_zeros(1, 1)}
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"cluster": server.w.new_zeros(1, 1)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -101,18 +98,8 @@ class IFCA(FedAvg):
             states.append(replace(server, w=w, extra=mine))
         return states
 
-    def _shuffled(self, w: Tensor, j: int) -> Tensor:
-        raise ValueError("the model's layout is needed: for_model() first")
 
-
-@dataclass(frozen=True)
-class _Placed(IFCA):
-    """On a model whose flat vector is made of tensors of ``sizes``."""
-
-    sizes: tuple[int, ...] = ()
-
-    def _shuffled(self, w: Tensor, j: int) -> Tensor:
-        stream = generator(0, "cluster", j)  # w_0 depends on the seed already
-        return torch.cat(
-            [part[torch.randperm(len(part), generator=stream).to(w.device)] for part in w.split(self.sizes)]
-        )
+def _shuffled(w: Tensor, spec: FlatSpec, j: int) -> Tensor:
+    """Return the first model of cluster ``j``: w_0 with the values of each tensor in another order."""
+    stream = generator(0, "cluster", j)  # w_0 depends on the seed already
+    return torch.cat([part[torch.randperm(len(part), generator=stream).to(w.device)] for part in w.split(spec.sizes)])

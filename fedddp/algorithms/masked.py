@@ -1,4 +1,4 @@
-"""Any algorithm on a part of the model: what is private stays with its client, what is frozen stays as it was.
+"""Local training of a part of the model: what is private stays with its client, what is frozen stays as it was.
 
 Letters besides those of `types`: q entries of w are private, S are shared (neither private nor frozen).
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,116 +15,90 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer, OptimizerAround, OptimizerState
-from ..types import ClientState, Cohort, Contrast, LocalResult, Mean, ServerState, Update
-from .around import Around
+from ..types import Contrast, LocalResult
 from .base import LocalTraining
-
-PRIVATE = "personal.private"
-"""In a client's state: its private entries, [K, q]."""
 
 
 @dataclass(frozen=True, eq=False)
-class Masked(Around):
-    """``inner`` on the shared entries of w; `Personal` is its configuration.
+class Masks:
+    """Which entries of a model are private and which are frozen; the others are shared.
 
-    ``inner`` deals in vectors of full length. On a client they begin from its own private entries, wherever ``inner``
-    lets training begin, and every training moves these on; ``inner`` sees no movement there (delta is 0), nor anywhere
-    frozen. Its corrections do not touch them. What is uploaded has no place for them: vectors of length D (or P)
-    become vectors of length S, and the server puts zeros back.
-
-    ``head_epochs``: first train the private entries alone for so long, then the shared ones alone (FedRep).
+    Vectors as long as the model, or as its trainable part, are without the entries that are not shared where they are
+    sent: of length D (or P) become vectors of length S. All others pass as they are.
     """
 
     private: Tensor  # bool [D]
     frozen: Tensor  # bool [D]
     num_trainable: int
-    head_epochs: int = 0
 
-    @property
+    @cached_property
     def shared(self) -> Tensor:
         return ~(self.private | self.frozen)
 
-    def vectors(self, dim: int) -> dict[str, int]:
+    @cached_property
+    def lengths(self) -> dict[int, int]:
+        """The length of each kind of vector to what is left of it where it is sent."""
         p, shared = self.num_trainable, self.shared
-        shorter = {p: int(shared[:p].sum()), dim: int(shared.sum())}
-        return {name: shorter.get(length, length) for name, length in self.inner.vectors(dim).items()}
+        return {p: int(shared[:p].sum()), len(shared): int(shared.sum())}
 
     def uploaded(self, spec: FlatSpec) -> FlatSpec:
-        """How an uploaded vector is laid out: the tensors of ``spec`` that are shared (a mask is of whole tensors)."""
+        """Return the layout of the tensors of ``spec`` that are shared (a mask is of whole tensors)."""
         shared = [bool(view.all()) for view in spec.views(self.shared).values()]
         pick = lambda of: tuple(one for one, kept in zip(of, shared, strict=True) if kept)  # noqa: E731
         return replace(
             spec,
             names=pick(spec.names),
             shapes=pick(spec.shapes),
-            num_trainable=int(self.shared[: spec.num_trainable].sum()),
-            dim=int(self.shared.sum()),
+            num_trainable=self.lengths[spec.num_trainable],
+            dim=self.lengths[spec.dim],
             kinds=pick(spec.kinds) if spec.kinds else (),
         )
 
-    def init_client(self, w: Tensor) -> ClientState:
-        own = {PRIVATE: w[self.private.to(w.device)].unsqueeze(0)} if self.private.any() else {}
-        return {**self.inner.init_client(w), **own}
-
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
-        own, theirs = self._parted(client, server.w)
-        training = _OnOwnPart(self, local, own)
-        update, state, result = self.inner.client_update(server, theirs, training)
-        vectors = {name: self._shortened(rows, len(server.w)) for name, rows in update.vectors.items()}
-        state = {name: self._still(rows, theirs[name]) for name, rows in state.items()}
-        return Update(vectors, update.weight), {**state, **training.state()}, result
-
-    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        full = self.inner.vectors(len(server.w))
-        vectors = {name: self._restored(vector, full[name]) for name, vector in mean.vectors.items()}
-        after = self.inner.server_update(server, replace(mean, vectors=vectors), cohort)
-        shared = self.shared.to(server.w.device)  # elsewhere a server optimizer's decay or momentum must not move w
-        return replace(after, w=torch.where(shared, after.w, server.w))
-
-    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
-        own, theirs = self._parted(client, server.w)
-        w = self.inner.personal_params(server, theirs)
-        return self.with_own(w, own) if self.private.any() else w
-
     def with_own(self, w: Tensor, own: Tensor) -> Tensor:
-        """``w`` ([D] or [K, D]) with the private entries ``own [K, q]`` in their places, [K, D]."""
+        """Return ``w`` ([D] or [K, D]) with the private entries ``own [K, q]`` in their places, [K, D]."""
         if not self.private.any():
             return w
         w = w.expand(len(own), -1).clone()
         w[:, self.private.to(w.device)] = own
         return w
 
-    def _parted(self, client: ClientState, w: Tensor) -> tuple[Tensor, ClientState]:
-        theirs = {name: rows for name, rows in client.items() if name != PRIVATE}
-        return client.get(PRIVATE, w.new_empty(1, 0)), theirs
-
-    def _shortened(self, rows: Tensor, dim: int) -> Tensor:
+    def shortened(self, rows: Tensor) -> Tensor:
+        """Return the shared entries of ``rows [K, d]``."""
         length = rows.shape[1]
-        return rows[:, self.shared[:length].to(rows.device)] if length in (dim, self.num_trainable) else rows
+        return rows[:, self.shared[:length].to(rows.device)] if length in self.lengths else rows
 
-    def _still(self, rows: Tensor, before: Tensor) -> Tensor:
-        """``rows``, of what ``inner`` remembers, with the entries ``before`` wherever nothing is shared."""
-        length = rows.shape[1]
-        mine = length in (len(self.private), self.num_trainable)
-        return torch.where(self.shared[:length].to(rows.device), rows, before) if mine else rows
-
-    def _restored(self, vector: Tensor, length: int) -> Tensor:
-        if length not in (len(self.private), self.num_trainable):
+    def restored(self, vector: Tensor, length: int) -> Tensor:
+        """Return a vector that was `shortened`, with zeros for what is not shared, [length]."""
+        if length not in self.lengths:
             return vector
         full = vector.new_zeros(length)
         full[self.shared[:length].to(vector.device)] = vector
         return full
 
+    def still(self, rows: Tensor, before: Tensor) -> Tensor:
+        """Return ``rows [K, d]`` with the entries of ``before`` wherever nothing is shared."""
+        length = rows.shape[1]
+        return torch.where(self.shared[:length].to(rows.device), rows, before) if length in self.lengths else rows
 
-class _OnOwnPart:
-    """K clients' training as ``inner`` sees it; ``own [K, q]`` follows what their private entries become."""
 
-    def __init__(self, masked: Masked, local: LocalTraining, own: Tensor) -> None:
-        self._masked, self._local, self._own = masked, local, own
-        p = masked.num_trainable
-        self._private, self._shared = masked.private[:p].to(own.device), masked.shared[:p].to(own.device)
+class OnOwnPart:
+    """K clients' training as an algorithm sees it that deals in the shared entries alone.
+
+    The algorithm deals in vectors of full length. On a client they begin from its own private entries, wherever the
+    algorithm lets training begin, and every training moves these on; the algorithm sees no movement there (delta is 0),
+    nor anywhere frozen. Its corrections do not touch them.
+
+    Args:
+        masks: what is private and what is frozen.
+        local: the training of the clients.
+        own: their private entries, [K, q]; what they become is in `own`.
+        head_epochs: train the private entries alone for so long first, then the shared ones alone (FedRep).
+    """
+
+    def __init__(self, masks: Masks, local: LocalTraining, own: Tensor, head_epochs: int) -> None:
+        self._masks, self._local, self.own, self._head_epochs = masks, local, own, head_epochs
+        p = masks.num_trainable
+        self._private, self._shared = masks.private[:p].to(own.device), masks.shared[:p].to(own.device)
 
     @property
     def ids(self) -> Sequence[int]:
@@ -145,56 +120,53 @@ class _OnOwnPart:
     def optimizer(self) -> Optimizer:
         return self._local.optimizer
 
-    def state(self) -> ClientState:
-        return {PRIVATE: self._own} if self._own.shape[1] else {}
-
     def loss(self, w: Tensor) -> Tensor:
-        return self._local.loss(self._masked.with_own(w, self._own))
+        return self._local.loss(self._masks.with_own(w, self.own))
 
     def gradient(self, w: Tensor) -> Tensor:
-        g = self._local.gradient(self._masked.with_own(w, self._own))
-        return g.masked_fill(~self._masked.shared.to(g.device), 0.0)
+        g = self._local.gradient(self._masks.with_own(w, self.own))
+        return g.masked_fill(~self._masks.shared.to(g.device), 0.0)
 
     def train(
         self,
         start: Tensor,
         correct=None,
         *,
+        epochs: int | None = None,
         optimizer: Optimizer | None = None,
         contrast: Contrast | None = None,
-        **how: Any,
     ) -> LocalResult:
-        """As asked for, from ``start`` with the clients' own entries in it, as in all models that it is compared with.
+        """Train from ``start`` with the clients' own entries in it, as in all models that it is compared with.
 
-        An ``optimizer`` of the algorithm's own moves shared entries only. ``how`` is passed on.
+        An ``optimizer`` of the algorithm's own moves shared entries only.
         """
         if contrast is not None:
-            models = [self._masked.with_own(w, self._own) for w in contrast.models]
-            how["contrast"] = replace(contrast, models=torch.stack(models))
-        if self._masked.head_epochs:
+            models = [self._masks.with_own(w, self.own) for w in contrast.models]
+            contrast = replace(contrast, models=torch.stack(models))
+        if self._head_epochs:
             self._train_head(start)
-        free = self._shared if self._masked.head_epochs else self._shared | self._private
+        free = self._shared if self._head_epochs else self._shared | self._private
         mine: Optimizer = self._local.optimizer
         if optimizer is not None or not free.all():
             correct = correct or _unchanged  # flat vectors, for what follows
             held = Held(mine, ~free | self._shared if optimizer else ~free)
             mine = Aside(optimizer, self._shared, held) if optimizer else held
-        begin = self._masked.with_own(start, self._own)
-        result = self._local.train(begin, self._on_shared(correct), optimizer=mine, **how)
-        if not self._masked.head_epochs:
+        begin = self._masks.with_own(start, self.own)
+        result = self._local.train(begin, self._on_shared(correct), epochs=epochs, optimizer=mine, contrast=contrast)
+        if not self._head_epochs:
             self._keep(begin, result)
-        delta = result.delta.masked_fill(~self._masked.shared.to(result.delta.device), 0.0)
+        delta = result.delta.masked_fill(~self._masks.shared.to(result.delta.device), 0.0)
         return replace(result, start=start, delta=delta)
 
     def _train_head(self, start: Tensor) -> None:
-        begin = self._masked.with_own(start, self._own)
+        begin = self._masks.with_own(start, self.own)
         alone = Held(self._local.optimizer, ~self._private)
-        self._keep(begin, self._local.train(begin, _unchanged, epochs=self._masked.head_epochs, optimizer=alone))
+        self._keep(begin, self._local.train(begin, _unchanged, epochs=self._head_epochs, optimizer=alone))
 
     def _keep(self, begin: Tensor, result: LocalResult) -> None:
-        if self._own.shape[1]:
-            private = self._masked.private.to(begin.device)
-            self._own = begin[:, private] + result.delta[:, private]
+        if self.own.shape[1]:
+            private = self._masks.private.to(begin.device)
+            self.own = begin[:, private] + result.delta[:, private]
 
     def _on_shared(self, correct: Any) -> Any:
         if correct is None or not self._private.any():

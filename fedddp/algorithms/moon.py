@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..types import ClientState, Contrast, LocalResult, ServerState, Update
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
@@ -36,8 +37,12 @@ class Moon(FedAvg):
     def traits(self) -> Traits:
         return replace(super().traits, contrasts=self.mu > 0)
 
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"previous": w.unsqueeze(0)}
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        server = super().init_server(w, spec)
+        return replace(server, extra={**server.extra, "w_0": w.clone()})
+
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"previous": server.extra["w_0"].unsqueeze(0)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
 from ..registry.choice import Choice
+from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .around import Around
-from .base import Algorithm
+from .base import Algorithm, LocalTraining
 from .fedavg import FedAvg
-from .masked import Masked
+from .masked import Masks, OnOwnPart
 
+PRIVATE = "personal.private"
+"""In a client's state: its private entries, [K, q]."""
 INNER: dict[str, type] = {}
 """What can be wrapped: every algorithm that is no wrapper of this kind itself."""
 
@@ -47,26 +52,75 @@ class Personal(Around):
         Patterns, Field(description="tensors that stay as they are at first, neither averaged nor private")
     ] = ()
 
-    def for_model(self, spec: FlatSpec) -> Masked:
-        """Raises ValueError for a pattern that matches nothing, and if nothing would be left to share."""
-        private, frozen = self._mask(spec, "private"), self._mask(spec, "frozen")
-        if (private & frozen).any():
-            raise ValueError(f"algorithm.frozen={list(self.frozen)}: some of these are private too; name each once")
-        if not (~(private | frozen))[: spec.num_trainable].any():
-            raise ValueError(
-                f"algorithm.private={list(self.patterns(spec, 'private'))}: leaves nothing that is trained together; "
-                "name fewer tensors"
-            )
-        return Masked(self.inner.for_model(spec), private, frozen, spec.num_trainable)
+    own = (PRIVATE,)
+
+    def masks(self, spec: FlatSpec) -> Masks:
+        """Return which entries of a model are private, frozen and shared.
+
+        Raises:
+            ValueError: a pattern matches nothing, an entry is both private and frozen, or nothing is shared.
+        """
+        return _masks(self.patterns(spec, "private"), self.patterns(spec, "frozen"), spec, spec.kinds)
 
     def patterns(self, spec: FlatSpec, key: str) -> Patterns:
-        """The patterns of ``key`` ("private" or "frozen") for this model."""
-        return getattr(self, key)
+        """Return the patterns of ``key`` ("private" or "frozen") for this model. Raises ValueError."""
+        return tuple(getattr(self, key))
 
-    def _mask(self, spec: FlatSpec, key: str) -> Tensor:
-        patterns = self.patterns(spec, key)
-        for pattern in patterns:
-            if not spec.mask([pattern]).any():
-                known = ", ".join(dict.fromkeys([*spec.names, *(f"@{kind}" for kind in spec.kinds)]))
-                raise ValueError(f"algorithm.{key}={list(patterns)}: {pattern!r} matches nothing of {known}")
-        return spec.mask(patterns)
+    def epochs_before(self) -> int:
+        """Return for how many epochs the private entries train alone, before the shared ones do."""
+        return 0
+
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        lengths = self.masks(spec).lengths
+        return {name: lengths.get(length, length) for name, length in self.inner.vectors(spec).items()}
+
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        return self.masks(spec).uploaded(spec)
+
+    def init_client(self, server: ServerState) -> ClientState:
+        private = self.masks(server.spec).private.to(server.w.device)
+        own = {PRIVATE: server.w[private].unsqueeze(0)} if private.any() else {}
+        return {**super().init_client(server), **own}
+
+    def client_update(
+        self, server: ServerState, client: ClientState, local: LocalTraining
+    ) -> tuple[Update, ClientState, LocalResult]:
+        masks, theirs = self.masks(server.spec), self.without(client)
+        training = OnOwnPart(masks, local, client.get(PRIVATE, server.w.new_empty(1, 0)), self.epochs_before())
+        update, state, result = self.inner.client_update(server, theirs, training)
+        vectors = {name: masks.shortened(rows) for name, rows in update.vectors.items()}
+        state = {name: masks.still(rows, theirs[name]) for name, rows in state.items()}
+        own = {PRIVATE: training.own} if PRIVATE in client else {}
+        return Update(vectors, update.weight), {**state, **own}, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        masks, full = self.masks(server.spec), self.inner.vectors(server.spec)
+        vectors = {name: masks.restored(vector, full[name]) for name, vector in mean.vectors.items()}
+        after = self.inner.server_update(server, replace(mean, vectors=vectors), cohort)
+        shared = masks.shared.to(server.w.device)  # elsewhere a server optimizer's decay or momentum must not move w
+        return replace(after, w=torch.where(shared, after.w, server.w))
+
+    def personal_params(self, server: ServerState, client: ClientState) -> Tensor:
+        w = super().personal_params(server, client)
+        return self.masks(server.spec).with_own(w, client[PRIVATE]) if PRIVATE in client else w
+
+
+@lru_cache(maxsize=16)
+def _masks(private: Patterns, frozen: Patterns, spec: FlatSpec, kinds: tuple[str, ...]) -> Masks:
+    """See `Personal.masks`; ``kinds`` are those of ``spec``, which is equal to one with other kinds."""
+    mine, still = _mask(spec, "private", private), _mask(spec, "frozen", frozen)
+    if (mine & still).any():
+        raise ValueError(f"algorithm.frozen={list(frozen)}: some of these are private too; name each once")
+    if not (~(mine | still))[: spec.num_trainable].any():
+        raise ValueError(
+            f"algorithm.private={list(private)}: leaves nothing that is trained together; name fewer tensors"
+        )
+    return Masks(mine, still, spec.num_trainable)
+
+
+def _mask(spec: FlatSpec, key: str, patterns: Patterns) -> Tensor:
+    for pattern in patterns:
+        if not spec.mask([pattern]).any():
+            known = ", ".join(dict.fromkeys([*spec.names, *(f"@{kind}" for kind in spec.kinds)]))
+            raise ValueError(f"algorithm.{key}={list(patterns)}: {pattern!r} matches nothing of {known}")
+    return spec.mask(patterns)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import LocalTraining, Traits
@@ -47,8 +48,8 @@ class QFFL(FedAvg):
             return f"{type(optimizer).__name__}'s step is no multiple of the gradient: set algorithm.lipschitz above 0"
         return None
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {"delta": dim, "h": 1}
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {"delta": spec.dim, "h": 1}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .base import UNCUT, LocalTraining, Traits
@@ -61,15 +62,15 @@ class Scaffold(FedAvg):
             )
         return None
 
-    def vectors(self, dim: int) -> dict[str, int]:
-        return {"delta": dim, "control": dim}
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {"delta": spec.dim, "control": spec.dim}
 
-    def init_server(self, w: Tensor, num_trainable: int) -> ServerState:
-        server = super().init_server(w, num_trainable)
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        server = super().init_server(w, spec)
         return replace(server, extra={**server.extra, "control": torch.zeros_like(w)})
 
-    def init_client(self, w: Tensor) -> ClientState:
-        return {"control": torch.zeros_like(w).unsqueeze(0)}
+    def init_client(self, server: ServerState) -> ClientState:
+        return {"control": torch.zeros_like(server.w).unsqueeze(0)}
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

@@ -68,7 +68,7 @@ class Adversary:
             return algorithm
         uploaded = algorithm.uploaded(spec)
         lengths = (uploaded.dim, uploaded.num_trainable)
-        names = [name for name, length in algorithm.vectors(spec.dim).items() if length in lengths]
+        names = [name for name, length in algorithm.vectors(spec).items() if length in lengths]
         return Corrupted(algorithm, self, tuple(names))
 
     def tamper(self, x: Tensor, ids: Tensor) -> Tensor:

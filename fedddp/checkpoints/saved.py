@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ..errors import first_line, reason
 from ..flat import FlatSpec
-from ..types import ServerState
 from .export import BEST, LAST, RatedModel, exported, quality
 
 log = logging.getLogger("fedddp")
@@ -81,7 +80,7 @@ class Saved(_State):
             if saved != now:
                 there, mine = (f"{one[0]} {one[1]}" if one else "nothing" for one in (saved, now))
                 return f"tensor {i} is {there} there, {mine} here"
-        dim = spec.dim if self.tensors else len(self.server().w)
+        dim = spec.dim if self.tensors else len(self.server()[0])
         if (dim, self.num_trainable) != (spec.dim, spec.num_trainable):
             there = f"{dim} numbers, {self.num_trainable} of them trainable, there"
             return f"{there}, {spec.dim} and {spec.num_trainable} here"
@@ -92,11 +91,11 @@ class Saved(_State):
         """The number of ranks that keep their clients' states in a folder of their own, see `OwnClients`."""
         return len(list(self.folder.glob("clients-*.sha256")))
 
-    def server(self) -> ServerState:
+    def server(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The server state, on CPU."""
         tensors = load_file(self.folder / "server.safetensors")
         w = tensors.pop("w")
-        return ServerState(w, self.num_trainable, tensors, self.round)
+        return w, tensors
 
     def budget(self) -> dict[str, Tensor]:
         """The state of the privacy budget; empty without one."""

@@ -82,7 +82,7 @@ def trained(folder: Path, layers: Sequence[Mapping[str, Any]] = ()) -> Trained:
     flat = FlatModule(task.model(config.run.seed).eval())
     if unlike := saved.unlike(flat.spec):
         raise UsageError(f"{saved.folder}: is of another model: {unlike}; give the model as it was")
-    flat.load(saved.server().w)
+    flat.load(saved.server()[0])
     return Trained(task, flat.module, dataset)
 
 

@@ -20,9 +20,10 @@ class ClientStore:
     leaves the store as it found it.
     """
 
-    def __init__(self, initial: Callable[[], ClientState], beside: ClientStore | None = None) -> None:
-        """``beside``: another store of the same clients, committed and saved with this one."""
-        self._initial = initial  # -> name -> [1, d], the state of a client that never took part
+    def __init__(self, device: torch.device | str = "cpu", beside: ClientStore | None = None) -> None:
+        """``device``: where states are; ``beside``: another store of the same clients, committed and saved with this
+        one."""
+        self._device = device
         self._kept: dict[int, ClientState] = {}
         self._pending: dict[int, ClientState] = {}
         self.common: dict[str, Tensor] = {}
@@ -31,26 +32,17 @@ class ClientStore:
         self._beside = beside
 
     @property
-    def remembers(self) -> bool:
-        """Whether clients have a state at all."""
-        return bool(self._initial()) or (self._beside is not None and self._beside.remembers)
-
-    @property
     def touched(self) -> set[int]:
         """The clients of this rank that took part before or in this round."""
         return {*self._kept, *self._pending}
 
-    def initial(self) -> ClientState:
-        """The state of a client that never took part, name -> [1, d]."""
-        return self._initial()
+    def get(self, ids: Iterable[int], new: ClientState) -> ClientState:
+        """The states of ``ids`` side by side, name -> [K, d]; ``new``, name -> [1, d], where one never took part."""
+        return _stacked([self._kept.get(k) or new for k in ids], new)
 
-    def get(self, ids: Iterable[int]) -> ClientState:
-        """The states of ``ids`` side by side, name -> [K, d]."""
-        return self._stacked(self._kept.get(k) for k in ids)
-
-    def latest(self, ids: Iterable[int]) -> ClientState:
+    def latest(self, ids: Iterable[int], new: ClientState) -> ClientState:
         """The same as `commit` will make it."""
-        return self._stacked(self._pending.get(k) or self._kept.get(k) for k in ids)
+        return _stacked([self._pending.get(k) or self._kept.get(k) or new for k in ids], new)
 
     def put(self, ids: Sequence[int], state: ClientState, rows: Iterable[int]) -> None:
         """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`."""
@@ -77,10 +69,6 @@ class ClientStore:
         if self._beside:
             self._beside.discard()
 
-    def _stacked(self, states: Iterable[ClientState | None]) -> ClientState:
-        rows = [state or self._initial() for state in states]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-
     def state_dict(self) -> dict[str, Tensor]:
         """Everything kept, "client/name" -> [d]; the state common to all clients has ``all`` as its client."""
         own = {f"{k}/{name}": v[0] for k, state in self._kept.items() for name, v in state.items()}
@@ -92,7 +80,6 @@ class ClientStore:
         """Take over the clients that live here, whatever rank they lived on when they were saved."""
         self._kept.clear()
         self.common.clear()
-        like = self._initial()  # on the device where states are
         for key, vector in saved.items():
             client, name = key.split("/", 1)
             if name.startswith(BESIDE):
@@ -100,7 +87,12 @@ class ClientStore:
             if client == "all":
                 self.common[name] = vector
             elif mine(int(client)):
-                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(like[name].device)
+                self._kept.setdefault(int(client), {})[name] = vector.unsqueeze(0).to(self._device)
         if self._beside:
             theirs = {key.replace(f"/{BESIDE}", "/", 1): v for key, v in saved.items() if f"/{BESIDE}" in key}
             self._beside.load_state_dict(theirs, mine)
+
+
+def _stacked(states: Sequence[ClientState], new: ClientState) -> ClientState:
+    """``states`` side by side; a name that is not in ``new`` is of an earlier version's checkpoint, and left out."""
+    return {name: torch.cat([state[name] for state in states]) for name in new}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algorithms import LAST_MODEL, Algorithm
+from ..algorithms import FIRST_MODEL, LAST_MODEL, Algorithm
 from ..clients import ClientStore
 from ..comm import Comm, Purpose, interrupt
 from ..data import ClientData
@@ -84,10 +84,11 @@ class ClientEvaluator:
         self._comm.enter("evaluate clients")
         slots = torch.zeros(2, len(self._ids), dtype=torch.float64)
         at = {k: i for i, k in enumerate(self._ids) if home_rank(k, self._comm.world_size) == self._comm.rank}
+        new = self._algorithm.init_client(server)
         for ids in blocks(tuple(at), max(1, PARAMETERS_AT_ONCE // len(server.w))):
             columns = [at[k] for k in ids]
             slots[1, columns] = self._accuracies(server.w, ids)
-            own = self._algorithm.personal_params(server, store.latest(ids))
+            own = self._algorithm.personal_params(server, store.latest(ids, new))
             slots[0, columns] = slots[1, columns] if own is server.w else self._accuracies(own, ids)
         self._comm.all_reduce(slots, Purpose.EVALUATE_CLIENTS)
         return ClientScores(tuple(self._ids), Spread(slots[0]), Spread(slots[1]))
@@ -134,20 +135,20 @@ class ClientsMean:
     weights: Tensor
     comm: Comm
 
-    def models(self, store: ClientStore) -> Mapping[str, Tensor]:
-        """The mean for the state ``store``, on every rank, by one all_reduce of a model."""
+    def models(self, store: ClientStore, server: ServerState) -> Mapping[str, Tensor]:
+        """The mean for the states ``store`` and ``server``, on every rank, by one all_reduce of a model."""
         self.comm.enter("mean of the clients' models")
-        first = store.initial()[LAST_MODEL][0]
+        first = server.extra[FIRST_MODEL]
         p = (self.weights / self.weights.sum()).double()
         total = torch.zeros(len(first) + 1, dtype=torch.float64, device=first.device)  # the last entry: sum of p_k
         for ids in blocks(tuple(sorted(store.touched)), max(1, PARAMETERS_AT_ONCE // len(first))):
             mine = p[list(ids)].to(first.device)
-            total[:-1] += mine @ store.latest(ids)[LAST_MODEL].double()
+            total[:-1] += mine @ store.latest(ids, {LAST_MODEL: first[None]})[LAST_MODEL].double()
             total[-1] += mine.sum()
         total = self.comm.all_reduce(total, Purpose.CLIENTS_MEAN)
         return {"clients_mean": (total[:-1] + (1 - total[-1]) * first.double()).to(first)}
 
 
-def none(store: ClientStore) -> Mapping[str, Tensor]:
+def none(store: ClientStore, server: ServerState) -> Mapping[str, Tensor]:
     """Evaluate no model besides the server's."""
     return {}

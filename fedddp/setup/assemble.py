@@ -84,8 +84,8 @@ def _assembled(
         algorithm = LastModels(algorithm)
     start = initialise(p.task, algorithm, comm, p.spec, seed)
     protection.check_start(start.w)
-    store = ClientStore(lambda: algorithm.init_client(start.w), beside=protection.memory)
-    stateful = store.remembers
+    store = ClientStore(comm.device, beside=protection.memory)
+    stateful = bool(algorithm.init_client(start) or config.aggregation.compression.init_client(protection.columns))
     telemetry = _telemetry(p, folder, sinks)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
@@ -257,12 +257,13 @@ def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) ->
     """Return w_0, or the state of the checkpoint that rank 0 found, sent to all ranks."""
     if not done:
         return start
-    mine = saved.server() if saved else start
-    w = comm.broadcast(mine.w.to(start.w).clone(), Purpose.RESUME)  # a copy: who never took part still begins from w_0
-    extra = {
-        name: comm.broadcast(mine.extra[name].to(like).clone(), Purpose.RESUME) for name, like in start.extra.items()
+    w, extra = saved.server() if saved else (start.w, start.extra)
+    w = comm.broadcast(w.to(start.w).clone(), Purpose.RESUME)
+    extra = {  # w_0, which earlier versions did not save, is that of the seed
+        name: comm.broadcast(extra.get(name, like).to(like).clone(), Purpose.RESUME)
+        for name, like in start.extra.items()
     }
-    return ServerState(w, start.num_trainable, extra, done)
+    return ServerState(w, start.spec, extra, done)
 
 
 def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink]) -> Telemetry:

@@ -179,7 +179,7 @@ def _divided(
     Raises UsageError where the algorithm does not fit the model or the attack does not fit the data.
     """
     with named():
-        config.algorithm.for_model(spec)
+        config.algorithm.vectors(spec)  # raises if the algorithm does not fit the model
         config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
         used, held = partition, None
         if config.evaluate.holdout:

@@ -6,6 +6,7 @@ import torch
 from fedddp.aggregation import ExactSum, FastSum, Pipeline, checksum
 from fedddp.comm import Comm, CommError, Place
 from fedddp.types import Cohort, LocalResult, ServerState, Update
+from tests.helpers.support import flat
 
 SIZES = torch.tensor([2, 6])
 RESULT = LocalResult(torch.zeros(3), torch.zeros(1, 3), torch.tensor([1]), torch.zeros(1), torch.zeros(1))
@@ -26,7 +27,7 @@ def pipeline(comm=None, reduce=None):
 
 
 def inbox_of(p, clients, w=None):
-    inbox = p.open(Cohort(8, (0, 1), 2), ServerState(torch.zeros(3) if w is None else w, 3))
+    inbox = p.open(Cohort(8, (0, 1), 2), ServerState(torch.zeros(3) if w is None else w, flat(3)))
     for k in clients:
         with inbox.tolerate([k]):
             inbox.add((k,), Update({"delta": ROWS[k : k + 1]}, SIZES[[k]]), RESULT)

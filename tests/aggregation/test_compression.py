@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, method, *, exact=False, layout=LAYOUT, spec=SPEC):
         self.columns = method.columns(layout, spec)
-        self.memory = ClientStore(lambda: method.init_client(self.columns))
+        self.memory, self.new = ClientStore(), method.init_client(self.columns)
         new_sum = lambda dtype: ExactSum("cpu") if exact else FastSum(dtype, "cpu")  # noqa: E731
         self.sum = method.sum(Setting(layout, spec, 3, 1, self.memory, new_sum))
         self.length = sum(layout.values())
@@ -54,7 +54,7 @@ class Run:
         return total, self.sum.tail
 
     def error(self, clients=5):
-        return self.memory.get(range(clients))["error"]
+        return self.memory.get(range(clients), self.new)["error"]
 
 
 def plain_sum(rows, weight=WEIGHT):
@@ -308,7 +308,7 @@ def test_a_client_whose_update_is_refused_keeps_its_memory(method):
     run = Run(method)
     pipeline = Pipeline(LAYOUT, run.sum, WEIGHT, Comm.alone())
     for t in range(2):
-        inbox = pipeline.open(Cohort(t, tuple(range(5)), 5), ServerState(torch.zeros(SPEC.dim), SPEC.num_trainable))
+        inbox = pipeline.open(Cohort(t, tuple(range(5)), 5), ServerState(torch.zeros(SPEC.dim), SPEC))
         rows = updates(t)
         if t == 1:
             before = run.error()
@@ -335,12 +335,12 @@ def test_a_memory_that_outgrows_the_sum_is_a_failure_of_the_client():
 
 
 def test_of_a_partly_personal_model_the_shared_tensors_are_compressed():
-    personal = Personal(private=("0.bias", "@BatchNorm*")).for_model(SPEC)
-    spec, layout = personal.uploaded(SPEC), personal.vectors(SPEC.dim)
+    personal = Personal(private=("0.bias", "@BatchNorm*"))
+    spec, layout = personal.uploaded(SPEC), personal.vectors(SPEC)
     assert spec.names == ("0.weight", "2.weight", "2.bias")
     assert layout == {"delta": spec.dim} == {"delta": 600 + 200 + 10}
     assert PowerSGD(rank=2).columns(layout, spec).tensors == ((0, (20, 30)), (600, (10, 20)))
-    frozen = Personal(frozen=("*running*",)).for_model(SPEC).uploaded(SPEC)
+    frozen = Personal(frozen=("*running*",)).uploaded(SPEC)
     assert frozen.dim == frozen.num_trainable == SPEC.num_trainable
     assert FedAvg().uploaded(SPEC) is SPEC
 
@@ -359,6 +359,6 @@ def test_a_run_of_personal_models_under_a_compression_that_leaves_nothing_out(tm
 
 
 def test_every_compression_has_a_name_and_says_what_it_remembers():
-    remembers = {name for name, cls in COMPRESSIONS.items() if Run(cls()).memory.remembers}
+    remembers = {name for name, cls in COMPRESSIONS.items() if Run(cls()).new}
     assert list(COMPRESSIONS) == ["none", "int8", "random_k", "top_k", "power_sgd"]
     assert remembers == {"top_k", "power_sgd"}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedddp.algorithms import Algorithm, Around
-from fedddp.algorithms.masked import Masked
+from fedddp.algorithms.masked import Masks
 
 METHODS = {name: method for name, method in vars(Algorithm).items() if inspect.isfunction(method) and name[0] != "_"}
 PROPERTIES = [name for name, member in vars(Algorithm).items() if isinstance(member, property)]
-SAME_WRAPPER = {"for_model", "with_plain_mean"}
+SAME_WRAPPER = {"with_plain_mean"}
 """Methods that return the wrapper around what the inner algorithm becomes."""
 
 
@@ -48,4 +48,4 @@ def test_it_is_the_same_wrapper_around_what_the_inner_one_becomes(name):
 def test_wrappers_are_compared_by_all_they_hold_but_a_mask_is_only_itself():
     inner, mask = Mock(spec=list(METHODS)), torch.zeros(3, dtype=torch.bool)
     assert Marked(inner, "mine") == Marked(inner, "mine") != Marked(inner, "yours")
-    assert Masked(inner, mask, mask, 3) != Masked(inner, mask, mask, 3)
+    assert Masks(mask, mask, 3) != Masks(mask, mask, 3)

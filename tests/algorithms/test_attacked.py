@@ -7,7 +7,7 @@ from fedddp.algorithms import ALGORITHMS
 from fedddp.attacks.adversary import Corrupted
 from fedddp.federation import federate
 from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, mean, quadratics, start
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, client_states, few_digits
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_fednova_moves_back_under_sign_flip(tmp_path, weighting):
     (bad,) = f.algorithm.adversary.clients
     rows, taus = [], []
     for k in range(len(SIZES)):
-        update, _, _ = f.algorithm.inner.client_update(server, f.store.get((k,)), f.trainer.on((k,), 0))
+        update, _, _ = f.algorithm.inner.client_update(server, client_states(f, (k,), server), f.trainer.on((k,), 0))
         rows.append(update.vectors["direction"][0] * (-10.0 if k == bad else 1.0))
         taus.append(update.vectors["tau"][0])
         assert float(taus[-1]) == pytest.approx(LR * 2 * SIZES[k])
@@ -103,8 +103,8 @@ def test_what_has_a_models_length_is_attacked_and_nothing_else(tmp_path, name, a
     assert isinstance(f.algorithm, Corrupted)
     for k in range(3):
         local = f.trainer.on((k,), 0)
-        own, kept, _ = f.algorithm.inner.client_update(server, f.store.get((k,)), local)
-        sent, after, _ = f.algorithm.client_update(server, f.store.get((k,)), local)
+        own, kept, _ = f.algorithm.inner.client_update(server, client_states(f, (k,), server), local)
+        sent, after, _ = f.algorithm.client_update(server, client_states(f, (k,), server), local)
         assert torch.equal(sent.weight, own.weight)
         assert all(torch.equal(after[key], kept[key]) for key in kept)
         for vector, rows in own.vectors.items():

@@ -16,7 +16,7 @@ from fedddp.federation import federate
 from fedddp.optim import SGD
 from fedddp.setup.noise import LEAST_NOISE
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
-from tests.helpers.support import assemble, few_digits, logged  # noqa: F401
+from tests.helpers.support import assemble, few_digits, flat, logged  # noqa: F401
 
 SIZES = (3, 9, 4, 6)
 MODEL = {"model": {"name": "mlp", "hidden": 8}, "client": {"optimizer": {"lr": 0.1}}, "run": {"rounds": 3}}
@@ -39,8 +39,8 @@ class TwoVectors(FedAvg):
 
     seen: ClassVar[list] = []
 
-    def vectors(self, dim):
-        return {"delta": dim, "control": dim // 3}
+    def vectors(self, spec):
+        return {"delta": spec.dim, "control": spec.dim // 3}
 
     def client_update(self, server, client, local):
         update, state, result = super().client_update(server, client, local)
@@ -53,7 +53,7 @@ class TwoVectors(FedAvg):
 
 
 def updated(algorithm, delta, examples=None):
-    server = algorithm.init_server(torch.zeros(delta.shape[1], dtype=delta.dtype), delta.shape[1])
+    server = algorithm.init_server(torch.zeros(delta.shape[1], dtype=delta.dtype), flat(delta.shape[1]))
     update, _, _ = algorithm.client_update(server, {}, Moves(delta, examples))
     return update
 
@@ -89,8 +89,8 @@ def test_the_ring_takes_whatever_is_clipped_and_refuses_what_is_not_finite(logge
     algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(0.5, 0.2, 4.0, clip, 0.01))
     comm = Comm.alone()
     ring = RingSum(in_the_clear(comm), "cpu", bound=0.5, total_weight=4)
-    pipeline = Pipeline(algorithm.vectors(6), ring, torch.tensor(SIZES), comm, denominator=4.0)
-    server = algorithm.init_server(torch.zeros(6), 6)
+    pipeline = Pipeline(algorithm.vectors(flat(6)), ring, torch.tensor(SIZES), comm, denominator=4.0)
+    server = algorithm.init_server(torch.zeros(6), flat(6))
     inbox = pipeline.open(Cohort(0, (0, 1, 2, 3), 4), server)
     update, _, result = algorithm.client_update(server, {}, Moves(delta))
     assert inbox.add((0, 1, 2, 3), update, result) == [0, 1, 3]
@@ -114,7 +114,7 @@ def test_without_noise_and_under_a_huge_clip_it_is_fedavg_with_uniform_weights(t
     f, server = assemble(tmp_path, few_digits(sum(SIZES)), SIZES, **MODEL)
     ends = []
     for algorithm in (plain, ClientLevel(inner, 1e9, 0.0)):
-        start = algorithm.init_server(server.w, server.num_trainable)
+        start = algorithm.init_server(server.w, server.spec)
         ends.append(federate(replace(f, algorithm=algorithm), start))
     assert not ends[0].w.equal(server.w)
     assert ends[0].w.equal(ends[1].w)
@@ -123,11 +123,11 @@ def test_without_noise_and_under_a_huge_clip_it_is_fedavg_with_uniform_weights(t
 def test_the_inner_algorithm_sees_neither_the_wrappers_keys_nor_who_took_part():
     inner = TwoVectors(server_optimizer=SGD(lr=1.0, momentum=0.9))
     algorithm = ClientLevel(inner, 1.0, 1.0, AdaptiveClip(0.5, 0.2, 4, 8, 0.01))
-    server = algorithm.init_server(torch.zeros(6), 6)
+    server = algorithm.init_server(torch.zeros(6), flat(6))
     own = set(server.extra) - {CLIP}
     assert len(own) == 1
     assert CLIP in server.extra
-    assert algorithm.vectors(6) == {"delta": 6, "control": 2, BIT: 1}
+    assert algorithm.vectors(flat(6)) == {"delta": 6, "control": 2, BIT: 1}
     TwoVectors.seen.clear()
     mean = Mean({"delta": torch.ones(6), "control": torch.ones(2), BIT: torch.tensor([0.25])}, 4.0, None, 9)
     after = algorithm.server_update(server, mean, Cohort(0, (1, 3), 9))
@@ -140,7 +140,7 @@ def test_the_inner_algorithm_sees_neither_the_wrappers_keys_nor_who_took_part():
 
 
 def test_the_noise_of_the_sum():
-    server = ServerState(torch.zeros(6), 6)
+    server = ServerState(torch.zeros(6), flat(6))
     assert ClientLevel(TwoVectors(), 0.3, 2.0).noise_std(server) == {"delta": 0.6, "control": 0.6}
     assert ClientLevel(TwoVectors(), 0.3, 2.0).largest_noise_std == 0.6
     adaptive = ClientLevel(FedAvg(), 0.3, 1.0, AdaptiveClip(0.5, 0.2, expected=100, largest=8, smallest=0.01))
@@ -148,7 +148,7 @@ def test_the_noise_of_the_sum():
     assert stds == {"delta": pytest.approx(0.5 * 1.005037815, rel=1e-9), BIT: 5.0}  # Andrew et al. 2021
     assert adaptive.largest_noise_std == pytest.approx(8 * 1.005037815)
     silent = ClientLevel(FedAvg(), 0.3, 0.0, adaptive.adaptive)
-    assert silent.noise_std(adaptive.init_server(torch.zeros(6), 6)) == {"delta": 0.0, BIT: 0.0}
+    assert silent.noise_std(adaptive.init_server(torch.zeros(6), flat(6))) == {"delta": 0.0, BIT: 0.0}
 
 
 @pytest.mark.parametrize(("sigma", "expected"), [(1, 100), (1, 2), (4, 3), (0.5, 1000), (30, 10)])
@@ -166,7 +166,7 @@ def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
     """200 clients whose norms are exp(normal): their quantile is exp(Phi^-1(quantile)). The bits are noised."""
     n, lengths = 200, normal(200, 1, dtype=torch.float64).exp()
     algorithm = ClientLevel(FedAvg(), clip, 1.0, AdaptiveClip(quantile, 0.2, n, 8.0, 0.001))
-    server = algorithm.init_server(torch.zeros(4, dtype=torch.float64), 4)
+    server = algorithm.init_server(torch.zeros(4, dtype=torch.float64), flat(4))
     moves = Moves(lengths * torch.tensor([[0.0, 0.6, 0.8, 0.0]], dtype=torch.float64))
     noise = normal(120, seed=5, dtype=torch.float64)
     found = []
@@ -184,7 +184,9 @@ def test_the_clip_finds_the_quantile_of_the_norms(quantile, clip):
 def test_the_clip_stays_within_its_bounds_and_starts_there():
     adaptive = AdaptiveClip(0.5, 0.2, 10, 8.0, 0.25)
     for clip in (0.25, 1.0, 8.0):
-        assert ClientLevel(FedAvg(), clip, 1.0, adaptive).init_server(torch.zeros(3), 3).extra[CLIP].tolist() == [clip]
+        assert ClientLevel(FedAvg(), clip, 1.0, adaptive).init_server(torch.zeros(3), flat(3)).extra[CLIP].tolist() == [
+            clip
+        ]
     for clip in (0.2499, 8.01, 20.0):
         with pytest.raises(ValueError, match=r"lies between 0\.25 and 8"):
             ClientLevel(FedAvg(), clip, 1.0, adaptive)

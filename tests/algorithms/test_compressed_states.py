@@ -10,7 +10,8 @@ from fedddp.aggregation.compression import COMPRESSIONS
 from fedddp.algorithms import ALGORITHMS
 from fedddp.config import UsageError, build
 from fedddp.federation import federate
-from tests.helpers.support import assemble
+from fedddp.flat import FlatSpec, flatten
+from tests.helpers.support import assemble, client_states
 from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
 pytestmark = pytest.mark.slow
@@ -54,11 +55,10 @@ def federation(folder, algorithm, compression, **sections):
 
 def test_no_algorithm_and_no_compression_is_forgotten():
     assert COMPRESSED.keys() == COMPRESSIONS.keys()
-    spec = task_of(BATCHED["mlp"])
-    w = spec.initial_params(0)
+    module = task_of(BATCHED["mlp"]).model(0)
     for name in ALGORITHMS.keys() - set(STATEFUL) - {"personal"}:  # "personal" remembers what its inner one does
         algorithm = build({"algorithm": {"name": name}}).algorithm
-        assert not algorithm.init_client(w), name
+        assert not algorithm.init_client(algorithm.init_server(flatten(module), FlatSpec.of(module))), name
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "inside personal"])
@@ -92,13 +92,13 @@ def test_what_clients_hold_follows_from_the_models_they_were_sent(tmp_path, pair
     """Compression changes the models that are sent, and nothing that a client keeps for itself."""
     name, compression = pair
     f, server = federation(tmp_path, {"name": name, **KEYS.get(name, {})}, compression)
-    held, new = {}, f.algorithm.init_client(server.w)
+    held = {}
     for t in range(4):
         for k in f.sampler.cohort(t).ids:
-            state = held.get(k, new)
+            state = held.get(k) or f.algorithm.init_client(server)
             held[k] = f.algorithm.client_update(server, state, f.trainer.on((k,), t))[1]
         server = federate(f.until(t + 1), server)
-    kept = {k: f.store.get((k,)) for k in held}
+    kept = {k: client_states(f, (k,), server) for k in held}
     assert all(torch.equal(kept[k][key], vector) for k, state in held.items() for key, vector in state.items())
     assert len(held) > 4
     assert any(vector.abs().max() > 1e-3 for state in held.values() for vector in state.values())
@@ -119,7 +119,7 @@ def test_ifcas_clusters_move_by_what_their_own_clients_send(tmp_path, compressio
     idle = 0
     for t in range(4):
         before, server = server, federate(f.until(t + 1), server)
-        picked = {int(f.store.get((k,))["cluster"]) for k in f.sampler.cohort(t).ids if SIZES[k]}
+        picked = {int(client_states(f, (k,), server)["cluster"]) for k in f.sampler.cohort(t).ids if SIZES[k]}
         for j in range(4):
             was, now = (s.w if j == 0 else s.extra[f"theta.{j}"] for s in (before, server))
             assert torch.equal(was, now) == (j not in picked)

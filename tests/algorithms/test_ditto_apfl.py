@@ -6,6 +6,7 @@ import torch
 from fedddp.federation import federate
 from fedddp.optim import SGD
 from tests.helpers.planes import BODY, EPOCHS, LR, WHOLE, descend, mean, personal, planes, points, slope
+from tests.helpers.support import client_states
 
 ROUNDS = 4
 
@@ -120,7 +121,7 @@ def test_apfl_learns_to_stay_apart_where_clients_differ(tmp_path):
         parts = points(apart=apart)
         f, start = planes(tmp_path / name, parts, run={"rounds": 30}, algorithm={"name": "apfl", "alpha_lr": 0.05})
         federate(f, start)
-        alphas.append(f.store.get((0, 1, 2))["alpha"].mean())
+        alphas.append(client_states(f, (0, 1, 2), start)["alpha"].mean())
     assert alphas[1] > max(0.8, alphas[0] + 0.2)
 
 
@@ -139,7 +140,7 @@ def test_apfl_keeps_v_to_float32s_digits_however_small_its_share(tmp_path, optim
             run={"rounds": 1},
         )
         federate(f, start)
-        moved[precision] = f.store.get((0, 1, 2))["v"].double() - start.w.double()
+        moved[precision] = client_states(f, (0, 1, 2), start)["v"].double() - start.w.double()
     assert moved["float64"].abs().max() > alpha * LR / 10
     resolution = 6e-8 * 2 * EPOCHS  # of v itself, whose entries are about 1
     assert (moved["float32"] - moved["float64"]).abs().max() < resolution + 1e-4 * moved["float64"].abs().max()
@@ -164,6 +165,6 @@ def test_apfl_inside_personal_moves_private_entries_as_they_would_alone(tmp_path
         for _ in range(EPOCHS):
             sgd.step_([head], [slope(part, torch.cat([body, head]))[BODY:]], state)
         close(own, torch.cat([end.w[:BODY], head]))
-    v = f.store.get((0, 1, 2))["v"]
+    v = client_states(f, (0, 1, 2), end)["v"]
     assert torch.equal(v[:, BODY:], start.w[BODY:].expand(3, -1))
     assert (v[:, :BODY] - start.w[:BODY]).abs().max() > 1e-3  # decay

@@ -11,7 +11,7 @@ import torch
 
 from fedddp.algorithms import ALGORITHMS
 from fedddp.federation import federate
-from tests.helpers.support import assemble
+from tests.helpers.support import assemble, client_states
 from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
 
 pytestmark = pytest.mark.slow
@@ -109,26 +109,26 @@ def test_what_a_round_starts_from_is_not_changed(tmp_path, case):
         remembered(f),
     )
     local = f.trainer.on((0,), 1)
-    state = f.store.get((0,))
+    state = client_states(f, (0,), server)
     held = {name: vectors.clone() for name, vectors in state.items()}
     f.algorithm.client_update(server, state, local)
     assert all(torch.equal(state[name], held[name]) for name in held)
     federate(f.until(2), server)
     assert torch.equal(server.w, before.w)
     assert all(torch.equal(server.extra[name], before.extra[name]) for name in before.extra)
-    assert bool(kept) == bool(f.algorithm.init_client(server.w))
+    assert bool(kept) == bool(f.algorithm.init_client(server))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_upload_is_laid_out_as_announced_and_weighs_no_more_than_its_examples(tmp_path, case):
     f, server = assembled(tmp_path, CASES[case])
     for k, size in enumerate(SIZES):
-        update, state, _ = f.algorithm.client_update(server, f.store.get((k,)), f.trainer.on((k,), 0))
-        announced = f.algorithm.vectors(len(server.w))
+        update, state, _ = f.algorithm.client_update(server, client_states(f, (k,), server), f.trainer.on((k,), 0))
+        announced = f.algorithm.vectors(server.spec)
         assert {name: vectors.shape for name, vectors in update.vectors.items()} == {
             name: (1, length) for name, length in announced.items()
         }
         assert all(vectors.isfinite().all() for vectors in update.vectors.values())
         assert 0 <= float(update.weight) <= max(1, size)
-        assert state.keys() == f.algorithm.init_client(server.w).keys()
+        assert state.keys() == f.algorithm.init_client(server).keys()
         assert f.algorithm.personal_params(server, state).shape[-1] == len(server.w)

@@ -13,7 +13,7 @@ from fedddp.models import ImportedModule
 from fedddp.optim import SGD
 from fedddp.tasks import Task
 from tests.helpers.planes import planes
-from tests.helpers.support import Recorder, assemble, few_digits
+from tests.helpers.support import Recorder, assemble, client_states, few_digits, flat
 
 SIZES = (7, 20, 1, 13)
 WHOLE = {"local_epochs": 1, "batch_size": 0, "optimizer": {"lr": 0.1}}
@@ -263,8 +263,8 @@ def test_the_mean_is_over_the_cohort(tmp_path):
 
 def test_a_client_would_deploy_the_servers_model(tmp_path):
     f, server = line(tmp_path)
-    assert f.algorithm.personal_params(server, f.store.get((1,))) is server.w
-    assert f.algorithm.vectors(7) == {"delta": 7}
+    assert f.algorithm.personal_params(server, client_states(f, (1,), server)) is server.w
+    assert f.algorithm.vectors(flat(7)) == {"delta": 7}
     assert f.algorithm.server_optimizer == SGD(lr=1.0)
 
 

@@ -6,7 +6,7 @@ import torch
 from fedddp.algorithms import LAST
 from fedddp.federation import federate
 from tests.helpers.quadratics import SIZES, UNIFORM, descended, mean, quadratics, start
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, client_states, few_digits
 
 RADIUS, STEPS = 0.4, 2
 
@@ -46,7 +46,7 @@ def test_it_is_the_papers_trajectory(tmp_path, history, momentum, size):
     if history:
         torch.testing.assert_close(after.extra[LAST], v, rtol=1e-12, atol=1e-12)
     if momentum:
-        kept = f.store.get((0, 1, 2))
+        kept = client_states(f, (0, 1, 2), server)
         for k, m in own.items():
             torch.testing.assert_close(kept["aggregation.momentum.delta"][k], m, rtol=1e-12, atol=1e-12)
 
@@ -98,10 +98,10 @@ def test_algorithms_with_states_of_their_own_run_beside_it(tmp_path, name):
     before = set(server.extra)
     after = federate(f, server)
     assert set(after.extra) == before
-    assert len(after.extra[LAST]) == sum(f.algorithm.vectors(len(after.w)).values())
+    assert len(after.extra[LAST]) == sum(f.algorithm.vectors(after.spec).values())
     assert after.w.isfinite().all()
     assert not torch.equal(after.w, server.w)
-    assert f.algorithm.personal_params(after, f.store.get((0, 1))).isfinite().all()
+    assert f.algorithm.personal_params(after, client_states(f, (0, 1), server)).isfinite().all()
 
 
 def test_under_example_level_privacy_the_last_result_is_remembered_too(tmp_path):

@@ -8,7 +8,7 @@ from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.optim import SGD
 from tests.helpers.planes import BODY, HEAD, descend, mean, personal, planes
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, client_states, few_digits
 
 SIZES = (4, 7, 5, 9)
 SLOPES = torch.tensor([[2.0, -1, 0, 1, 3], [-2, 1, 1, -1, 0]], dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_the_recursion(tmp_path, weighting):
             ends = [descend(p, theta[j]) for p in mine]
             theta[j] = mean(ends, mine) if weighting == "examples" else torch.stack(ends).mean(dim=0)
     end = federate(f, start)
-    assert f.store.get(range(4))["cluster"].flatten().tolist() == picks
+    assert client_states(f, range(4), end)["cluster"].flatten().tolist() == picks
     torch.testing.assert_close(torch.stack(models(end, 3)), torch.stack(theta), rtol=0, atol=1e-12)
     torch.testing.assert_close(personal(f, end), torch.stack([theta[j] for j in picks]), rtol=0, atol=1e-12)
 
@@ -53,7 +53,7 @@ def test_the_recursion(tmp_path, weighting):
 def test_teams_find_each_other_where_one_model_fits_neither(tmp_path):
     f, start = planes(tmp_path, teams(), run={"rounds": 80}, algorithm={"name": "ifca"})
     end = federate(f, start)
-    a, b, c, d = f.store.get(range(4))["cluster"].flatten().tolist()
+    a, b, c, d = client_states(f, range(4), end)["cluster"].flatten().tolist()
     assert (a, b) == (d, c)
     assert a != b
     for part, team, own in zip(teams(), TEAM, personal(f, end), strict=True):
@@ -81,7 +81,7 @@ def test_a_cluster_that_nobody_picks_keeps_its_model_and_its_momentum(tmp_path):
     algorithm = {"name": "ifca", "clusters": 4, "server_optimizer": {"momentum": 0.5}}
     f, start = planes(tmp_path, teams()[:1], run={"rounds": 1}, algorithm=algorithm)
     end = federate(f, start)
-    (pick,) = f.store.get((0,))["cluster"].flatten().int().tolist()
+    (pick,) = client_states(f, (0,), end)["cluster"].flatten().int().tolist()
     for j, (before, after) in enumerate(zip(models(start, 4), models(end, 4), strict=True)):
         assert torch.equal(before, after) == (j != pick)
         assert (end.extra[f"momentum.{j}"].abs().max() > 0) == (j == pick)
@@ -106,11 +106,9 @@ def test_first_models_are_shuffles_that_depend_on_the_seed(tmp_path):
 
 def test_names_of_many_clusters_do_not_meet():
     spec = FlatSpec.of(torch.nn.Linear(4, 2))
-    algorithm = IFCA(clusters=12, server_optimizer=SGD(momentum=0.5)).for_model(spec)
-    server = algorithm.init_server(torch.arange(10.0), 10)
+    algorithm = IFCA(clusters=12, server_optimizer=SGD(momentum=0.5))
+    server = algorithm.init_server(torch.arange(10.0), spec)
     assert len(server.extra) == 11 + 12
     client = {"cluster": torch.tensor([[11.0], [1.0], [0.0]])}
     rows = algorithm.personal_params(server, client)
     assert torch.equal(rows, torch.stack([server.extra["theta.11"], server.extra["theta.1"], server.w]))
-    with pytest.raises(ValueError, match="for_model"):
-        IFCA().init_server(torch.arange(10.0), 10)

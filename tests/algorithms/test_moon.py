@@ -10,7 +10,7 @@ from fedddp.algorithms import Moon
 from fedddp.federation import federate
 from fedddp.flat import FlatSpec
 from fedddp.types import Contrast, ServerState
-from tests.helpers.support import assemble
+from tests.helpers.support import assemble, flat
 from tests.helpers.zoo import BATCHED, SIZES, dataset, images, normed, start_of, task_of, trainers
 
 MLP = BATCHED["mlp"]
@@ -29,7 +29,7 @@ def test_one_step_descends_on_the_papers_loss():
     one, _, _ = trainers(MLP, batch_size=0, local_epochs=1)
     w = start_of(MLP)
     previous = w + 0.1 * torch.randn(len(w), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    algorithm, server = Moon(mu=2.0, temperature=0.3), ServerState(w, len(w))
+    algorithm, server = Moon(mu=2.0, temperature=0.3), ServerState(w, flat(len(w)))
     update, after, result = algorithm.client_update(server, {"previous": previous[None]}, one.on((2,), 0))
     x, y = images().x[23 : 23 + 9], images().y[23 : 23 + 9]
     module, at = MLP().double(), w.clone().requires_grad_()
@@ -58,7 +58,7 @@ def test_models_that_agree_pull_nowhere_in_the_first_step():
     """z_glob = z_prev = z: both cosines are at their largest, so the contrastive loss has no gradient."""
     one, _, _ = trainers(MLP, batch_size=0, local_epochs=1)
     w = start_of(MLP)
-    update, _, _ = Moon(mu=5.0).client_update(ServerState(w, len(w)), {"previous": w[None]}, one.on((0,), 0))
+    update, _, _ = Moon(mu=5.0).client_update(ServerState(w, flat(len(w))), {"previous": w[None]}, one.on((0,), 0))
     assert (update.vectors["delta"] - one.on((0,), 0).train(w).delta).abs().max() <= 1e-12
 
 
@@ -67,7 +67,7 @@ def test_clients_of_a_block_are_compared_with_their_own_models(make):
     one, many, _ = trainers(make, width=10)
     w = start_of(make)
     previous = w * torch.linspace(0.5, 1.5, 6, dtype=torch.float64).view(-1, 1)
-    algorithm, server = Moon(), ServerState(w, len(w))
+    algorithm, server = Moon(), ServerState(w, flat(len(w)))
     update, after, result = algorithm.client_update(server, {"previous": previous}, many.on(range(6), 1))
     for k in range(6):
         alone, own, _ = algorithm.client_update(server, {"previous": previous[[k]]}, one.on((k,), 1))
@@ -89,6 +89,6 @@ def test_a_model_without_a_linear_layer_is_refused_by_reason():
 def test_the_hook_is_gone_after_training():
     one, _, _ = trainers(MLP)
     w = start_of(MLP)
-    Moon().client_update(ServerState(w, len(w)), {"previous": w[None]}, one.on((2,), 0))
+    Moon().client_update(ServerState(w, flat(len(w))), {"previous": w[None]}, one.on((2,), 0))
     assert not any(part._forward_pre_hooks for part in one._flat.module.modules())
     assert one._flat.module.training

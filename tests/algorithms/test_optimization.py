@@ -10,6 +10,7 @@ from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.types import Cohort, Mean, RoundBurnt, ServerState
 from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
+from tests.helpers.support import client_states, flat
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,7 @@ def test_scaffold_whose_controls_stay_at_0_is_fedavg(tmp_path, optimizer):
     f, server = quadratics(tmp_path, algorithm={"name": "scaffold"}, client={"optimizer": {"lr": LR, **optimizer}})
     plain, _ = quadratics(tmp_path, algorithm={"weighting": "uniform"}, client={"optimizer": {"lr": LR, **optimizer}})
     local = f.trainer.on((1,), 0)
-    update, _, _ = f.algorithm.client_update(server, f.store.get((1,)), local)
+    update, _, _ = f.algorithm.client_update(server, client_states(f, (1,), server), local)
     expected, _, _ = plain.algorithm.client_update(server, {}, local)
     assert torch.equal(update.vectors["delta"], expected.vectors["delta"])
 
@@ -120,7 +121,7 @@ def test_scaffold_is_the_recursion(tmp_path, weighting):
     assert_near(server.w, x)
     assert_near(server.extra["control"], c)
     assert_near(c, mean(controls, weights))
-    assert_near(f.store.get((2,))["control"][0], controls[2])
+    assert_near(client_states(f, (2,), server)["control"][0], controls[2])
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"momentum": 0.8, "weight_decay": 0.1}, {"name": "adam", "lr": 0.05}])
@@ -131,7 +132,7 @@ def test_scaffolds_option_1_remembers_the_gradient_at_the_rounds_model(tmp_path,
     server, f = trained(tmp_path, 4, table, client={"optimizer": {"lr": LR, **optimizer}})
     before, _ = trained(tmp_path / "before", 3, table, client={"optimizer": {"lr": LR, **optimizer}})
     for k in range(3):
-        assert_near(f.store.get((k,))["control"][0], gradient(k, before.w))
+        assert_near(client_states(f, (k,), server)["control"][0], gradient(k, before.w))
     assert_near(server.extra["control"], mean([gradient(k, before.w) for k in range(3)], UNIFORM))
     for _ in range(4 if not optimizer else 0):
         ys = [descended(k, x, extra=lambda _, k=k, c=c, own=controls: c - own[k]) for k in range(3)]
@@ -179,7 +180,7 @@ def test_feddyn_with_alpha_by_size_reaches_the_optimum_of_the_examples(tmp_path)
 def test_with_some_clients_the_servers_vector_stays_the_mean_of_all_of_theirs(tmp_path, name):
     """c = (1 / N) sum c_i and h = (1 / N) sum grad_i over ALL clients, those that did not take part as they were."""
     server, f = trained(tmp_path, 5, {"name": name}, cohort={"size": 2})
-    theirs = f.store.get((0, 1, 2))[{"scaffold": "control", "feddyn": "gradient"}[name]]
+    theirs = client_states(f, (0, 1, 2), server)[{"scaffold": "control", "feddyn": "gradient"}[name]]
     mine = server.extra[{"scaffold": "control", "feddyn": "h"}[name]]
     assert len({f.sampler.cohort(t).ids for t in range(5)}) > 1
     assert_near(mine, theirs.mean(dim=0))
@@ -206,7 +207,7 @@ def test_a_round_that_brings_nothing_changes_no_client_either(tmp_path, name, mo
     assert f.store.state_dict().keys() == kept.keys()
     assert all(torch.equal(vector, kept[key]) for key, vector in f.store.state_dict().items())
     third = federate(f, second)
-    theirs = f.store.get((0, 1, 2))[{"scaffold": "control", "feddyn": "gradient"}[name]]
+    theirs = client_states(f, (0, 1, 2), third)[{"scaffold": "control", "feddyn": "gradient"}[name]]
     assert_near(third.extra[{"scaffold": "control", "feddyn": "h"}[name]], theirs.mean(dim=0))
     assert (third.w - second.w).abs().max() > 1e-3
 
@@ -289,7 +290,7 @@ def test_qffl_is_the_recursion(tmp_path, q, weighting):
 
 def test_qffl_stays_where_every_loss_is_0():
     """F_k^q is 0 in floating point, and so is the sum of the h_k."""
-    algorithm, server = QFFL(q=5.0), ServerState(torch.ones(3), 3)
+    algorithm, server = QFFL(q=5.0), ServerState(torch.ones(3), flat(3))
     mean = Mean({"delta": torch.zeros(3), "h": torch.zeros(1)}, 1.0, 1, 1)
     assert torch.equal(algorithm.server_update(server, mean, Cohort(0, (0,), 1)).w, server.w)
 
@@ -352,7 +353,7 @@ def test_a_larger_q_makes_losses_more_even(tmp_path):
 
 def test_scaffolds_control_is_the_gradient_at_the_optimum(tmp_path):
     server, f = trained(tmp_path, 60, {"name": "scaffold"})
-    controls = f.store.get((0, 1, 2))["control"]
+    controls = client_states(f, (0, 1, 2), server)["control"]
     for k in range(3):
         assert_near(controls[k], gradient(k, server.w), 1e-6)
 

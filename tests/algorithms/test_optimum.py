@@ -16,7 +16,7 @@ from fedddp.models import ImportedModule
 from fedddp.optim import Optimizer
 from fedddp.tasks import Task
 from fedddp.types import LocalResult
-from tests.helpers.support import assemble
+from tests.helpers.support import assemble, client_states
 
 SIZES = tuple(1 + (7 * k) % 20 + (80 if k == 3 else 0) for k in range(20))  # 1 to 20, and one of 102
 SHAPE, DIM, STEPS, LR = (6, 5), 30, 10, 0.2
@@ -139,7 +139,7 @@ def test_the_optimum_of_the_weighted_mean_is_reached(tmp_path, case, cohort):
     assert distance(server.w, optimum(weights)) < 1e-12
     assert distance(optimum(EXAMPLES), optimum(UNIFORM)) > 0.1
     mine, theirs = HELD[keys["name"]]
-    held = f.store.get(range(20))[theirs]
+    held = client_states(f, range(20), server)[theirs]
     assert distance(server.extra[mine], weights @ held / weights.sum()) < 1e-12
     assert distance(held, slopes(server.w)) < 1e-11
 
@@ -158,7 +158,7 @@ def test_what_is_sent_late_is_not_lost(tmp_path, case, compression):
             tmp_path / name, keys, rounds, cohort={"size": size}, aggregation={"compression": LATE[compression]}
         )
         server = federate(f, server)
-        state = f.store.get(range(20))
+        state = client_states(f, range(20), server)
         late = late_of(f, keys)
         assert distance(server.extra[mine], weights @ (state[theirs] - late) / weights.sum()) < 1e-12
         if name == "all":
@@ -185,7 +185,7 @@ def test_clients_that_fail_do_not_count(tmp_path, case, logged):
     server = federate(replace(f, trainer=Failing(f.trainer.optimizer)), server)
     assert any("failed" in line for line in logged)
     mine, theirs = HELD[keys["name"]]
-    assert distance(server.extra[mine], weights @ f.store.get(range(20))[theirs] / weights.sum()) < 1e-12
+    assert distance(server.extra[mine], weights @ client_states(f, range(20), server)[theirs] / weights.sum()) < 1e-12
 
 
 class Failing(Quadratic):

@@ -8,6 +8,7 @@ from fedddp.data import Work
 from fedddp.federation import federate
 from fedddp.sampling import PowerOfChoiceSampler, SizeSampler
 from tests.helpers.quadratics import SIZES, UNIFORM, descended, loss, mean, quadratics, start
+from tests.helpers.support import client_states
 
 POWER = {"cohort": {"size": 1, "sampler": {"name": "power_of_choice", "candidates": 2}}}
 BY_SIZE = {"cohort": {"size": 1, "sampler": {"name": "size"}}}
@@ -84,7 +85,7 @@ def test_a_round_of_stragglers_only_changes_nothing(tmp_path):
 def test_the_servers_vector_stays_the_mean_of_all_clients(tmp_path, name, cohort):
     f, server = quadratics(tmp_path, algorithm={"name": name}, run={"rounds": 5}, cohort=cohort)
     after = federate(f, server)
-    theirs = f.store.get((0, 1, 2))[{"scaffold": "control", "feddyn": "gradient"}[name]]
+    theirs = client_states(f, (0, 1, 2), server)[{"scaffold": "control", "feddyn": "gradient"}[name]]
     mine = after.extra[{"scaffold": "control", "feddyn": "h"}[name]]
     assert (mine - theirs.mean(dim=0)).abs().max() <= 1e-11
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fedddp.algorithms import ALGORITHMS, FedAvg, FedBN, FedPer, FedRep, Personal
-from fedddp.algorithms.masked import PRIVATE
-from fedddp.algorithms.personal import INNER
+from fedddp.algorithms.personal import INNER, PRIVATE
 from fedddp.cli.reference import reference
 from fedddp.config import UsageError, build, to_dict
 from fedddp.federation import federate
@@ -13,7 +12,7 @@ from fedddp.flat import FlatSpec
 from fedddp.models import MLP
 from fedddp.optim import SGD
 from tests.helpers.planes import BODY, EPOCHS, HEAD, LR, WHOLE, descend, mean, personal, planes, points
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, client_states, few_digits
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +64,7 @@ def test_without_a_pattern_it_is_what_it_wraps(tmp_path, inner):
 
 
 def personal_of(f, server):
-    rows = [f.algorithm.personal_params(server, f.store.get((k,))).view(1, -1) for k in range(len(DIGITS))]
+    rows = [f.algorithm.personal_params(server, client_states(f, (k,), server)).view(1, -1) for k in range(len(DIGITS))]
     return torch.cat(rows)
 
 
@@ -128,7 +127,7 @@ def test_frozen_entries_stay_and_the_others_learn_around_them(tmp_path):
             ends.append(whole)
         w = mean(ends, points())
     torch.testing.assert_close(end.w, w, rtol=0, atol=1e-12)
-    assert f.algorithm.vectors(BODY + HEAD) == {"delta": BODY}
+    assert f.algorithm.vectors(start.spec) == {"delta": BODY}
 
 
 def test_corrections_of_the_wrapped_algorithm_end_at_the_mask(tmp_path):
@@ -154,17 +153,17 @@ def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner):
     private = spec.mask(["5.*", "*.bias"])
     shared = dim - int(private.sum())
     assert 0 < shared < dim
-    plain = f.algorithm.inner.vectors(dim)
+    plain = f.algorithm.inner.vectors(start.spec)
     assert dim in plain.values()
-    assert f.algorithm.vectors(dim) == {name: shared if n == dim else n for name, n in plain.items()}
-    assert f.pipeline.layout == f.algorithm.vectors(dim)  # what is not in it cannot be sent: `Update.pack`
+    assert f.algorithm.vectors(start.spec) == {name: shared if n == dim else n for name, n in plain.items()}
+    assert f.pipeline.layout == f.algorithm.vectors(start.spec)  # what is not in it cannot be sent: `Update.pack`
     local = f.trainer.on((1,), 0)
-    update, _, _ = f.algorithm.client_update(start, f.store.get((1,)), local)
-    assert {name: rows.shape[1] for name, rows in update.vectors.items()} == f.algorithm.vectors(dim)
+    update, _, _ = f.algorithm.client_update(start, client_states(f, (1,), start), local)
+    assert {name: rows.shape[1] for name, rows in update.vectors.items()} == f.algorithm.vectors(start.spec)
     server = federate(f, start)
     assert torch.equal(server.w[private], start.w[private])
     assert not torch.equal(server.w[~private], start.w[~private])
-    heads = f.store.get(range(4))[PRIVATE]
+    heads = client_states(f, range(4), server)[PRIVATE]
     assert heads.shape == (4, int(private.sum()))
     assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(heads) for b in heads[:i])
     assert torch.equal(personal_of(f, server)[:, private], heads)
@@ -193,7 +192,7 @@ def test_models_are_compared_as_their_client_has_them(tmp_path):
     """MOON's z_glob and z_prev are of (u_t, v_k) and (last u_k, v_k), v_k as it was at the end of the last round."""
     f, start = digits(tmp_path, wrapped("moon"), rounds=1)
     server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*", "*.bias"])
-    state, seen = f.store.get((1,)), []
+    state, seen = client_states(f, (1,), server), []
 
     class Watched:
         def __init__(self, local):
@@ -263,15 +262,15 @@ MODEL = FlatSpec.of(MLP(hidden=4).build((1, 2, 2), 3))  # layers 1, 3 and 5
 
 def test_the_head_is_the_last_layers():
     assert MODEL.layers() == ["1", "3", "5"]
-    assert FedPer(head=2).for_model(MODEL).private.equal(MODEL.mask(["3.*", "5.*"]))
-    assert FedRep(private=("1.*",)).for_model(MODEL).private.equal(MODEL.mask(["1.*"]))
+    assert FedPer(head=2).masks(MODEL).private.equal(MODEL.mask(["3.*", "5.*"]))
+    assert FedRep(private=("1.*",)).masks(MODEL).private.equal(MODEL.mask(["1.*"]))
 
 
 def test_layers_by_class():
     spec = FlatSpec.of(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.GroupNorm(1, 2)))
     assert spec.mask(["@*Norm*"]).equal(spec.mask(["1.*", "2.*"]))
     assert spec.mask(["@BatchNorm*"]).equal(spec.mask(["1.*"]))
-    assert FedBN().for_model(spec).private.sum() == 2 + 2 + 2 + 2 + 2 + 2
+    assert FedBN().masks(spec).private.sum() == 2 + 2 + 2 + 2 + 2 + 2
 
 
 @pytest.mark.parametrize(
@@ -292,7 +291,7 @@ def test_layers_by_class():
 )
 def test_a_mask_that_cannot_be_meant(algorithm, told):
     with pytest.raises(ValueError, match="algorithm") as caught:
-        algorithm.for_model(MODEL)
+        algorithm.vectors(MODEL)
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
 

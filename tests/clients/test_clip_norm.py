@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedddp.config import UsageError, build
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, client_states, few_digits
 
 SIZES, LR, MU, BATCH = (4, 8, 12), 0.1, 0.3, 4
 
@@ -47,7 +47,7 @@ def test_steps_are_those_of_a_plain_loop_that_clips(tmp_path, execution, algorit
         algorithm=algorithm,
     )
     ids = [(0, 1, 2)] if execution == "vectorized" else [(0,), (1,), (2,)]
-    updates = [f.algorithm.client_update(server, f.store.get(k), f.trainer.on(k, 0))[0] for k in ids]
+    updates = [f.algorithm.client_update(server, client_states(f, k, server), f.trainer.on(k, 0))[0] for k in ids]
     deltas = torch.cat([u.vectors["delta"] for u in updates])
     seen = []
     for client, delta in enumerate(deltas):

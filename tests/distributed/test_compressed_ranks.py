@@ -32,13 +32,13 @@ def means(comm, sum):
     results = []
     for method in METHODS:
         layout = {"delta": SPEC.dim, "tau": 1}
-        memory = ClientStore(lambda m=method, layout=layout: m.init_client(m.columns(layout, SPEC)))
+        memory = ClientStore()
         new_sum = lambda dtype: ExactSum("cpu") if sum == "exact" else FastSum(dtype, "cpu")  # noqa: E731
         reduce = method.sum(Setting(layout, SPEC, 5, comm.world_size, memory, new_sum))
         pipeline, found, before = Pipeline(layout, reduce, SIZES, comm), [], comm.bytes_sent
         for t in range(ROUNDS):
             cohort = Cohort(t, tuple(k for k in range(CLIENTS) if t == 0 or k not in (0, 3)), CLIENTS)
-            inbox = pipeline.open(cohort, ServerState(torch.zeros(SPEC.dim), SPEC.dim))
+            inbox = pipeline.open(cohort, ServerState(torch.zeros(SPEC.dim), SPEC))
             for k in cohort.ids:
                 if home_rank(k, comm.world_size) == comm.rank:
                     delta = torch.randn(1, SPEC.dim, generator=generator(k, "delta", t)) / 10

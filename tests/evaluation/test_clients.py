@@ -18,7 +18,7 @@ from fedddp.evaluation.clients import Spread
 from fedddp.federation import federate
 from fedddp.setup.resolve import resolve
 from fedddp.telemetry import SideWork
-from tests.helpers.support import Recorder, assemble, few_digits
+from tests.helpers.support import Recorder, assemble, client_states, few_digits
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,7 @@ def test_scores_are_of_each_clients_model_on_its_own_examples(tmp_path, name):
     server = federate(f, start)
     scores = f.client_evaluator.score(server, f.store)
     assert scores.ids == (0, 1, 3)  # client 2 has one example, to train on
-    own = [f.algorithm.personal_params(server, f.store.get((k,))).view(-1) for k in scores.ids]
+    own = [f.algorithm.personal_params(server, client_states(f, (k,), server)).view(-1) for k in scores.ids]
     assert scores.personal.accuracy.tolist() == [accuracy(f, w, k) for w, k in zip(own, scores.ids, strict=True)]
     assert scores.global_model.accuracy.tolist() == [accuracy(f, server.w, k) for k in scores.ids]
     assert (scores.personal.accuracy.tolist() == scores.global_model.accuracy.tolist()) or name != "fedavg"
@@ -175,8 +175,8 @@ def test_they_are_scored_with_what_the_round_left_them(tmp_path):
     assert torch.equal(record.clients.personal.accuracy, f.client_evaluator.score(server, f.store).personal.accuracy)
     states = {"v": torch.ones(2, 3)}
     f.store.put((0, 7), states, [1])
-    assert torch.equal(f.store.latest((7,))["v"], torch.ones(1, 3))
-    assert not torch.equal(f.store.get((7,))["v"], torch.ones(1, 3))
+    assert torch.equal(f.store.latest((7,), f.algorithm.init_client(server))["v"], torch.ones(1, 3))
+    assert not torch.equal(client_states(f, (7,), server)["v"], torch.ones(1, 3))
 
 
 def test_mean_deviation_and_the_worst_tenth():

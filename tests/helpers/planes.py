@@ -6,7 +6,7 @@ from torch import nn
 from fedddp.data import Dataset, Examples
 from fedddp.models import ImportedModule
 from fedddp.tasks import Task
-from tests.helpers.support import assemble
+from tests.helpers.support import assemble, client_states
 
 BODY, HEAD = 3, 2
 SIZES = (4, 7, 5)
@@ -76,6 +76,7 @@ def mean(vectors, parts):
 def personal(f, server):
     """What each client would deploy, [N, D]."""
     rows = [
-        f.algorithm.personal_params(server, f.store.get((k,))).view(1, -1) for k in range(len(f.trainer.data.sizes))
+        f.algorithm.personal_params(server, client_states(f, (k,), server)).view(1, -1)
+        for k in range(len(f.trainer.data.sizes))
     ]
     return torch.cat(rows)

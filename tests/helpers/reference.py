@@ -12,7 +12,7 @@ from fedddp.data.batches import plan
 from fedddp.federation import federate
 from fedddp.models import ImportedModule
 from fedddp.tasks import Task
-from tests.helpers.support import assemble
+from tests.helpers.support import assemble, client_states
 
 SIZES = (23, 9, 14, 7, 17, 12)
 CLIENTS = range(len(SIZES))
@@ -79,7 +79,9 @@ class Run:
 
     def personal(self):
         """What every client would deploy now, [N, D]."""
-        rows = [self.f.algorithm.personal_params(self.server, self.f.store.get((k,))) for k in CLIENTS]
+        rows = [
+            self.f.algorithm.personal_params(self.server, client_states(self.f, (k,), self.server)) for k in CLIENTS
+        ]
         return torch.cat([row.view(1, -1) for row in rows])
 
     # -- the plain loop ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from fedddp.aggregation import ExactSum, FastSum, Pipeline
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.data import DATASETS, Dataset, Examples, Partition
+from fedddp.flat import FlatSpec
 from fedddp.setup.assemble import connect
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
@@ -36,7 +37,7 @@ def result(loss=0.5, accuracy=0.25):
 
 def opened(reduce, *, ids=range(6), comm=None, w=None, layout=None, **more):
     pipeline = Pipeline(layout or {"delta": D}, reduce, SIZES, comm or Comm.alone(), **more)
-    server = ServerState(torch.zeros(D, dtype=rows().dtype) if w is None else w, D)
+    server = ServerState(torch.zeros(D, dtype=rows().dtype) if w is None else w, flat(D))
     return pipeline.open(Cohort(4, tuple(ids), 6), server)
 
 
@@ -65,6 +66,17 @@ def few_digits(num_train, num_test=5):
     cut = ((whole.train, num_train), (whole.test, num_test))
     parts = (Examples(part.x[:n].clone(), part.y[:n].clone()) for part, n in cut)
     return Dataset(*parts, num_classes=10, mean=whole.mean, std=whole.std)
+
+
+def flat(d, p=None):
+    """The layout of a model of one tensor of ``d`` entries, or of two of which the first, of ``p``, is trainable."""
+    shapes = ((d,),) if p is None else ((p,), (d - p,))
+    return FlatSpec(("w", "buffer")[: len(shapes)], shapes, d if p is None else p, d, torch.float32)
+
+
+def client_states(f, ids, server):
+    """The states of the clients ``ids`` as the loop finds them in a round that begins with ``server``."""
+    return f.store.get(ids, f.algorithm.init_client(server))
 
 
 def assemble(folder, dataset, sizes, *, task=None, sinks=(), **sections):

@@ -52,7 +52,7 @@ class Faulty(FedAvg):
 class Counting(FedAvg):
     """FedAvg whose clients remember in how many rounds they took part, and step by that much more."""
 
-    def init_client(self, w):
+    def init_client(self, server):
         return {"rounds": torch.zeros(1, 1)}
 
     def client_update(self, server, client, local):

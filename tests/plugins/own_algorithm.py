@@ -12,11 +12,11 @@ class Bare(Algorithm):
 
     step: float = 1.0
 
-    def vectors(self, dim):
-        return {"delta": dim}
+    def vectors(self, spec):
+        return {"delta": spec.dim}
 
-    def init_server(self, w, num_trainable):
-        return ServerState(w, num_trainable)
+    def init_server(self, w, spec):
+        return ServerState(w, spec)
 
     def client_update(self, server, client, local):
         result = local.train(server.w)

@@ -11,10 +11,11 @@ from fedddp.secure.attempt import Attempt, OtherModel
 from fedddp.secure.state import NO_STATE, digest_of, hashing
 from fedddp.types import ServerState
 from tests.helpers.coalition import sessions_of
+from tests.helpers.support import flat
 from tests.helpers.threaded import Death, World
 
 W = torch.arange(5.0)
-SERVER = ServerState(W, 5, {"momentum": torch.ones(5), "c": torch.zeros(5)})
+SERVER = ServerState(W, flat(5), {"momentum": torch.ones(5), "c": torch.zeros(5)})
 
 
 @pytest.mark.parametrize(
@@ -32,9 +33,11 @@ def test_the_digest_is_of_every_bit_of_the_model_and_of_the_server_s_memory(othe
 
 
 def test_the_digest_is_of_what_a_state_holds_and_not_of_how():
-    other = ServerState(torch.stack([W, W], 1)[:, 0], 5, {"c": torch.zeros(5), "momentum": torch.ones(5)}, round=3)
+    other = ServerState(
+        torch.stack([W, W], 1)[:, 0], flat(5), {"c": torch.zeros(5), "momentum": torch.ones(5)}, round=3
+    )
     assert digest_of(other) == digest_of(SERVER) == hashing(SERVER)()
-    assert len(digest_of(ServerState(W.bfloat16(), 5, {"clip": torch.tensor(1.0)}))) == 32
+    assert len(digest_of(ServerState(W.bfloat16(), flat(5), {"clip": torch.tensor(1.0)}))) == 32
 
 
 @pytest.mark.parametrize("lost", [False, True])

@@ -16,7 +16,7 @@ from fedddp.federation import federate
 from fedddp.telemetry import InBackground
 from fedddp.telemetry.background import Background
 from fedddp.types import ServerState
-from tests.helpers.support import assemble, few_digits
+from tests.helpers.support import assemble, few_digits, flat
 
 
 class Gate:
@@ -81,7 +81,7 @@ def test_an_error_surfaces_in_the_next_call_and_once(ask):
 
 
 def server(t):
-    return ServerState(torch.full((3,), float(t)), 3, {}, t)
+    return ServerState(torch.full((3,), float(t)), flat(3), {}, t)
 
 
 def checkpoints(folder, **more):
@@ -102,7 +102,7 @@ def slow(monkeypatch):
     gate.open.set()
 
 
-STORE = ClientStore(dict)
+STORE = ClientStore()
 
 
 def test_a_round_does_not_wait_for_its_checkpoint_and_the_last_one_does(tmp_path, slow):

@@ -15,7 +15,7 @@ from fedddp.evaluation.server import Mistake, Score
 from fedddp.telemetry import Files, Stopwatch, Telemetry, progress, rewind
 from fedddp.telemetry.progress import ProgressBar
 from fedddp.types import Mean, RoundReport, ServerState
-from tests.helpers.support import Recorder
+from tests.helpers.support import Recorder, flat
 
 METRICS = [
     *("round", "test_accuracy", "test_loss", "train_loss", "participants", "failures", "examples", "seconds"),
@@ -50,7 +50,7 @@ def tell(telemetry, t, accuracy=None, *, report=report(), comm=None, loss=0.7): 
     clock.aggregated(report)
     clock.evaluated()
     mean = Mean({}, 40.0, int(report.loss.isfinite().sum()), 40)
-    state = ServerState(torch.zeros(1), 1, {}, t)
+    state = ServerState(torch.zeros(1), flat(1), {}, t)
     telemetry.round(state, report, mean, accuracy and score(accuracy, loss), clock, comm or Comm.alone())
 
 

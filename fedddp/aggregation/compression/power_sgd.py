@@ -70,6 +70,7 @@ class PowerSum:
 
     def __init__(self, method: PowerSGD, setting: Setting) -> None:
         self._columns, self._memory = method.columns(setting.layout, setting.spec), setting.memory
+        self._new = method.init_client(self._columns)
         shapes = [method.as_matrix(shape) for _, shape in self._columns.tensors]
         self._m_shapes, self._p_shapes = [(n, c) for n, c, _ in shapes], [(n, r) for n, _, r in shapes]
         self._q_shapes = [(c, r) for _, c, r in shapes]
@@ -93,7 +94,7 @@ class PowerSum:
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         compressed, plain = self._columns.split(rows)
-        corrected = compressed + self._memory.get(ids)["error"].to(compressed)  # M_k [K, C]
+        corrected = compressed + self._memory.get(ids, self._new)["error"].to(compressed)  # M_k [K, C]
         if corrected.numel() and not float(corrected.abs().amax()) <= self.bound:
             raise ValueError(f"its update and what it remembers together exceed {self.bound:g}")
         for i, client in enumerate(ids):

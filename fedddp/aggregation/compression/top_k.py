@@ -61,6 +61,7 @@ class TopKSum:
     def __init__(self, method: TopK, setting: Setting) -> None:
         self._columns = method.columns(setting.layout, setting.spec)
         self._memory, self._ranks, size = setting.memory, setting.ranks, self._columns.compressed
+        self._new = method.init_client(self._columns)
         self._code = SparseCode(size, max(1, round(method.share * size)), 8 if method.values == "int8" else 32)
         self._small = setting.new_sum(setting.spec.dtype)
 
@@ -75,7 +76,7 @@ class TopKSum:
 
     def add(self, rows: Tensor, weight: Tensor, ids: Sequence[int] = ()) -> None:
         compressed, plain = self._columns.split(rows)
-        corrected = compressed + self._memory.get(ids)["error"].to(compressed)  # p_k [K, C], a copy
+        corrected = compressed + self._memory.get(ids, self._new)["error"].to(compressed)  # p_k [K, C], a copy
         packets = []
         for client, n, p in zip(ids, weight.tolist(), corrected, strict=True):
             index = _largest(p.abs(), self._code.k)

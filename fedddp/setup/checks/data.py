@@ -147,8 +147,8 @@ def _sampler(f: Facts) -> Values | None:
 def _incompressible(f: Facts) -> bool:
     if not compressed(f.config):
         return False
-    algorithm = f.config.algorithm.for_model(f.spec)
-    columns = f.config.aggregation.compression.columns(algorithm.vectors(f.spec.dim), algorithm.uploaded(f.spec))
+    algorithm = f.config.algorithm
+    columns = f.config.aggregation.compression.columns(algorithm.vectors(f.spec), algorithm.uploaded(f.spec))
     return not columns.compressed
 
 

@@ -311,10 +311,10 @@ RING: tuple[Check[Facts], ...] = (
 def _remembered(f: Facts) -> Values | None:
     """Return what hides the clients from the readers of the run folder, if their state would lie there."""
     c = f.config
-    if c.checkpoint.clients_dir or not (c.privacy.secure_aggregation.enabled or c.privacy.level == "client"):
+    if c.checkpoint.clients_dir or not (c.privacy.secure_aggregation.enabled or level_of(c).clips_updates):
         return None
-    remembers = c.algorithm.for_model(f.spec).init_client(torch.zeros(f.spec.dim))
-    return {"hides": c.hides} if remembers else None
+    start = c.algorithm.init_server(torch.zeros(f.spec.dim), f.spec)
+    return {"hides": c.hides} if c.algorithm.init_client(start) else None
 
 
 REMEMBERED: tuple[Check[Facts], ...] = (

@@ -62,7 +62,7 @@ class ClientPrivacy(Private):
 
     def pipeline(self) -> Pipeline:
         noise = self._randomness("noise", self._comm.rank)
-        algorithm, dim, ranks = self.algorithm, self._p.spec.dim, self._comm.world_size
+        algorithm, spec, ranks = self.algorithm, self._p.spec, self._comm.world_size
         bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
         noisy = quorum(ranks) if self._masked else ranks
         ring = self._ring(bound, weight, noise_bound=noise_bound, noisy_ranks=noisy)
@@ -70,7 +70,7 @@ class ClientPrivacy(Private):
         def perturb(server: ServerState) -> None:
             self._warn_at_bound(algorithm, server)
             stds, stream = algorithm.noise_std(server), noise.child("round", server.round)
-            layout = [(length, stds[name]) for name, length in algorithm.vectors(dim).items()]
+            layout = [(length, stds[name]) for name, length in algorithm.vectors(spec).items()]
             ring.perturb(layout, lambda n, std: discrete_gaussian(n, std, stream))
 
         return self._pipeline(ring, SilentTally, denominator=self._expected, perturb=perturb)

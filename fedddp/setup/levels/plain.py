@@ -21,7 +21,7 @@ from ...aggregation import (
     Tally,
     in_the_clear,
 )
-from ...aggregation.compression import Setting
+from ...aggregation.compression import Columns, Setting
 from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
 from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
@@ -72,7 +72,7 @@ class Plain:
 
     @property
     def _configured(self) -> Algorithm:
-        algorithm, rule = self._p.config.algorithm.for_model(self._p.spec), self._p.config.aggregation.rule
+        algorithm, rule = self._p.config.algorithm, self._p.config.aggregation.rule
         if rule.client_momentum:
             algorithm = ClientMomentum(algorithm, rule.client_momentum)
         return LastMean(algorithm) if rule.remembers else algorithm
@@ -80,10 +80,13 @@ class Plain:
     @cached_property
     def memory(self) -> ClientStore:
         """The store of what compression has left out of each client's updates; empty without."""
-        compression = self._p.config.aggregation.compression
-        spec = self._p.spec
-        columns = compression.columns(self.algorithm.vectors(spec.dim), self.algorithm.uploaded(spec))
-        return ClientStore(lambda: compression.init_client(columns))
+        return ClientStore()
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of an upload that are compressed."""
+        algorithm, spec = self.algorithm, self._p.spec
+        return self._p.config.aggregation.compression.columns(algorithm.vectors(spec), algorithm.uploaded(spec))
 
     def sampler(self, losses: Losses) -> Sampler:
         """Return the sampler of cohorts; ``losses`` computes the clients' losses."""
@@ -113,7 +116,7 @@ class Plain:
         return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
-        layout, sizes = self.algorithm.vectors(self._p.spec.dim), self._p.data.sizes
+        layout, sizes = self.algorithm.vectors(self._p.spec), self._p.data.sizes
         if self._p.config.aggregation.rule.remembers:
             assert isinstance(reduce, CoordinateShards)
             more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
@@ -127,7 +130,7 @@ class Plain:
             return self._ring(self._keys.secure_aggregation.bound, weight)
         if self._p.config.needs_single_updates:
             return self._shards()
-        p, layout = self._p, self.algorithm.vectors(self._p.spec.dim)
+        p, layout = self._p, self.algorithm.vectors(self._p.spec)
         exact = p.config.aggregation.sum == "exact"
 
         def new_sum(dtype: torch.dtype) -> Reduce:
