@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from .aggregation import Pipeline
 from .algorithms import Algorithm
 from .checkpoints.checkpoint import Checkpoints
 from .clients import ClientStore, Trainer
 from .comm import Comm, Purpose
-from .evaluation.clients import ClientEvaluator
-from .evaluation.server import Evaluator
+from .evaluation.clients import Evaluation
 from .flat import FlatSpec
 from .privacy import Budget
 from .sampling import Sampler, Schedule
@@ -26,22 +22,18 @@ from .types import ServerState
 class Federation:
     """Everything a run consists of, the same on every rank but for the data and ``comm``."""
 
-    task: Task
     algorithm: Algorithm
     trainer: Trainer
     sampler: Sampler
     schedule: Schedule
     pipeline: Pipeline
     store: ClientStore
-    evaluator: Evaluator
-    others: Callable[[ClientStore, ServerState], Mapping[str, Tensor]]
-    client_evaluator: ClientEvaluator
+    evaluation: Evaluation
     telemetry: Telemetry
     checkpoints: Checkpoints
     budget: Budget
     comm: Comm
     rounds: int
-    seed: int
 
     def is_last(self, t: int) -> bool:
         """Whether round ``t`` (0-based) ends the run: the last one asked for, or the last that the budget allows."""
@@ -69,7 +61,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         cohort = f.sampler.chosen(cohort, server.w)  # those of them that take part
         inbox = f.pipeline.open(cohort, server)
         f.comm.enter(f"train in round {t + 1}")
-        mine = f.schedule.mine(cohort, f.evaluator.load)
+        mine = f.schedule.mine(cohort, f.evaluation.server.load)
         new = f.algorithm.init_client(server)  # what a client knows that takes part for the first time
         for ids in inbox.blocks(mine, f.trainer.width):
             with inbox.tolerate(ids):
@@ -86,11 +78,10 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         clock.aggregated(report)
 
         last = f.is_last(t)
-        score = f.evaluator.score(server.w, f.others(f.store, server)) if f.evaluator.due(t + 1, last) else None
-        clients = f.client_evaluator.score(server, f.store) if f.client_evaluator.due(t + 1, last) else None
+        score, clients = f.evaluation.after_round(server, f.store, last)
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee, clients)
-        last |= f.evaluator.reached(score) or f.telemetry.hopeless(cohort.population)
+        last |= f.evaluation.server.reached(score) or f.telemetry.hopeless(cohort.population)
         f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())
         if last:

@@ -3,7 +3,7 @@
 from .apfl import APFL
 from .around import Around
 from .base import Algorithm, LocalTraining, Traits
-from .client_level import AdaptiveClip, ClientLevel
+from .client_level import ClientLevel, QuantileClip
 from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedbn import FedBN
@@ -42,7 +42,6 @@ __all__ = [
     "LAST",
     "LAST_MODEL",
     "QFFL",
-    "AdaptiveClip",
     "Algorithm",
     "Around",
     "ClientLevel",
@@ -60,6 +59,7 @@ __all__ = [
     "LocalTraining",
     "Moon",
     "Personal",
+    "QuantileClip",
     "Scaffold",
     "Traits",
 ]

@@ -35,7 +35,7 @@ _BELOW = 1 - 2.0**-20  # scaled to this much of C: rounding to float32 cannot br
 
 
 @dataclass(frozen=True)
-class AdaptiveClip:
+class QuantileClip:
     """C_{t+1} = C_t exp(-lr (b_t - quantile)), b_t the noised share of clients whose update was not clipped.
 
     ``expected``: n = q N, by which the sum of bits is divided. C is never above ``largest``, nor below ``smallest``.
@@ -84,7 +84,7 @@ class ClientLevel(Around):
     own = (CLIP,)
     clip: float
     noise_multiplier: float
-    adaptive: AdaptiveClip | None = None
+    adaptive: QuantileClip | None = None
 
     def __post_init__(self) -> None:
         if not (0 < self.clip < math.inf and 0 <= self.noise_multiplier < math.inf):
@@ -105,12 +105,6 @@ class ClientLevel(Around):
         update, bit = self.adaptive.split(self.noise_multiplier) if self.adaptive else (self.noise_multiplier, 0.0)
         stds = dict.fromkeys(self.inner.vectors(server.spec), update * self.current_clip(server))
         return {**stds, BIT: bit} if self.adaptive else stds
-
-    @property
-    def largest_noise_std(self) -> float:
-        """No round's noise has a larger standard deviation, in any vector."""
-        sigma = self.noise_multiplier
-        return self.adaptive.largest_noise(sigma) if self.adaptive else sigma * self.clip
 
     def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
         server = self.inner.init_server(w, spec)

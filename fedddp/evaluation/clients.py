@@ -19,7 +19,7 @@ from ..rng import numpy_generator
 from ..sampling import blocks, home_rank
 from ..tasks import Task
 from ..types import ServerState
-from .server import BATCH, scoring_model
+from .server import BATCH, Evaluator, Score, scoring_model
 
 MOST_CLIENTS = 1000
 """Of a larger population a random sample of this size is scored, the same in every round."""
@@ -149,6 +149,27 @@ class ClientsMean:
         return {"clients_mean": (total[:-1] + (1 - total[-1]) * first.double()).to(first)}
 
 
-def none(store: ClientStore, server: ServerState) -> Mapping[str, Tensor]:
-    """Evaluate no model besides the server's."""
-    return {}
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated after a round.
+
+    Attributes:
+        server: evaluates the server's model.
+        clients: evaluates what each client would deploy.
+        mean: gives the mean of the clients' last models, which is evaluated with the server's, if it is asked for.
+    """
+
+    server: Evaluator
+    clients: ClientEvaluator
+    mean: ClientsMean | None
+
+    def after_round(
+        self, server: ServerState, store: ClientStore, last: bool
+    ) -> tuple[Score | None, ClientScores | None]:
+        """Return the scores that are due after ``server.round`` rounds; ``last``: whether no round follows."""
+        score = clients = None
+        if self.server.due(server.round, last):
+            score = self.server.score(server.w, self.mean.models(store, server) if self.mean else {})
+        if self.clients.due(server.round, last):
+            clients = self.clients.score(server, store)
+        return score, clients

@@ -42,7 +42,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Step(Constant):
+class StepDecay(Constant):
     """gamma^floor(t / every)."""
 
     gamma: Annotated[float, Field(gt=0, le=1, description="factor at each step down")] = 0.5
@@ -95,7 +95,7 @@ class Cosine(Linear):
 
 SCHEDULES: dict[str, type] = {
     "constant": Constant,
-    "step": Step,
+    "step": StepDecay,
     "exponential": Exponential,
     "cosine": Cosine,
     "linear": Linear,

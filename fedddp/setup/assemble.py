@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms import LastModels
+from ..algorithms import Algorithm, LastModels
 from ..checkpoints.checkpoint import Checkpoints
 from ..checkpoints.export import Exports, named
 from ..checkpoints.own_clients import OwnClients
@@ -21,8 +21,7 @@ from ..clients import ClientStore, Trainer
 from ..comm import Comm, CommError, Purpose
 from ..comm.guard import Guard
 from ..config import ResolvedConfig, flatten, to_dict, to_toml
-from ..data import Work
-from ..evaluation.clients import ClientEvaluator, ClientsMean, none
+from ..evaluation.clients import ClientEvaluator, ClientsMean, Evaluation
 from ..evaluation.server import MOST_LABELS, Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
@@ -106,24 +105,18 @@ def _assembled(
     telemetry.learned_before = learned
     trainer = _trainer(p, comm)
     federation = Federation(
-        task=p.task,
         algorithm=algorithm,
         trainer=trainer,
-        sampler=_punctual(config, protection.sampler(_losses(trainer, comm))),
+        sampler=_punctual(p, protection.sampler(_losses(trainer, comm))),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
         pipeline=protection.pipeline(),
         store=store,
-        evaluator=_evaluator(p, comm),
-        others=ClientsMean(_mean_weights(config, p.data.sizes), comm).models if config.evaluate.clients_mean else none,
-        client_evaluator=ClientEvaluator(
-            p.task, p.held, algorithm, comm, every=config.evaluate.personal_every, seed=seed
-        ),
+        evaluation=_evaluation(p, algorithm, comm),
         telemetry=telemetry,
         checkpoints=checkpoints,
         budget=_budget(p, protection, comm, folder),
         comm=comm,
         rounds=done if finished else config.run.rounds,
-        seed=seed,
     )
     if folder and done:
         spent = not federation.budget.allows(federation.sampler.cohort(done))
@@ -146,9 +139,9 @@ def _own_clients(config: ResolvedConfig, run_folder: Path, comm: Comm) -> OwnCli
     return OwnClients(Path(root).absolute(), run_folder, comm.rank) if root else None
 
 
-def _evaluator(p: Prepared, comm: Comm) -> Evaluator:
-    keys = p.config.evaluate
-    return Evaluator(
+def _evaluation(p: Prepared, algorithm: Algorithm, comm: Comm) -> Evaluation:
+    keys, seed = p.config.evaluate, p.config.run.seed
+    server = Evaluator(
         p.task,
         p.test,
         p.data.normalize,
@@ -156,9 +149,12 @@ def _evaluator(p: Prepared, comm: Comm) -> Evaluator:
         where=keys.where,
         every=keys.every,
         target_accuracy=keys.target_accuracy,
-        seed=p.config.run.seed,
+        seed=seed,
         probes=p.config.attack.probes(p.test, p.task.num_classes),
     )
+    clients = ClientEvaluator(p.task, p.held, algorithm, comm, every=keys.personal_every, seed=seed)
+    mean = ClientsMean(_mean_weights(p.config, p.data.sizes), comm) if keys.clients_mean else None
+    return Evaluation(server, clients, mean)
 
 
 def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:
@@ -207,11 +203,10 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
     return budget
 
 
-def _punctual(config: ResolvedConfig, sampler: Sampler) -> Sampler:
+def _punctual(p: Prepared, sampler: Sampler) -> Sampler:
     """Return ``sampler`` without the stragglers, if these are dropped."""
-    client, seed = config.client, config.run.seed
-    work = Work(stragglers=client.stragglers)
-    return Punctual(sampler, lambda k, t: work.late(k, t, seed)) if client.drop_stragglers else sampler
+    work, seed = p.training.work, p.training.seed
+    return Punctual(sampler, lambda k, t: work.late(k, t, seed)) if p.config.client.drop_stragglers else sampler
 
 
 def _losses(trainer: Trainer, comm: Comm) -> Losses:
@@ -235,8 +230,7 @@ def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
 
 
 def _schedule(p: Prepared, *, bound: bool) -> Schedule:
-    client = p.config.client
-    full = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=p.smallest_batch)
+    full = p.training.work
 
     def work(sizes: torch.Tensor) -> torch.Tensor:
         return full.most(sizes) * (full.batch_size or sizes)
@@ -281,11 +275,11 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink]) -> 
 
 def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork) -> list[Sink]:
     keys, path = p.config, folder.path / "tensorboard"
-    if not keys.telemetry.tensorboard or p.counts is None:
+    if not keys.telemetry.tensorboard or p.output is None:
         return []
     with side("TensorBoard"):
         from ..telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.counts, side)
+        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.output.counts, side)
         return [InBackground(Beside("TensorBoard", pages, side))]
     return []  # it could not be begun

@@ -13,7 +13,7 @@ import torch
 from ..clients import LocalTrainingSpec, Trainer
 from ..comm import Place
 from ..config import Config, ResolvedConfig, chosen, flatten, to_dict
-from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, Work, given, load
+from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, given, load
 from ..errors import named
 from ..flat import FlatSpec
 from ..models.weights import start_signature
@@ -22,7 +22,7 @@ from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import fails_alone, laid_out, rehearse, two_examples
 from .levels import LEVELS
 from .noise import with_noise
-from .prepared import Prepared
+from .prepared import Output, Prepared
 from .resume import found
 from .task import check_dataset, task_of
 
@@ -81,30 +81,38 @@ def prepare(
         overlap=partition.shares,
         fails_alone=fails_alone(config, task, *two_examples(dataset, spec.dtype)),
     )
-    config, smallest = checked(facts), facts.smallest_batch
+    config = checked(facts)
+    return _prepared(dataclasses.replace(facts, config=config), dataset, used, partition, device)
+
+
+def _prepared(f: Facts, dataset: Dataset, used: Partition, drawn: Partition, device: torch.device) -> Prepared:
+    """Place the data of a run that passed all checks, try its training, and find its folder; see `prepare`.
+
+    Args:
+        f: the run.
+        dataset: the examples, with what an attack poisons.
+        used: what each client trains on.
+        drawn: what each client owns.
+        device: where this rank trains.
+    """
+    config, place, spec = f.config, f.place, f.spec
     shared = config.placement == "shared"  # every rank holds all of them
     placed = dataclasses.replace(dataset, train=dataset.train.to(device)) if shared else dataset
     data = _placed(config, place, placed, used, spec, device)
-    training = _training(config, spec.dtype, device, smallest)
-    rehearse(config, task, module, dataset, data.sizes, training)
-    trainer = _trainer(config, task, dataset, data, training)
-    first = place.rank == 0
-    folder, saved = found(config, place, spec) if first else (None, None)
+    training = _training(f, device)
+    rehearse(config, f.task, f.module, dataset, data.sizes, training)
     return Prepared(
         config=config,
         place=place,
-        device=device,
         data=data,
-        held=_placed(config, place, placed, held, spec, device) if held else None,
+        held=_placed(config, place, placed, f.held, spec, device) if f.held else None,
         test=dataset.test,
-        task=task,
+        task=f.task,
         spec=spec,
-        smallest_batch=smallest,
-        trainer=trainer,
-        signature=_signature(config, spec, dataset, partition) | start_signature(config.model, module),
-        counts=_counts(config, partition, dataset) if first else None,
-        folder=folder,
-        saved=saved,
+        training=training,
+        trainer=_trainer(config, f.task, dataset, data, training),
+        signature=_signature(config, spec, dataset, drawn) | start_signature(config.model, f.module),
+        output=None if place.rank else Output(*found(config, place, spec), _counts(config, drawn, dataset)),
     )
 
 
@@ -130,17 +138,17 @@ def checked(facts: Facts) -> ResolvedConfig:
     return config
 
 
-def _training(config: ResolvedConfig, dtype: torch.dtype, device: torch.device, smallest: int) -> LocalTrainingSpec:
-    """Return how clients train; ``smallest`` is the fewest examples of a batch."""
-    client = config.client
+def _training(f: Facts, device: torch.device) -> LocalTrainingSpec:
+    """Return how clients train on ``device``."""
+    client = f.config.client
     return LocalTrainingSpec(
         optimizer=client.optimizer,
-        work=Work(client.local_epochs, client.local_steps, client.batch_size, client.stragglers, smallest),
+        work=f.work,
         schedule=client.schedule,
         clip_norm=client.clip_norm,
-        seed=config.run.seed,
+        seed=f.config.run.seed,
         device=device,
-        dtype=dtype,
+        dtype=f.spec.dtype,
         autocast=client.precision == "bfloat16",
     )
 

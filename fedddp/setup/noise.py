@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..aggregation.ring import fraction_bits
-from ..algorithms import AdaptiveClip
+from ..algorithms import QuantileClip
 from ..clients import private_steps, sampling_rate
 from ..config import ResolvedConfig
 from ..errors import UsageError
@@ -61,7 +61,7 @@ def heaviest(sizes: Tensor, m: int) -> float:
     return float(sizes.clamp(min=1).topk(min(m, len(sizes))).values.sum())
 
 
-def adaptive_clip(config: ResolvedConfig, ranks: int) -> AdaptiveClip | None:
+def adaptive_clip(config: ResolvedConfig, ranks: int) -> QuantileClip | None:
     """Return the adaptation of the clip of client-level privacy and its bounds; None if the clip is fixed.
 
     The clip may grow to ``secure_aggregation.bound``, for which the ring has room, and shrink until the noise of each
@@ -71,14 +71,14 @@ def adaptive_clip(config: ResolvedConfig, ranks: int) -> AdaptiveClip | None:
     adaptive, largest = keys.adaptive_clip, keys.secure_aggregation.bound
     if not adaptive.enabled:
         return None
-    clip = AdaptiveClip(adaptive.quantile, adaptive.lr, float(config.cohort_size), largest, smallest=largest * 2.0**-20)
+    clip = QuantileClip(adaptive.quantile, adaptive.lr, float(config.cohort_size), largest, smallest=largest * 2.0**-20)
     if not sigma:
         return clip
     f = ring_fraction_bits(config, client_ring(config, clip))
     return replace(clip, smallest=max(clip.smallest, LEAST_NOISE * math.sqrt(ranks) / (sigma * 2.0**f)))
 
 
-def client_ring(config: ResolvedConfig, clip: AdaptiveClip | None) -> tuple[float, float, float]:
+def client_ring(config: ResolvedConfig, clip: QuantileClip | None) -> tuple[float, float, float]:
     """Return the largest entry of a clipped update, the weight of all clients, and a bound of their sum's noise."""
     sigma, fixed = config.noise_multiplier, config.privacy.clip
     largest_noise = clip.largest_noise(sigma) if clip else sigma * fixed

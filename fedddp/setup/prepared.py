@@ -8,12 +8,27 @@ import torch
 
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.saved import Saved
-from ..clients import Trainer
+from ..clients import LocalTrainingSpec, Trainer
 from ..comm import Place
 from ..config import ResolvedConfig
 from ..data import ClientData, Examples, Excerpt
 from ..flat import FlatSpec
 from ..tasks import Task
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where rank 0 writes a run.
+
+    Attributes:
+        folder: the run folder.
+        saved: the checkpoint in it to continue from.
+        counts: the numbers of examples per client and class for the picture of the partition.
+    """
+
+    folder: RunFolder
+    saved: Saved | None
+    counts: Excerpt
 
 
 @dataclass(frozen=True)
@@ -23,31 +38,40 @@ class Prepared:
     Attributes:
         config: the configuration, its noise multiplier filled in.
         place: this process's rank.
-        device: where it trains.
         data: the training examples that this rank holds, by ``data.placement``.
         held: the examples that clients hold out (``evaluate.holdout``); None without.
         test: the test set.
         task: what is learned.
         spec: the layout of the model's flat vector.
-        smallest_batch: the fewest examples that the model trains on, 1 or 2.
+        training: how clients train.
         trainer: how this rank trains its clients, and the reason in words.
         signature: what must be equal on every rank.
-        counts: the numbers of examples per client and class for the picture of the partition; rank 0's.
-        folder: the run folder; rank 0's.
-        saved: the checkpoint to continue from; rank 0's.
+        output: what rank 0 writes; None on the other ranks.
     """
 
     config: ResolvedConfig
     place: Place
-    device: torch.device
     data: ClientData
     held: ClientData | None
     test: Examples
     task: Task
     spec: FlatSpec
-    smallest_batch: int
+    training: LocalTrainingSpec
     trainer: tuple[Trainer, str]
     signature: dict[str, str]
-    counts: Excerpt | None
-    folder: RunFolder | None
-    saved: Saved | None
+    output: Output | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank trains."""
+        return self.training.device
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """The run folder, on rank 0."""
+        return self.output.folder if self.output else None
+
+    @property
+    def saved(self) -> Saved | None:
+        """The checkpoint to continue from, on rank 0."""
+        return self.output.saved if self.output else None

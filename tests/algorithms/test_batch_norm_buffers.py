@@ -49,7 +49,7 @@ def deployed(folder, **algorithm):
         run={"rounds": 6},
     )
     server = federate(f, start)
-    scores = f.client_evaluator.score(server, f.store)
+    scores = f.evaluation.clients.score(server, f.store)
     return f, start, server, scores.personal.accuracy, scores.global_model.accuracy
 
 

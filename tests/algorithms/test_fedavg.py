@@ -104,7 +104,7 @@ def test_one_full_batch_step_of_everybody_is_a_step_of_centralized_sgd(tmp_path,
         aggregation={"sum": sum_},
         run={"rounds": 1},
     )
-    module = f.task.model(f.seed)
+    module = f.trainer._task.model(0)
     assert torch.equal(flatten(module), server.w)
     nn.functional.cross_entropy(module(f.trainer.data.normalize(data.train.x)), data.train.y).backward()
     with torch.no_grad():

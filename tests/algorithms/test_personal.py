@@ -149,7 +149,7 @@ def test_nothing_private_leaves_and_the_server_has_none_of_it(tmp_path, inner):
     algorithm = wrapped(inner)
     algorithm["inner"] |= {"server_optimizer": server_optimizer}
     f, start = digits(tmp_path, algorithm)
-    dim, spec = len(start.w), FlatSpec.of(f.task.model(0))
+    dim, spec = len(start.w), start.spec
     private = spec.mask(["5.*", "*.bias"])
     shared = dim - int(private.sum())
     assert 0 < shared < dim
@@ -191,7 +191,7 @@ def test_many_clients_at_once_are_one_after_the_other(tmp_path, algorithm):
 def test_models_are_compared_as_their_client_has_them(tmp_path):
     """MOON's z_glob and z_prev are of (u_t, v_k) and (last u_k, v_k), v_k as it was at the end of the last round."""
     f, start = digits(tmp_path, wrapped("moon"), rounds=1)
-    server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*", "*.bias"])
+    server, private = federate(f, start), start.spec.mask(["5.*", "*.bias"])
     state, seen = client_states(f, (1,), server), []
 
     class Watched:
@@ -234,7 +234,7 @@ def test_under_differential_privacy(tmp_path, level):
     privacy = {"level": level, "noise_multiplier": 0.5, "randomness": "seeded", "delta": 1e-3}
     how = {"privacy": privacy, "rounds": 2, "checkpoint": {"clients_dir": str(tmp_path / "own")}}
     f, start = digits(tmp_path / "a", {"name": "fedper"}, **how)
-    server, private = federate(f, start), FlatSpec.of(f.task.model(0)).mask(["5.*"])
+    server, private = federate(f, start), start.spec.mask(["5.*"])
     assert torch.equal(server.w[private], start.w[private])
     assert (server.w[~private] != start.w[~private]).float().mean() > 0.99  # noise everywhere
     kept = [key for key in f.store.state_dict() if key.endswith(PRIVATE)]

@@ -233,7 +233,7 @@ def test_success_of_a_backdoor_is_told_in_metrics_and_tensorboard(tmp_path):
     x = dataset.test.x.clone()
     x[:, :, -5:-1, -5:-1] = 255
     pixels = (x.double() / 255 - dataset.mean[0]) / dataset.std[0]
-    model = FlatModule(federation.task.model(0).double())
+    model = FlatModule(federation.trainer._task.model(0).double())
     model.load(after.w.double())
     taken = model.module.eval()(pixels).argmax(dim=1)[dataset.test.y != 3] == 3
     (folder,) = tmp_path.iterdir()

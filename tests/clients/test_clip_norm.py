@@ -14,7 +14,7 @@ def plain(f, server, client, bound, mu):
     local = f.trainer.on((client,), 0)
     order = f.trainer.plan(local)
     x, y = f.trainer.data.examples(client)
-    module = f.task.model(0).double()
+    module = f.trainer._task.model(0).double()
     torch.nn.utils.vector_to_parameters(server.w.clone(), module.parameters())
     before = [p.detach().clone() for p in module.parameters()]
     norms = []

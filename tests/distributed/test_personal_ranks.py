@@ -49,8 +49,8 @@ def held_at_home(comm, table):
     experiment = experiment_of(comm, table)
     f = experiment.federation
     federate(f, experiment.server)
-    own = [k for k in range(7) if f.client_evaluator._held.holds(k)]
-    examples = [(len(f.client_evaluator._held.examples(k)[1]), len(f.trainer.data.examples(k)[1])) for k in own]
+    own = [k for k in range(7) if f.evaluation.clients._held.holds(k)]
+    examples = [(len(f.evaluation.clients._held.examples(k)[1]), len(f.trainer.data.examples(k)[1])) for k in own]
     sent = [e for r in f.telemetry.history for e in [r["sent"]]]
     return {"own": dict(zip(own, examples, strict=True)), "sent": sent, "history": f.telemetry.history}
 

@@ -105,14 +105,14 @@ def test_what_is_held_out_is_not_trained_on_and_does_not_count(tmp_path):
         assert torch.equal(f.trainer.data.examples(k)[0], x[used.indices(k)])
     g, start = small(tmp_path / "b")
     g.trainer.data._x[apart.of(np.arange(4))] = 255
-    g.client_evaluator._every = 0
+    g.evaluation.clients._every = 0
     assert g.trainer.data.placement == "shared"
     assert torch.equal(federate(g, start).w, server.w)
 
 
 def accuracy(f, w, k):
-    x, y = f.client_evaluator._held.examples(k)
-    module = f.task.model(0)
+    x, y = f.evaluation.clients._held.examples(k)
+    module = f.trainer._task.model(0)
     torch.nn.utils.vector_to_parameters(w, module.parameters())
     return float((module(f.trainer.data.normalize(x)).argmax(dim=1) == y).double().mean())
 
@@ -129,7 +129,7 @@ def test_benign_clients_are_scored_on_examples_that_no_attack_has_touched(tmp_pa
     sink, keys = Recorder(), {"name": attack, "num_clients": 2, **keys}
     f, start = assemble(tmp_path / "run", few_digits(45), sizes, attack=keys, sinks=[sink], **sections)
     byzantine = f.algorithm.adversary.clients
-    held, before = f.client_evaluator._held, clean.client_evaluator._held
+    held, before = f.evaluation.clients._held, clean.evaluation.clients._held
     assert held.sizes.tolist() == [0 if k in byzantine else n for k, n in enumerate(before.sizes.tolist())]
     assert f.trainer.data.sizes.tolist() == clean.trainer.data.sizes.tolist()
     for k in range(4):
@@ -158,7 +158,7 @@ def test_if_only_byzantine_clients_could_be_scored_it_is_refused(tmp_path):
 def test_scores_are_of_each_clients_model_on_its_own_examples(tmp_path, name):
     f, start = small(tmp_path, name=name, rounds=3)
     server = federate(f, start)
-    scores = f.client_evaluator.score(server, f.store)
+    scores = f.evaluation.clients.score(server, f.store)
     assert scores.ids == (0, 1, 3)  # client 2 has one example, to train on
     own = [f.algorithm.personal_params(server, client_states(f, (k,), server)).view(-1) for k in scores.ids]
     assert scores.personal.accuracy.tolist() == [accuracy(f, w, k) for w, k in zip(own, scores.ids, strict=True)]
@@ -172,7 +172,7 @@ def test_they_are_scored_with_what_the_round_left_them(tmp_path):
     f, start = small(tmp_path, name="ditto", rounds=1, sinks=[sink])
     server = federate(f, start)
     (record,) = sink.records
-    assert torch.equal(record.clients.personal.accuracy, f.client_evaluator.score(server, f.store).personal.accuracy)
+    assert torch.equal(record.clients.personal.accuracy, f.evaluation.clients.score(server, f.store).personal.accuracy)
     states = {"v": torch.ones(2, 3)}
     f.store.put((0, 7), states, [1])
     assert torch.equal(f.store.latest((7,), f.algorithm.init_client(server))["v"], torch.ones(1, 3))
@@ -217,8 +217,8 @@ def test_a_large_population_is_sampled(tmp_path, monkeypatch):
         f, start = assemble(
             tmp_path / str(seed), few_digits(45), SIZES, model={"name": "logistic"}, evaluate=SCORED, run={"seed": seed}
         )
-        scores = f.client_evaluator.score(start, f.store)
-        assert scores.ids == f.client_evaluator.score(start, f.store).ids
+        scores = f.evaluation.clients.score(start, f.store)
+        assert scores.ids == f.evaluation.clients.score(start, f.store).ids
         assert len(scores.ids) == 2
         seen.add(scores.ids)
     assert len(seen) > 1

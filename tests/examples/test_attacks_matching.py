@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.privacy.attacks.gradient_matching import cosine, dlg, gradient_of_update, idlg, total_variation
-from fedddp.flat import FlatSpec, flatten
+from examples.privacy.attacks.gradient_matching import cosine, dlg, idlg, total_variation
 from fedddp.rng import global_seed
 
 SHAPE = (1, 4, 4)
@@ -21,13 +20,6 @@ def problem(activation, hidden=24, examples=1):
     loss = F.cross_entropy(module(x), y)
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))])
     return module, x, y, gradient
-
-
-def test_the_gradient_behind_one_step():
-    module, _, _, gradient = problem(nn.Sigmoid())
-    w = flatten(module)
-    delta = (w - 0.1 * gradient) - w
-    assert torch.allclose(gradient_of_update(delta, 0.1, FlatSpec.of(module)), gradient, atol=1e-12)
 
 
 def test_dlg_finds_input_and_label():

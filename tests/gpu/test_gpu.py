@@ -40,7 +40,7 @@ def test_gpu_and_cpu_train_and_score_the_same_model(tmp_path, model, execution):
         e = experiment(tmp_path, device, model, execution={"name": execution})
         server = federate(e.federation, e.server)
         assert server.w.device.type == device
-        results[device], scores[device] = server.w.cpu(), e.federation.evaluator.score(server.w)
+        results[device], scores[device] = server.w.cpu(), e.federation.evaluation.server.score(server.w)
     torch.testing.assert_close(results["cpu"], results["cuda"], rtol=0, atol=1e-9)  # float64, order of sums differs
     assert torch.equal(scores["cpu"].confusion, scores["cuda"].confusion)
     assert scores["cpu"].loss == pytest.approx(scores["cuda"].loss, rel=1e-9)
@@ -51,7 +51,7 @@ def test_a_run_in_bfloat16_learns(tmp_path, execution):
     e = experiment(tmp_path, "cuda", rounds=5, precision="bfloat16", batch_size=10, execution={"name": execution})
     server = federate(e.federation, e.server)
     assert server.w.dtype == torch.float32
-    assert e.federation.evaluator.score(server.w).accuracy > 0.8
+    assert e.federation.evaluation.server.score(server.w).accuracy > 0.8
 
 
 @pytest.mark.parametrize("execution", ["sequential", "auto"])

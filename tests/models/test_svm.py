@@ -109,5 +109,5 @@ def test_a_kernel_separates_what_a_line_does_not(tmp_path):
     }
     f, server = assemble(tmp_path, few_digits(600, 200), [300, 300], **sections)
     end = federate(f, server)
-    assert f.evaluator.score(end.w).accuracy > 0.7
+    assert f.evaluation.server.score(end.w).accuracy > 0.7
     assert len(end.w) == 3010

@@ -38,11 +38,6 @@ class Reconstruction:
     objective: float
 
 
-def gradient_of_update(delta: Tensor, lr: float, spec: FlatSpec) -> Tensor:
-    """The gradient [P] behind ``delta [D] = w_k - w_t`` of ONE step of plain SGD: -delta / lr, trainable part."""
-    return delta[: spec.num_trainable] / -lr
-
-
 def dlg(module: nn.Module, gradient: Tensor, shape: Sequence[int], num_classes: int, **how: Any) -> Reconstruction:
     """Deep leakage from gradients: inputs [n, *shape] and soft labels together.
 

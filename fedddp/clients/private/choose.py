@@ -14,7 +14,7 @@ from ...tasks import Task
 from ..local import LocalTrainingSpec
 from .ghost import GhostExamples
 from .oracle import ClippedSums, VmappedExamples, refuse_mixing
-from .trainer import PrivateTrainer, Randomness
+from .trainer import PrivateTrainer, RandomStream
 
 PARAMETERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
 EXAMPLES_AT_ONCE = {"cpu": 256, "cuda": 8192}
@@ -35,7 +35,7 @@ def choose_private(
     data: ClientData,
     examples: Examples,
     spec: LocalTrainingSpec,
-    randomness: Randomness,
+    randomness: RandomStream,
     *,
     clip: float,
     noise_multiplier: float,

@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 
 from ...comm import interrupt
-from ...data import ClientData
+from ...data import ClientData, Work
 from ...tasks import Task
 from ...types import LocalResult
 from ..local import Correction, Local, LocalTrainingSpec, Trainer
 from .oracle import ClippedSums
 
 
-class Randomness(Protocol):
+class RandomStream(Protocol):
     """A stream of random numbers that nobody can predict; see `privacy.randomness`, which stands on this floor too."""
 
-    def child(self, purpose: str, *path: int) -> Randomness:
+    def child(self, purpose: str, *path: int) -> RandomStream:
         """A stream of its own."""
         ...
 
@@ -79,7 +79,7 @@ class PrivateTrainer(Trainer):
         spec: LocalTrainingSpec,
         oracle: ClippedSums,
         width: int,
-        randomness: Randomness,
+        randomness: RandomStream,
         *,
         clip: float,
         noise_multiplier: float,
@@ -109,9 +109,8 @@ class PrivateTrainer(Trainer):
             )
         self._trained = asked
         start = start.view(-1, start.shape[-1])  # [1, D], or [K, D]
-        work = self._training.work
         clients = [
-            _Client(n, work.epochs, work.batch_size, self._randomness, (local.round, k))
+            _Client(n, self._training.work, self._randomness, (local.round, k))
             for n, k in zip(local.num_examples.tolist(), local.ids, strict=True)
         ]
         w = start.expand(len(clients), -1).clone()
@@ -163,8 +162,9 @@ class PrivateTrainer(Trainer):
 class _Client:
     """One client's draws in one round."""
 
-    def __init__(self, size: int, epochs: int, batch_size: int, randomness: Randomness, path: tuple[int, int]) -> None:
-        self.size, self.steps = size, private_steps(size, epochs, batch_size)
+    def __init__(self, size: int, work: Work, randomness: RandomStream, path: tuple[int, int]) -> None:
+        batch_size = work.batch_size
+        self.size, self.steps = size, private_steps(size, work.epochs, batch_size)
         self.rate = sampling_rate(size, batch_size)
         self.expected = min(batch_size, size) if batch_size else size  # q_k n_k
         self.noise = randomness.child("noise", *path)

@@ -49,6 +49,12 @@ class Facts:
         """The fewest examples that the model trains on: 1, or 2 if it normalises by the batch."""
         return 2 if self.fails_alone else 1
 
+    @property
+    def work(self) -> Work:
+        """How much a client does in a round."""
+        c = self.config.client
+        return Work(c.local_epochs, c.local_steps, c.batch_size, c.stragglers, self.smallest_batch)
+
 
 def _without_gpu(key: str) -> Check[ResolvedConfig]:
     wanted = {"device": "cuda", "backend": "nccl"}[key]
@@ -120,11 +126,9 @@ TASK: tuple[Check[Facts], ...] = (
 
 def _too_much_work(key: str) -> Check[Facts]:
     def found(f: Facts) -> Values | None:
-        client = f.config.client
-        if key != ("local_steps" if client.local_steps else "local_epochs"):
+        if key != ("local_steps" if f.work.steps else "local_epochs"):
             return None
-        work = Work(client.local_epochs, client.local_steps, client.batch_size, smallest=f.smallest_batch)
-        planned = int(work.planned(f.sizes).max())
+        planned = int(f.work.planned(f.sizes).max())
         if planned <= MOST_PLANNED:
             return None
         return {"largest": int(f.sizes.max()), "planned": planned, "most": MOST_PLANNED}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ...algorithms import AdaptiveClip
+from ...algorithms import QuantileClip
 from ...config.schema import Privacy
 from ...privacy import check_installed
 from ...secure import LEAST_PARTIES, Roster, identity_of
@@ -268,7 +268,7 @@ def _clip_low(f: Facts) -> Values | None:
     return {"smallest": clip.smallest, "bound": clip.largest}
 
 
-def _adaptive(f: Facts) -> AdaptiveClip | None:
+def _adaptive(f: Facts) -> QuantileClip | None:
     return adaptive_clip(f.config, f.place.world_size) if level_of(f.config).clips_updates else None
 
 
