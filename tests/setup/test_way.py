@@ -15,8 +15,8 @@ from fedddp.setup.prepared import Prepared
 
 ROOT = Path(fedddp.__file__).parent
 CARRIERS = (Config, Prepared, Facts, Experiment)
-TEXT = {"config/load.py", "registry/choice.py", "config/resolved.py"}
-"""Files of a configuration's conversion to text and of its own methods; the first one also merges the layers."""
+TEXT = {"config/load.py", "registry/choice.py", "config/resolved.py", "setup/prepared.py"}
+"""Files of conversions to text and of own properties of configuration and run; the first one also merges the layers."""
 LAYERS = {
     "data": {"name": "synthetic", "args": {"num_train": 120, "num_test": 40}, "partition": {"num_clients": 3}},
     "telemetry": {"tensorboard": False, "progress": "off"},
