@@ -304,7 +304,7 @@ def test_a_run_in_which_everybody_fails_raises_and_says_so(run, tmp_path):
         ({"rouds": 3}, "rouds: unknown keyword; did you mean 'rounds'?"),
         ({"zzz": 3}, "zzz: unknown keyword; the sections are run, data, model"),
         ({"model": "resmet"}, "model.name='resmet': should be 'cnn'"),
-        ({"algorithm": 3}, "algorithm=3: is a section: write its name as .name=3"),
+        ({"algorithm": 3}, "algorithm=3: expected a section; write its name as .name=3"),
         ({"task": Task(Net, 10), "model": Net}, "model, task: a task makes its own model; give one of them"),
         ({"partition": [[0], [1]], "rounds": 1}, "data.partition.num_clients=3: the partition given has 2 clients"),
         ({"dataset": own_dataset(), "data": {"partition.num_clients": 61}}, "60 examples cannot give 61 clients"),

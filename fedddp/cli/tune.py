@@ -132,9 +132,9 @@ def searched(search: Search, dataset: Dataset, partition: Partition, place: Plac
 
 def _check_folds(search: Search, partition: Partition, ranks: int) -> None:
     """Whether no client trains on what another is scored on, and every rank has something to score in every fold."""
-    if partition.shares:
+    if partition.overlaps:
         raise UsageError(
-            f"{chosen(search.base, 'data.partition')}: clients share examples here, so that one would train on what "
+            f"{chosen(search.base, 'data.partition')}: clients' examples overlap here, so that one would train on what "
             "another is scored on; use a partition without overlap"
         )
     sizes = np.minimum(partition.sizes, search.examples) if search.examples else partition.sizes

@@ -37,7 +37,7 @@ class VmappedModel:
         kept = module.state_dict(keep_vars=True).keys()  # others are constants, the same for all clients
         buffers = [name for name, _ in module.named_buffers() if name in kept]
         if buffers:
-            raise ValueError(f"{buffers[0]} is a buffer: batched clients would share it")
+            raise ValueError(f"{buffers[0]} is a buffer, which batched clients would have in common")
         self._trainable = [name for name, p in module.named_parameters() if p.requires_grad]
 
     def collect(self, w: Tensor, g: Tensor) -> None:

@@ -154,13 +154,13 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
         elif error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             known = fields_of(_owner(cls, error["loc"][:-1]))
             near = key_suggestion(key, known, keys_of(Config))
-            there = f"the keys here are {', '.join(known)}" if known else "nothing is to be set here"
+            there = f"the keys here are {', '.join(known)}" if known else "this section has no keys"
             found.append(f"{key}: unknown key{near or '; ' + there}")
         elif error["type"] == "mistake":
             key = f"{key}.{context['at']}" if context["at"] else key
             found.append(f"{key}={shortened(context['value'])}: {context['reason']}")
         elif error["type"] in ("model_type", "model_attributes_type"):
-            found.append(f"{key}={shortened(error['input'])}: is a section: write {key}.<key>=value")
+            found.append(f"{key}={shortened(error['input'])}: expected a section; write {key}.<key>=value")
         else:
             message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
             message = message.replace("a valid tuple", 'a list, as ["a", "b"]')

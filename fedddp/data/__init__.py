@@ -1,4 +1,4 @@
-"""Datasets, how they are dealt out to clients, and the order in which a client goes through its own."""
+"""Datasets, partitions of their examples over clients, and the order in which a client uses its own."""
 
 from .batches import Plan, extreme_batches, num_steps, plan
 from .clients import ClientData, Placement, sent

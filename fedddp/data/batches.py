@@ -1,4 +1,4 @@
-"""The index plan of local training: which example is in which batch of which step, for K clients at once."""
+"""Plan local training: the indices of the examples in each batch of each step, for K clients at once."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _widest(n: int, batch_size: int, smallest: int) -> int:
 
 
 def _joined(order: Tensor, per_epoch: int, b: int, widest: int) -> tuple[Tensor, Tensor]:
-    """``order [rows, passes, n]`` in batches of ``b``, the last of each pass of ``widest``; which places are filled."""
+    """``order [rows, passes, n]`` in batches of ``b``, the last of each pass of ``widest``; mask of filled slots."""
     filled = (torch.arange(widest) < torch.tensor([b] * (per_epoch - 1) + [widest]).unsqueeze(1)).flatten()
     laid = order.new_zeros(*order.shape[:2], len(filled))
     laid[..., filled] = order

@@ -1,4 +1,4 @@
-"""The examples of the clients that one rank can train, and the look-up of their batches.
+"""Hold the examples of the clients that one rank can train, and look up their batches.
 
 Letters: N population, K clients looked up together, T steps, B examples of a batch, n examples of one client.
 """
@@ -27,11 +27,11 @@ Placement = Literal["home", "shared"]
 
 
 class ClientData:
-    """Who lives on this rank, and their examples, on ``device``.
+    """The clients that this rank can train, and their examples, on ``device``.
 
-    ``home``: client k lives on rank k mod R, and a rank holds its own clients' examples and nobody else's.
-    ``shared``, for simulation: every client lives on every rank, which holds all the examples as the dataset does and
-    the partition beside them. A client then costs its start and its size, however many there are.
+    ``home``: client k belongs to rank k mod R, and a rank holds the examples of its own clients only. ``shared``, for
+    simulation: every rank can train every client and holds all examples, with the partition. A client then costs two
+    numbers, its start and its size.
     """
 
     def __init__(

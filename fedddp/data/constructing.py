@@ -1,4 +1,4 @@
-"""Constructing a dataset class as torchvision's are constructed, and telling what is missing from what is broken.
+"""Construct a user's or torchvision's dataset class; distinguish missing files from other errors.
 
 Only an error of the constructor can mean that files are missing: FileNotFoundError, or RuntimeError in torchvision's
 words. Then the download is tried, if it may be. Any other error is the class's own, or that of a damaged file.

@@ -1,4 +1,4 @@
-"""Datasets as tensors: images as uint8 until they are used, labels as int64.
+"""Load datasets as tensors: images as uint8 until they are used, labels as int64.
 
 `mnist-mini` is embedded in the package; MNIST, Fashion-MNIST, EMNIST and CIFAR-10 come through torchvision, in its
 folder layout. A user's own class is named by import path and follows torchvision's convention.

@@ -1,4 +1,4 @@
-"""Folds of each client's own examples, for cross-validation in which no example leaves its client."""
+"""Split each client's own examples into folds, for cross-validation in which no example leaves its client."""
 
 from __future__ import annotations
 

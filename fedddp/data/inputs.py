@@ -1,4 +1,4 @@
-"""What inputs can be: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
+"""Check and convert inputs: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
 
 from __future__ import annotations
 

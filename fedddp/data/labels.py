@@ -1,4 +1,4 @@
-"""The one function that looks at labels first: it numbers the classes 0 to C - 1, or says why it cannot.
+"""Number the classes of labels 0 to C - 1, or explain why that is impossible; every label passes here first.
 
 A label is converted only if nothing is lost. Whole numbers from 0 stay as they are, whatever their type (bool, float
 that is whole, [n, 1]). Text, -1/+1, one-hot rows, numbers that start elsewhere and numbers with large gaps get numbers
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import OWN_CODE, UsageError, raised
 
 EXACT = 2**53  # float64 holds every whole number up to here
-LONGEST = 1000  # characters of a class's name; an array of text has the longest's room for each example
+LONGEST = 1000  # characters of a class's name; an array of text takes the longest's size for each example
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
         )
     if len(seen) == 1 and num_classes is None:
         raise UsageError(
-            f"every training label is {seen[0]}: there is nothing to tell apart; give two or more classes",
+            f"every training label is {seen[0]}: there is nothing to classify; give two or more classes",
             code="labels-single",
         )
     remarks = []

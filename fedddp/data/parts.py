@@ -1,4 +1,4 @@
-"""Data that lies divided: one folder per client and a public one, so that a rank needs nothing else on its machine.
+"""Read and write divided data: a folder per client and a public one, so that a rank needs no other client's files.
 
     parts/public/manifest.json                 what everybody may know: see `Public`
     parts/public/test.safetensors              x [n, C, H, W], y [n]: the test set
@@ -93,8 +93,8 @@ class Divided(Partition):
     public: Public
 
     @property
-    def shares(self) -> bool:
-        """False: nobody can tell whether two parties' folders hold the same example."""
+    def overlaps(self) -> bool:
+        """False: whether two parties' folders hold the same example cannot be known."""
         return False
 
     def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:

@@ -1,4 +1,4 @@
-"""A user's data as arrays: (x, y) pairs, or an object that is read once, at start.
+"""Read a user's data as arrays: (x, y) pairs, or an object that is read once, at start.
 
 What counts is what an object yields, ``dataset[i]``, transforms and all. ``data`` and ``targets`` are taken instead
 where the object yields nothing, and where torchvision's own class without transforms yields just these. A random

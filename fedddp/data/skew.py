@@ -1,4 +1,4 @@
-"""Feature skew: each client's inputs look different, whatever the partition. Applied when its examples are looked up.
+"""Feature skew: change each client's inputs in another way, when its examples are looked up.
 
 A skew is a function of (seed, client, which of its examples), so a client's data are the same in every round, on every
 rank and however many are looked up at once. The test set is not skewed.
@@ -111,7 +111,7 @@ class Rotation(Skew):
 def _turned(x: Tensor, angle: float) -> Tensor:
     """``x [n, C, H, W]`` by any angle around the centre, 0 from outside."""
     c, s = cos(radians(angle)), sin(radians(angle))
-    matrix = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], dtype=x.dtype, device=x.device)  # from the new to the old place
+    matrix = torch.tensor([[c, -s, 0.0], [s, c, 0.0]], dtype=x.dtype, device=x.device)  # from new to old coordinates
     grid = F.affine_grid(matrix.expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 

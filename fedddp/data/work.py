@@ -1,4 +1,4 @@
-"""How much a client does in a round: passes over its examples or steps, and less of them where it is a straggler."""
+"""Compute a client's work in a round: passes over its examples, or steps, and less for stragglers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..rng import numpy_generator
 from .batches import num_steps
 
 MOST_PLANNED = 2**26
-"""Places in the plan of clients that train together: 600 MB, a number and a flag each."""
+"""Slots in the plan of clients that train together: 600 MB, a number and a flag each."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Work:
         return self._steps(sizes, torch.ones_like(sizes) * (self.steps or self.epochs))
 
     def planned(self, sizes: Tensor) -> Tensor:
-        """The places in the plan of each client of ``sizes`` [any shape] that does all its work: steps times batch."""
+        """The slots in the plan of each client of ``sizes`` [any shape] that does all its work: steps times batch."""
         batch = sizes.clamp(max=self.batch_size) if self.batch_size else sizes
         return self.most(sizes) * batch
 

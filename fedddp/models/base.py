@@ -1,4 +1,4 @@
-"""What every model section has in common."""
+"""The base class of model sections."""
 
 from __future__ import annotations
 

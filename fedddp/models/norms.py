@@ -1,4 +1,4 @@
-"""What deep networks share: normalisation by name, and the initial weights of ReLU networks."""
+"""Normalisation layers by name, and the initial weights of ReLU networks."""
 
 from __future__ import annotations
 

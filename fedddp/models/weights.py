@@ -1,4 +1,4 @@
-"""Weights from a file: read, compared with a module's own, copied in."""
+"""Read weights from a file, compare them with a module's own and copy them in."""
 
 from __future__ import annotations
 

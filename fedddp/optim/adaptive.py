@@ -1,4 +1,4 @@
-"""Optimizers that divide by what gradients used to be: Adam, AdamW, Yogi, Adagrad.
+"""Adaptive optimizers: Adam, AdamW, Yogi, Adagrad.
 
 m <- beta1 m + (1 - beta1) g;  v <- a running square of g;  w <- w - lr m / (sqrt(v) + eps)
 

@@ -1,4 +1,4 @@
-"""What an optimizer is: its hyper-parameters, and algebra on lists of tensors."""
+"""The interface of optimizers: hyper-parameters, and algebra on lists of tensors."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, Self
 from pydantic import Field
 
 WARM_UP = Field(ge=0, description="rounds of a linear rise before the full rate")
-ROUNDS = Field(ge=0, description="rounds, warm-up included, after which the floor is reached; 0 = run.rounds")
+ROUNDS = Field(ge=0, description="rounds, warm-up included, until the last factor is reached; 0 = run.rounds")
 FLOOR = Field(ge=0, le=1, description="the last factor")
 
 

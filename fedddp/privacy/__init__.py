@@ -1,4 +1,4 @@
-"""Differential privacy: secret randomness, noise, what was spent and what may still be."""
+"""Differential privacy: accountants, budget, noise and secret randomness."""
 
 from .accounting import check_installed, compose, epsilon
 from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog

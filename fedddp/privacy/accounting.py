@@ -1,4 +1,4 @@
-"""What composition costs: epsilon at a given delta for repeated Gaussian noise on Poisson samples.
+"""Compute epsilon at a given delta for repeated Gaussian noise on Poisson samples.
 
 One step draws every unit (an example or a client) with probability q, sums what they contribute, each clipped to
 length C, and adds N(0, sigma^2 C^2). Data sets that differ by one unit added or removed are neighbours. There are two

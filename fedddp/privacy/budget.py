@@ -1,4 +1,4 @@
-"""How much privacy a run has spent, whether another round fits, and a file that does not forget.
+"""Count the privacy that a run has spent, and decide whether another round fits the budget.
 
 A round is spent before its sum is released, first in a file that is flushed to disk (`SpendLog`): a run that was
 killed after a release and resumed from an older checkpoint counts the lost rounds too. Participation is counted and

@@ -1,4 +1,4 @@
-"""How much noise a target needs: the accountants, asked the other way round."""
+"""Find the noise multiplier for a target epsilon."""
 
 from __future__ import annotations
 

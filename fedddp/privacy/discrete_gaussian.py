@@ -1,10 +1,10 @@
-"""Whole-number noise: P(x) ~ exp(-x^2 / (2 sigma^2)) on the integers, which a ring adds without rounding.
+"""Draw integer noise, P(x) ~ exp(-x^2 / (2 sigma^2)), which a ring adds without rounding.
 
 Canonne, Kamath, Steinke 2020, "The discrete Gaussian for differential privacy", Algorithms 2 and 3: propose from the
 discrete Laplace distribution of scale t = floor(sigma) + 1, accept with exp(-(|y| - sigma^2 / t)^2 / (2 sigma^2)). The
 proposal is +-(u + t v), u uniform below t and kept with exp(-u / t), v geometric. Noise of this kind gives the
-concentrated differential privacy of the continuous normal (their Theorem 4); a sum of several parties' shares is within
-a vanishing distance of one discrete Gaussian (Kairouz, Liu, Steinke 2021) where every share's sigma is well above 1.
+concentrated differential privacy of the continuous normal (their Theorem 4); a sum of several parties' draws is within
+a vanishing distance of one discrete Gaussian (Kairouz, Liu, Steinke 2021) where every draw's sigma is well above 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An epsilon with everything that it depends on."""
+"""A privacy guarantee: epsilon with everything that it depends on."""
 
 from __future__ import annotations
 

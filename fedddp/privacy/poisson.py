@@ -1,8 +1,8 @@
 """Poisson cohorts: every client takes part in a round with probability q, independently of all others.
 
-What accountants compose is this kind of sampling (Mironov, Talwar, Zhang 2019, section 3.3): its size varies, and may
-be zero. It counts only against those who do not know who was drawn, so that a rank draws its own clients from a
-stream that nobody else has and tells nobody.
+Accountants assume this kind of sampling (Mironov, Talwar, Zhang 2019, section 3.3): the cohort's size varies, and may
+be zero. It protects only against those who do not know who was drawn, so a rank draws its own clients from a stream
+that nobody else has, and keeps the result to itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random numbers for privacy: a cryptographic key stream, apart from every generator that the simulation uses.
+"""Random numbers for privacy: a cryptographic key stream, separate from the simulation's generators.
 
 Noise that an adversary can predict protects nothing, and torch's and numpy's generators can be predicted: they are
 small, their state follows from their output, and the seed 5 and the seed 5 + 2^32 give the same stream on a CPU. Here
@@ -62,7 +62,7 @@ class Randomness:
         """Uniform over all 2^64 values of int64, [n]."""
         if n <= 0:
             return torch.empty(0, dtype=torch.int64)
-        buffer = bytearray(8 * n + _BLOCK)  # the cipher asks for room of one block more
+        buffer = bytearray(8 * n + _BLOCK)  # the cipher needs space for one block more
         view, at = memoryview(buffer), 0
         while at < 8 * n:
             at += self._stream.update_into(_ZEROS[: 8 * n - at], view[at:])
@@ -80,7 +80,7 @@ class Randomness:
         """Standard normal, [n], by Box and Muller's transform in float64: sqrt(-2 ln u) (cos, sin)(2 pi v).
 
         No magnitude exceeds 8.6 (u is not below 2^-53; the normal has 1e-17 beyond). The results are rounded floats,
-        not the reals that proofs speak of, and their low bits can tell about what they are added to (Mironov 2012);
+        not the reals that proofs speak of, and their low bits can reveal the number they are added to (Mironov 2012);
         `discrete_gaussian` has no such bits.
         """
         half = (n + 1) // 2
@@ -90,5 +90,5 @@ class Randomness:
 
 
 def _text(purpose: str, path: tuple[int, ...]) -> str:
-    """The arguments as text, another text for other arguments: the length tells where the purpose ends."""
+    """The arguments as text, a different text for different arguments: the length marks the end of the purpose."""
     return "/".join([f"{len(purpose)}:{purpose}", *(str(int(p)) for p in path)])

@@ -1,1 +1,1 @@
-"""Choices by name: a family of dataclasses, or a class of the user's by its import path."""
+"""Choices by name: a family of dataclasses, or a user's class by its import path."""

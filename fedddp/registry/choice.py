@@ -1,4 +1,4 @@
-"""Configuration sections that are a choice by ``name``: the chosen class is the section, its fields are its keys.
+"""Configuration sections chosen by ``name``: the chosen dataclass is the section, its fields are the keys.
 
 A family (optimizers, partitions, models, algorithms) is a dict literal from name to dataclass; a user's own class is
 named by import path. `Choice` annotates the field that holds one of a family.
@@ -42,7 +42,7 @@ def _off(value: Any) -> Any:
 
 
 Off = BeforeValidator(_off)
-"""On an optional key: "off" unsets what a file set."""
+"""For an optional key: "off" unsets it."""
 
 
 def _expanded(path: Any, check: Callable[[Any], str | None]) -> str | None:
@@ -51,11 +51,11 @@ def _expanded(path: Any, check: Callable[[Any], str | None]) -> str | None:
 
 
 UserPath = WrapValidator(_expanded)
-"""On a key that is a path: ``~`` is the user's home; in Python, a `Path` will do."""
+"""For a key that is a path: ``~`` is the user's home; in Python it may be a `Path`."""
 
 
 def user_path(text: str | Path) -> Path:
-    """A path that a user wrote, with ``~`` for the home."""
+    """A user's path, with ``~`` expanded to the home."""
     return Path(os.path.expanduser(text))
 
 
@@ -74,7 +74,7 @@ def read_file(path: Path, at_most: int = -1) -> bytes:
 
 
 class Wrapped(Protocol):
-    """The section of an imported class: a dataclass of ``path``, ``module`` and ``args``."""
+    """The section of an imported class: a dataclass with ``path``, ``module`` and ``args``."""
 
     def __init__(self, path: str, module: Any, args: dict[str, Any]) -> None: ...
 
@@ -103,11 +103,11 @@ class Choice:
         return core_schema.no_info_plain_validator_function(self.validate)
 
     def validate(self, value: Any) -> Any:
-        """The section object that a table describes; objects pass."""
+        """The section object for a table; an object is returned unchanged."""
         if dataclasses.is_dataclass(value):
             return value
         if not isinstance(value, dict):
-            raise _mistake(f"is a section: write its name as .name={value}", value=value)
+            raise _mistake(f"expected a section; write its name as .name={value}", value=value)
         table = dict(value)
         name = table.pop("name", self.default["name"])
         if isinstance(name, str):
@@ -124,7 +124,7 @@ class Choice:
             raise PydanticCustomError("nested", "{errors}", {"errors": error.errors(), "cls": cls}) from None
 
     def given(self, name: str) -> dict[str, Any]:
-        """The keys that a table with ``name`` and nothing else holds, where they differ from the class's defaults."""
+        """The keys of a table with only ``name`` that differ from the class's defaults."""
         table = self.default if name == self.default["name"] else self.others.get(name, {})
         return {key: value for key, value in table.items() if key != "name"}
 
@@ -157,7 +157,7 @@ class Choice:
             signature.bind(**args)
         except TypeError as error:
             raise _mistake(
-                f"cannot be called with this section's other keys ({error})", at="name", value=name
+                f"its constructor does not accept this section's other keys ({error})", at="name", value=name
             ) from None
         return self._checked(wrap, {"path": name, "module": cls, "args": args, **common})
 
@@ -172,7 +172,7 @@ class Choice:
 
 
 def dump(section: Any) -> dict[str, Any]:
-    """A section as plain TOML values; None (an option that is off) is left out."""
+    """A section as plain TOML values, without those that are None (off)."""
     table: dict[str, Any] = {}
     for name, choice in fields_of(type(section)).items():
         value = getattr(section, name)
@@ -185,9 +185,9 @@ def dump(section: Any) -> dict[str, Any]:
     return table
 
 
-@functools.cache  # dumping a configuration asks some thirty times; type hints take a millisecond
+@functools.cache  # called some thirty times per dump; type hints take a millisecond
 def fields_of(cls: type) -> dict[str, Choice | None]:
-    """A section's keys in order, with the `Choice` of those that are one."""
+    """A section's keys in order, each with its `Choice`, if it is one."""
     hints = typing.get_type_hints(cls, include_extras=True)
     names = cls.model_fields if issubclass(cls, BaseModel) else [f.name for f in dataclasses.fields(cls)]
     found = {}
@@ -200,7 +200,7 @@ def fields_of(cls: type) -> dict[str, Choice | None]:
 def keys_of(
     cls: type, prefix: str = "", family: Mapping[str, type] | None = None, condition: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """All dotted keys of a section, of every choice in it, each with what is to be chosen for it to be there.
+    """All dotted keys of a section and of every choice in it, each with the choice ("a.name=b") that it needs.
 
     A choice inside one of the same ``family`` has the keys of the outer one again; these are left out.
     """
@@ -224,13 +224,13 @@ def path_of(cls: type) -> str:
 
 
 def import_class(path: str) -> Any:
-    """The object that ``package.module:Name`` names; a mistake says which half does not exist."""
+    """The object that ``package.module:Name`` names; an error names the half that does not exist."""
     module_name, _, attribute = path.partition(":")
     declare_if_missing()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        reason = f"cannot be imported (no module {error.name!r}): is its folder on PYTHONPATH?"
+        reason = f"cannot be imported: no module {error.name!r}; add its folder to PYTHONPATH"
         raise _mistake(reason, at="name", value=path) from error
     except OWN_CODE as error:
         raise _mistake(f"cannot be imported ({type(error).__name__}: {error})", at="name", value=path) from error

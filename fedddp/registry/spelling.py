@@ -1,4 +1,4 @@
-"""What a word that is no name or key here most likely means: other spellings, and how papers and programs call it."""
+"""Suggest the name or key that a misspelt one means; knows the names in papers and other programs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NAMES = {
     "cifar": "cifar10",
     "fmnist": "fashion_mnist",
 }
-"""Names in other words (without case, dashes and dots), to those here; after "with" stands what else is to be set."""
+"""From other names (without case, dashes and dots) to those here; after "with": a further setting."""
 
 SHORT = {
     "rounds": "run.rounds",
@@ -48,7 +48,7 @@ SHORT = {
     "lr": "client.optimizer.lr",
     "algorithm": "algorithm.name",
 }
-"""Short forms of a command line, to the keys that they stand for."""
+"""From short forms on a command line to keys."""
 
 KEYS = {
     "learningrate clientlr locallr": "client.optimizer.lr",
@@ -74,21 +74,21 @@ KEYS = {
     "maxgradnorm": "privacy.clip",
     "gradclip clipgrad maxnorm": "client.clip_norm",
 }
-"""Keys in other words, to those here."""
+"""From other names of keys to those here."""
 
 
 def plain(word: str) -> str:
-    """A word without case and what separates its parts."""
+    """A word in lower case, without separators."""
     return re.sub(r"[\W_]+", "", word).lower()
 
 
 def synonyms(table: dict[str, str], word: str) -> str | None:
-    """What ``word`` is called here; None if the table does not know it."""
+    """The entry of ``table`` for ``word``; None if there is none."""
     return next((meant for words, meant in table.items() if plain(word) in words.split()), None)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or nothing if nothing is near."""
+    """``; did you mean 'x'?``, or nothing if no known name is similar."""
     names = list(known)
     same = [name for name in names if plain(name) == plain(word) != ""]
     meant = synonyms(NAMES, word) or ""
@@ -100,10 +100,10 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def key_suggestion(path: str, known: Collection[str], keys: Iterable[tuple[str, str]]) -> str:
-    """The same of a dotted key, whose section has the keys ``known``.
+    """The suggestion for a dotted key, whose section has the keys ``known``.
 
     ``keys``: all dotted keys, each with what has to be chosen for it to be there ("algorithm.name=feddyn"), or empty.
-    Of those with the same last word the one that shares the most of ``path`` is meant.
+    Of those with the same last word, the one with the longest common beginning with ``path`` is suggested.
     """
     section, _, last = path.rpartition(".")
     near = suggestion(last, known)
@@ -115,11 +115,11 @@ def key_suggestion(path: str, known: Collection[str], keys: Iterable[tuple[str, 
         return near
 
     def nearness(pair: tuple[str, str]) -> tuple[int, bool, bool]:
-        shared = [a == b for a, b in zip(section.split("."), pair[0].split("."), strict=False)]
-        return (shared.index(False) if False in shared else len(shared), pair[0] == meant, not pair[1])
+        equal = [a == b for a, b in zip(section.split("."), pair[0].split("."), strict=False)]
+        return (equal.index(False) if False in equal else len(equal), pair[0] == meant, not pair[1])
 
     key, condition = max(same, key=nearness)
     if key == path:
-        there = f"the keys here are {', '.join(known)}" if known else "nothing is to be set here"
+        there = f"the keys here are {', '.join(known)}" if known else "this section has no keys"
         return f"; {there}; {condition} has it" if condition else near
     return f"; did you mean {key!r}{f' with {condition}' if condition else ''}?"

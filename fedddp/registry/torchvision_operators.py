@@ -1,4 +1,4 @@
-"""torchvision beside a torch that its compiled operators were not built for: its pure Python parts can be imported.
+"""Import torchvision beside a torch that its compiled operators were not built for.
 
 A CUDA build of torchvision beside a CPU build of torch cannot load its operators, and its import then fails where it
 registers shapes for them ("operator torchvision::nms does not exist"). Models, datasets and most transforms need none:

@@ -78,7 +78,7 @@ def prepare(
         spec=spec,
         sizes=torch.from_numpy(used.sizes).long(),
         held=held,
-        overlap=partition.shares,
+        overlap=partition.overlaps,
         fails_alone=fails_alone(config, task, *two_examples(dataset, spec.dtype)),
     )
     config = checked(facts)

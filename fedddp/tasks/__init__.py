@@ -1,4 +1,4 @@
-"""What is learned from a batch, and what is told of it: a task is chosen by ``task.name``."""
+"""Tasks by name: what a model learns from a batch, and what its evaluation measures."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .task import Task
 
 
 class TaskFactory(Protocol):
-    """What a task section becomes. Raises ValueError for a loss it would ignore."""
+    """Builds a task from a configuration section. Raises ValueError for a loss it would ignore."""
 
     def build(self, make_model: Callable[[], nn.Module], loss: Loss, dataset: Dataset) -> Task: ...
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Tell the label of an input, by the loss of the section ``loss``."""
+    """Predict the label of an input, with the loss of the section ``loss``."""
 
     def build(self, make_model: Callable[[], nn.Module], loss: Loss, dataset: Dataset) -> Task:
         return Task(make_model, dataset.num_classes, loss)

@@ -1,4 +1,4 @@
-"""A conditional generative adversarial network, trained federatedly: it draws the classes it is asked for."""
+"""A conditional generative adversarial network: it draws images of given classes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ..errors import OWN_CODE, reason
 
 
 class Loss(Protocol):
-    """What a loss section becomes."""
+    """A loss, built from a configuration section."""
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor: ...
 
@@ -48,12 +48,12 @@ class Focal:
 
 @dataclass(frozen=True)
 class LabelSmoothing:
-    """(1 - s) (-log p_y) + (s / C) sum_c -log p_c: a share s of the label goes to all classes alike.
+    """(1 - s) (-log p_y) + (s / C) sum_c -log p_c: a fraction s of the label is spread over all classes.
 
     Szegedy et al. 2016, section 7. s = 0 is cross-entropy.
     """
 
-    smoothing: Annotated[float, Field(ge=0, le=1, description="s, share of the label given to all classes")] = 0.1
+    smoothing: Annotated[float, Field(ge=0, le=1, description="s, fraction of the label given to all classes")] = 0.1
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs, y, reduction="none", label_smoothing=self.smoothing)

@@ -1,4 +1,4 @@
-"""The task of a run: the model's factory, what a step computes from a batch, what an evaluation tells."""
+"""The task of a run: model factory, outputs and loss of a batch, and metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Task:
     loss_of: Loss = CrossEntropy()
 
     classifies: ClassVar[bool] = True
-    """Whether outputs are scores of classes: then there is an accuracy, and an example has a gradient of its own."""
+    """True if outputs are scores of classes: then there is an accuracy, and an example has a gradient of its own."""
 
     def model(self, seed: int) -> nn.Module:
         """The model with its initial parameters, a function of the seed alone."""
@@ -38,7 +38,7 @@ class Task:
         return flatten(self.model(seed))
 
     def outputs(self, module: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """What ``module`` makes of a batch, [B, C]."""
+        """The outputs of ``module`` for a batch, [B, C]."""
         return module(x)
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
@@ -50,5 +50,5 @@ class Task:
         return outputs.argmax(dim=-1) == y
 
     def pictures(self, module: nn.Module) -> dict[str, Tensor]:
-        """What the model draws, name -> images in [0, 1], [rows, columns, C, H, W]; in evaluation mode."""
+        """Images that the model draws in evaluation mode, name -> [rows, columns, C, H, W] in [0, 1]."""
         return {}

@@ -316,7 +316,7 @@ def test_the_configuration_nests_and_comes_back():
         ({"lamda": 1}, "algorithm.inner.lamda: unknown key"),
         ({"name": "ditto", "lam": -1}, "algorithm.inner.lam=-1: should be greater than or equal to 0"),
         ({"server_optimizer": {"lr": 0}}, "algorithm.inner.server_optimizer.lr=0: should be greater than 0"),
-        ("ditto", "algorithm.inner='ditto': is a section: write its name as .name=ditto"),
+        ("ditto", "algorithm.inner='ditto': expected a section; write its name as .name=ditto"),
     ],
 )
 def test_mistakes_in_what_is_wrapped_name_the_whole_key(inner, told):

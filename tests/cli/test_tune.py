@@ -141,7 +141,7 @@ def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, c
     words += ["--data.partition.name=file", "--grid=client.optimizer.lr=0.1", f"--run.dir={tmp_path / 'runs'}"]
     assert main(words) == 2
     message = capsys.readouterr().err
-    assert "data.partition.name='file': clients share examples here" in message
+    assert "data.partition.name='file': clients' examples overlap here" in message
     assert message.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -164,7 +164,7 @@ def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, c
         ),
         (
             ["--grid=client.optimizer.lr=0.1", "--data.partition.name=overlapping", "--data.partition.num_clients=20"],
-            "data.partition.name='overlapping': clients share examples",
+            "data.partition.name='overlapping': clients' examples overlap",
         ),
         (["--grid=client.optimizer.lr=0.1", "--privacy.level=client"], "every combination would spend a budget"),
     ],

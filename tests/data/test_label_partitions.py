@@ -57,7 +57,7 @@ def test_who_shares_a_label_depends_on_the_seed():
         (
             Labels(num_clients=40, labels_per_client=1),
             even(10, 3),
-            "data.partition.num_clients=40: 4 clients would share 3 examples of label 0; "
+            "data.partition.num_clients=40: 4 clients would own the 3 examples of label 0; "
             "ask for fewer clients, or fewer labels_per_client",
         ),
     ],

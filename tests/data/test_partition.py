@@ -204,7 +204,7 @@ def test_ranges_may_overlap_and_lie_in_any_order():
 )
 def test_whether_clients_share_examples(order, starts, sizes, shares):
     partition = Partition(np.array(order, dtype=np.int64), np.array(starts), np.array(sizes))
-    assert partition.shares == shares
+    assert partition.overlaps == shares
 
 
 def test_counts_are_examples_a_client_and_label():

@@ -115,5 +115,5 @@ def test_dealing_to_as_many_clients_as_examples_calls_nothing_a_client(rule):
 def test_a_partition_knows_whether_an_example_has_several_owners(num_clients, size):
     partition = Overlapping(num_clients=num_clients, size=size).split(labels(), 0)
     owners = np.bincount(partition.of(np.arange(num_clients)), minlength=len(labels()))
-    assert partition.shares == (owners.max() > 1)
-    assert not IID(num_clients=7).split(labels(), 0).shares
+    assert partition.overlaps == (owners.max() > 1)
+    assert not IID(num_clients=7).split(labels(), 0).overlaps

@@ -30,7 +30,7 @@ def owned(partition):
 
 
 @pytest.mark.parametrize("name", [n for n in PARTITIONS if n not in ("overlapping", "natural", "file")])
-def test_each_client_keeps_a_share_of_its_own_apart(name):
+def test_each_client_holds_a_fraction_of_its_own_out(name):
     whole = PARTITIONS[name](num_clients=12).split(LABELS, 0)
     used, held = whole.held_out(0.2, 7)
     for all_of_them, trained_on, apart in zip(owned(whole), owned(used), owned(held), strict=True):
@@ -42,7 +42,7 @@ def test_each_client_keeps_a_share_of_its_own_apart(name):
     assert owned(whole.held_out(0.2, 8)[1]) != owned(held)
 
 
-def test_the_share_is_drawn_at_random_not_the_end_of_a_sorted_range():
+def test_the_fraction_is_drawn_at_random_not_the_end_of_a_sorted_range():
     whole = Shards(num_clients=5).split(LABELS, 0)  # each client's range is one label, then another
     _, held = whole.held_out(0.3, 0)
     many = whole.counts(LABELS, 10) > 20
@@ -56,8 +56,8 @@ def test_few_examples():
     assert held.sizes.tolist() == [0, 0, 1, 2]
 
 
-def test_who_shares_examples_cannot_hold_any_out():
-    with pytest.raises(ValueError, match=r"holdout=0\.1: clients share examples here"):
+def test_clients_whose_examples_overlap_cannot_hold_any_out():
+    with pytest.raises(ValueError, match=r"holdout=0\.1: clients' examples overlap here"):
         Overlapping(num_clients=50, size=20).split(LABELS, 0).held_out(0.1, 0)
     Overlapping(num_clients=20, size=20).split(LABELS, 0).held_out(0.1, 0)  # there is enough for all
 

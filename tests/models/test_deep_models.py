@@ -37,7 +37,7 @@ def test_clients_trained_at_once_end_where_they_end_one_by_one(model):
 def test_batch_norm_is_trained_one_by_one_since_clients_would_share_its_statistics(maker):
     _, trainer, why = trainers(lambda: maker.build((1, 8, 8), 5))
     assert type(trainer) is SequentialTrainer
-    assert "1.running_mean is a buffer: batched clients would share it" in why
+    assert "1.running_mean is a buffer, which batched clients would have in common" in why
 
 
 def test_lenet_is_folded():

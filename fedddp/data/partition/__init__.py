@@ -1,4 +1,4 @@
-"""Partitions by name: rules that say which client owns which training examples. See docs/partitions.md."""
+"""Partitions by name: rules that assign training examples to clients. See docs/partitions.md."""
 
 from __future__ import annotations
 

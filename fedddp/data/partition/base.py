@@ -1,4 +1,4 @@
-"""Partitions: which client owns which training examples. Deterministic in the seed, drawn alike on every rank.
+"""The interface of partitions, which assign training examples to clients: functions of the seed, equal on every rank.
 
 A partition is three arrays, not N lists: client k owns ``order[starts[k] : starts[k] + sizes[k]]``. Ranges may overlap,
 so that a population can be larger than the data: a client costs two numbers, wherever its examples are.
@@ -40,8 +40,8 @@ class Partition:
         return len(self.starts)
 
     @property
-    def shares(self) -> bool:
-        """Whether some example has several owners."""
+    def overlaps(self) -> bool:
+        """Whether an example has several owners."""
         end = len(self.order) + 1
         opened, closed = np.bincount(self.starts, minlength=end), np.bincount(self.starts + self.sizes, minlength=end)
         depth = np.cumsum(opened - closed)[:-1]  # how many own each position of the order
@@ -89,11 +89,11 @@ class Partition:
         flat = np.bincount(row * num_classes + labels[self.of(clients)], minlength=len(clients) * num_classes)
         return flat.reshape(len(clients), num_classes)
 
-    def held_out(self, share: float, seed: int) -> tuple[Partition, Partition]:
-        """A partition for training and one of what is kept out of it: a random ``share`` of each client's examples.
+    def held_out(self, fraction: float, seed: int) -> tuple[Partition, Partition]:
+        """A partition for training and one of held-out examples: a random ``fraction`` of each client's.
 
-        Rounded, but at least one of two; a client with one trains on it. Where a rank sees its own clients only, it
-        finds for them what others would. Raises ValueError where clients share examples: another would train on them.
+        Rounded, but at least one of two; a client with one trains on it. A rank that has its own clients' examples only
+        finds the same for these. Raises ValueError if clients' examples overlap: another would train on them.
         """
         sizes = self.sizes.astype(np.int64)
         owner, before = np.repeat(np.arange(self.num_clients), sizes), np.cumsum(sizes) - sizes
@@ -103,14 +103,16 @@ class Partition:
         here = at < len(self.order)
         if len(np.unique(self.order[at[here]])) < here.sum():
             raise ValueError(
-                f"evaluate.holdout={share:g}: clients share examples here, so that one would train on what another "
-                "holds out; use a partition without overlap, or evaluate.holdout=0"
+                f"evaluate.holdout={fraction:g}: clients' examples overlap here, so that one would train on what "
+                "another holds out; use a partition without overlap, or evaluate.holdout=0"
             )
         order = self.order.copy()
         order[at[here]] = self.order[(self.starts[owner] + shuffled)[here]]
-        held = np.minimum(np.maximum(np.rint(share * sizes), 1), np.maximum(sizes - 1, 0)).astype(np.int64)
+        held = np.minimum(np.maximum(np.rint(fraction * sizes), 1), np.maximum(sizes - 1, 0)).astype(np.int64)
         if not held.any():
-            raise ValueError(f"evaluate.holdout={share:g}: no client has two examples, so that none can keep one apart")
+            raise ValueError(
+                f"evaluate.holdout={fraction:g}: no client has two examples, so that none can hold one out"
+            )
         left = replace(self, order=order, sizes=compact(sizes - held))
         return left, replace(left, starts=compact(self.starts + left.sizes), sizes=compact(held))
 

@@ -1,4 +1,4 @@
-"""Rules that draw mixes from a Dirichlet distribution: of each client's labels, or of each label's owners."""
+"""Partitions by Dirichlet distributions: of each client's labels, or of each label's owners."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ ATTEMPTS = 1000
 class DirichletLabels(Partitioner):
     """Unequal sizes: each label's examples are divided over the clients by Dir(alpha) (Li et al. 2022, NIID-Bench).
 
-    Label after label, and a client that has its even share n / N already gets nothing of the labels that follow; all
-    over again until every client has ``min_size`` examples. FedNova (Wang et al. 2020), FedMA and NIID-Bench call this
+    Label after label, and a client that has n / N examples already gets none of the labels that follow; this is
+    repeated until every client has ``min_size`` examples. FedNova (Wang et al. 2020), FedMA and NIID-Bench call this
     Dirichlet; `Dirichlet` draws each client's labels instead, and keeps sizes equal.
     """
 
@@ -105,12 +105,12 @@ class DirichletLabels(Partitioner):
         taken = np.zeros((self.num_clients, len(totals)), dtype=np.int64)
         sizes = np.zeros(self.num_clients, dtype=np.int64)  # so far
         for label, total in enumerate(totals):
-            share = rng.dirichlet(np.full(self.num_clients, self.alpha))
-            share *= sizes < totals.sum() / self.num_clients
-            if not np.isfinite(share).all() or share.sum() == 0:
+            part = rng.dirichlet(np.full(self.num_clients, self.alpha))
+            part *= sizes < totals.sum() / self.num_clients
+            if not np.isfinite(part).all() or part.sum() == 0:
                 return None
-            cuts = (np.cumsum(share / share.sum()) * total).astype(np.int64)
-            cuts[np.flatnonzero(share)[-1] :] = total  # no stray example for those behind, by rounding
+            cuts = (np.cumsum(part / part.sum()) * total).astype(np.int64)
+            cuts[np.flatnonzero(part)[-1] :] = total  # no stray example for those behind, by rounding
             taken[:, label] = np.diff(cuts, prepend=0)
             sizes += taken[:, label]
         return taken

@@ -1,4 +1,4 @@
-"""Partitions that are given: by the data's own owners, or by a file."""
+"""Partitions given by the data's own owners, or by a file."""
 
 from __future__ import annotations
 

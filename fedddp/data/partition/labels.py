@@ -1,4 +1,4 @@
-"""Rules that give a client few labels."""
+"""Partitions that give each client few labels."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Labels(Partitioner):
             examples = rng.permutation(np.flatnonzero(labels == label))
             if owners.sum() > len(examples):
                 raise ValueError(
-                    f"data.partition.num_clients={self.num_clients}: {owners.sum()} clients would share "
-                    f"{len(examples)} examples of label {label}; ask for fewer clients, or fewer labels_per_client"
+                    f"data.partition.num_clients={self.num_clients}: {owners.sum()} clients would own "
+                    f"the {len(examples)} examples of label {label}; ask for fewer clients, or fewer labels_per_client"
                 )
             for client, part in zip(np.flatnonzero(owners), np.array_split(examples, owners.sum()), strict=True):
                 hands[client].append(part)
@@ -79,10 +79,10 @@ class Labels(Partitioner):
 
 @dataclass(frozen=True)
 class Similarity(Partitioner):
-    """A share of the examples is dealt at random, the rest in the order of their labels (Karimireddy et al. 2020,
+    """A fraction of the examples is dealt at random, the rest in the order of labels (Karimireddy et al. 2020,
     section 7): 0 gives every client one or two labels, 1 is IID. Client sizes differ by at most one."""
 
-    similarity: Annotated[float, Field(ge=0, le=1, description="share of a client's examples that is IID")] = 0.1
+    similarity: Annotated[float, Field(ge=0, le=1, description="fraction of a client's examples that is IID")] = 0.1
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels))

@@ -1,4 +1,4 @@
-"""Rules that do not look at labels: every client's examples are a random sample of the data, of some size."""
+"""Partitions that ignore labels: every client's examples are a random sample of the data, of some size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class IID(Partitioner):
 
 @dataclass(frozen=True)
 class Quantity(Partitioner):
-    """Labels alike, sizes unequal: shares of the examples drawn from Dir(alpha) (Li et al. 2022, NIID-Bench)."""
+    """Labels alike, sizes unequal: fractions of the examples drawn from Dir(alpha) (Li et al. 2022, NIID-Bench)."""
 
     alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few clients own most")] = 0.5
     min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 1
@@ -33,12 +33,12 @@ class Quantity(Partitioner):
         require(self.num_clients, len(labels), self.min_size)
         rng = numpy_generator(seed, "partition")
         order = rng.permutation(len(labels))
-        share = rng.dirichlet(np.full(self.num_clients, self.alpha))
-        if not np.isfinite(share).all():
-            share = np.eye(self.num_clients)[rng.integers(self.num_clients)]
+        part = rng.dirichlet(np.full(self.num_clients, self.alpha))
+        if not np.isfinite(part).all():
+            part = np.eye(self.num_clients)[rng.integers(self.num_clients)]
         spare = len(labels) - self.num_clients * self.min_size
-        sizes = self.min_size + np.floor(spare * share).astype(np.int64)
-        sizes[np.argsort(-share)[: len(labels) - sizes.sum()]] += 1
+        sizes = self.min_size + np.floor(spare * part).astype(np.int64)
+        sizes[np.argsort(-part)[: len(labels) - sizes.sum()]] += 1
         return Partition.dealt(order, sizes)
 
 
@@ -47,7 +47,7 @@ class Overlapping(Partitioner):
     """Equal sizes, and as many clients as one likes: stretches of one shuffled order that starts over at its end.
 
     For measuring with populations larger than the data. Starts are evenly spaced, so that every example has as many
-    owners as every other (give or take one), and nobody shares while there is enough for all. Neighbours share most.
+    owners as every other (give or take one), and none has two while there are enough. Neighbours overlap most.
     """
 
     size: Annotated[int, Field(ge=1, description="examples a client owns")] = 60
