@@ -37,6 +37,7 @@ def train(parser: ArgumentParser) -> None:
 
 def launch(parser: ArgumentParser) -> None:
     parser.add_argument("-n", "--ranks", type=whole(1), help="ranks on this machine [one per GPU, or 2 without one]")
+    parser.add_argument("--nproc-per-node", "--nproc_per_node", type=whole(1), dest="ranks", help=SUPPRESS)
     parser.add_argument("--nnodes", type=whole(1), default=1, help="number of machines [1]")
     parser.add_argument("--node-rank", type=whole(0), default=0, help="number of this machine, from 0 [0]")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")

@@ -21,6 +21,7 @@ from .plain import DEEPEST, Decimals, Digits, shortened
 from .schema import Config
 
 OPTIONS = ("--help", "--print-config", "--version")
+FILES = (".toml", ".yaml", ".yml", ".json")
 BARE = re.compile(r"[a-z][\w-]*(\.\w+)*=")
 """A key without dashes: ``algorithm.name=fedprox``."""
 
@@ -77,7 +78,7 @@ def parse(argv: Sequence[str], options: Sequence[str] = OPTIONS) -> Request:
                 request.meant[key] = path
             request.overrides = merge(request.overrides, within(path.split("."), value))
         else:
-            request.files.append(_file(word, options))
+            request.files.append(_file(word, words, options))
     return request
 
 
@@ -99,6 +100,7 @@ def named_sections() -> frozenset[str]:
 def _check_takes_value(word: str, key: str, rest: Sequence[str], options: Sequence[str]) -> None:
     """Raise UsageError unless a word without "=" is a key that the next word gives a value."""
     if "." not in key and full(key) == key:
+        _check_no_file(word, rest)
         near = _near_option(word, options) or key_suggestion(key, Config.model_fields, keys_of(Config))
         raise UsageError(f"{word}: unknown option; keys are given as --section.key=value{near}")
     if not rest or rest[0].startswith("--"):
@@ -106,28 +108,38 @@ def _check_takes_value(word: str, key: str, rest: Sequence[str], options: Sequen
 
 
 def _check_key(word: str, key: str, text: str) -> None:
-    if text.endswith((".toml", ".yaml", ".yml")) and "." not in key:
-        raise UsageError(f"{word}: unknown option; a TOML file is named by itself, without an option before it")
+    if "." not in key:
+        _check_no_file(word, [text])
     if key.count(".") > DEEPEST:
         raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
 
 
-def _file(word: str, options: Sequence[str]) -> Path:
+def _check_no_file(word: str, rest: Sequence[str]) -> None:
+    """Raise UsageError if a word that is no key stands in front of a file."""
+    if rest and rest[0].endswith(FILES):
+        raise UsageError(f"{word}: unknown option; a TOML file is named by itself, without an option before it")
+
+
+def _file(word: str, rest: Sequence[str], options: Sequence[str]) -> Path:
     """The file that a word names. Raises UsageError for words that look like something else."""
     path, keys = located(word), {key for key, _ in keys_of(Config)} | named_sections()
-    if word.endswith((".yaml", ".yml", ".json")):
+    if word.endswith(FILES[1:]):
         raise UsageError(
             f"{word}: configurations are TOML files; write rounds = 5 below a line [run], or --run.rounds=5"
         )
-    if path.exists():
+    if os.path.exists(path):
         return path
     if word.startswith("-"):
+        _check_no_file(word, rest)
         known = full(word.removeprefix("-").partition("=")[0]) in keys
         near = f"; did you mean '-{word}'?" if known else _near_option(f"-{word}", options)
         raise UsageError(f"{word}: unknown option; keys are given as --section.key=value{near}")
     if full(word) in keys:
         raise UsageError(f"{word}: is a key, and needs a value; write --{full(word)}=value")
-    if near := suggestion(word.removesuffix(".toml").removeprefix("configs/"), shipped()):
+    name = word.removesuffix(".toml").removeprefix("configs/").rstrip("/")
+    if inside := [other for other in shipped() if other.startswith(f"{name}/")]:
+        raise UsageError(f"{word}: no such file; the configurations of this name are {', '.join(inside)}")
+    if near := suggestion(name, shipped()):
         raise UsageError(f"{word}: no such file{near} fedddp show configs lists those that come with the package")
     return path
 

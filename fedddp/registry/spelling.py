@@ -112,7 +112,7 @@ def key_suggestion(path: str, known: Collection[str], keys: Iterable[tuple[str, 
     meant = synonyms(KEYS, last)
     same = [pair for pair in keys if pair[0] == meant or plain(pair[0].rpartition(".")[2]) == plain(last)]
     if not same:
-        return near
+        return near or ("" if section else _short_suggestion(last))
 
     def nearness(pair: tuple[str, str]) -> tuple[int, bool, bool]:
         equal = [a == b for a, b in zip(section.split("."), pair[0].split("."), strict=False)]
@@ -123,3 +123,10 @@ def key_suggestion(path: str, known: Collection[str], keys: Iterable[tuple[str, 
         there = f"the keys here are {', '.join(known)}" if known else "this section has no keys"
         return f"; {there}; {condition} has it" if condition else near
     return f"; did you mean {key!r}{f' with {condition}' if condition else ''}?"
+
+
+def _short_suggestion(word: str) -> str:
+    """The key of the short form that ``word`` is the beginning of, or nearly is."""
+    near = [form for form in SHORT if len(word) > 2 and form.startswith(word)]
+    near = near or difflib.get_close_matches(word, SHORT, n=1, cutoff=0.7)
+    return f"; did you mean {SHORT[near[0]]!r}?" if near else ""

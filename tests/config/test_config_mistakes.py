@@ -54,6 +54,11 @@ MISTAKES = [
     ("run.rounds", "run.rounds: is a key, and needs a value; write --run.rounds=value"),
     ("lr", "lr: is a key, and needs a value; write --client.optimizer.lr=value"),
     ("conf.yaml", "conf.yaml: configurations are TOML", "--run.rounds=5"),
+    ("--config x.toml", "--config: unknown option", "a TOML file is named by itself"),
+    ("-c x.toml", "-c: unknown option", "a TOML file is named by itself"),
+    ("--algo=fedprox", "algo: unknown key; did you mean 'algorithm'?"),
+    ("--epoch=5", "epoch: unknown key; did you mean 'client.local_epochs'?"),
+    ("robust", "robust: no such file; the configurations of this name are robust/backdoor_mean, "),
     ("mnist/fedavg_e6", "mnist/fedavg_e6: no such file; did you mean 'mnist/fedavg_e5'?", "fedddp show configs"),
     ("configs/mnist/fedavg_e6.toml", "configs/mnist/fedavg_e6.toml: no such file; did you mean 'mnist/fedavg_e5'?"),
     ("--config=configs/x.toml", "--config=configs/x.toml: unknown option", "a TOML file is named by itself"),
@@ -64,7 +69,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("word", "expected"), [(word, expected) for word, *expected in MISTAKES])
 def test_a_mistake_is_one_line_with_key_value_and_remedy(word, expected):
     with pytest.raises(UsageError) as error:
-        build(*parse([word]).layers)
+        build(*parse(word.split(" ") if ".toml" in word else [word]).layers)
     message = str(error.value)
     assert message.startswith(expected[0])
     assert all(part in message for part in expected)

@@ -99,8 +99,9 @@ def test_a_mistake_on_the_command_line_starts_nothing(words, expected, monkeypat
 
 def test_the_configuration_is_that_of_all_ranks(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["launch", "-n", "3", "--model=mlp", "--print-config=all"]) == 0
-    assert "num_clients = 3" in capsys.readouterr().out
+    for ranks in (["-n", "3"], ["--ranks=3"], ["--nproc_per_node=3"]):
+        assert main(["launch", *ranks, "--model=mlp", "--print-config=all"]) == 0
+        assert "num_clients = 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
