@@ -2,7 +2,7 @@
 VENV ?= .venv
 ARGS ?=
 BIN := $(abspath $(VENV))/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 export VENV
 export PYTHONDONTWRITEBYTECODE := # programs that tests start would compile fedddp each time
 

@@ -25,11 +25,10 @@ SLOW = ("configs", "distributed", "gpu", "launch")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Mark as slow what is in a folder of SLOW, and what runs on several ranks; of these one is run at a time."""
+    """Mark as slow what is in a folder of SLOW, and what runs on several ranks."""
     for item in items:
         if item.path.relative_to(HERE).parts[0] in SLOW or "run_ranks" in item.fixturenames:
             item.add_marker("slow")
-            item.add_marker(pytest.mark.xdist_group("ranks"))
 
 
 @pytest.fixture

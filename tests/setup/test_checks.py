@@ -18,7 +18,6 @@ from fedddp.setup.load import checked
 from fedddp.setup.resolve import resolve
 from fedddp.tasks import Task
 
-pytestmark = pytest.mark.xdist_group("checks")  # for SEEN
 SIZES = torch.tensor([10, 30, 0, 20])
 PLACE = Place(world_size=4, local_world_size=4)
 MODULE = nn.Linear(40, 40)
