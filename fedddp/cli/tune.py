@@ -76,11 +76,17 @@ def search_of(
     once = {"evaluate": {"every": 0, "personal_every": 0, "target_accuracy": "off"}, "run": {"resume": "never"}}
     choices = tuple(product(*map(_grid, grids)))
     configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
-    if configs[0].privacy.level != "none":
-        raise UsageError(
-            f"privacy.level={configs[0].privacy.level!r}: every combination would spend a budget of its own; tune "
-            "without, on data that are public"
-        )
+    for privacy in (config.privacy for config in configs):
+        if privacy.level != "none":
+            raise UsageError(
+                f"privacy.level={privacy.level!r}: every combination would spend a budget of its own; tune without, "
+                "on data that are public"
+            )
+        if privacy.secure_aggregation.enabled:
+            raise UsageError(
+                "privacy.secure_aggregation.enabled=true: each rank's scores count the labels of its clients' own "
+                "examples, and are sent unmasked; tune without, on data that are public"
+            )
     return Search(resolve(build(*layers), place), choices, configs, folds, examples, out)
 
 
@@ -98,7 +104,10 @@ def _grid(text: str) -> tuple[str, ...]:
 def _tune(search: Search, place: Place) -> None:
     dataset, partition = load_data(search.base, place)
     _check_folds(search, partition, place.world_size)
-    first = prepare(search.configs[0], place, dataset, partition)
+    first, *others = search.configs
+    for config in others:  # one that cannot run is refused before the first one does
+        prepare(config, place, dataset, partition)
+    first = prepare(first, place, dataset, partition)
     if not first.task.classifies:
         raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
@@ -164,11 +173,12 @@ def _scored(p: Prepared, comm: Comm) -> Score | None:
     comm.barrier(Purpose.DONE)
     last = _Last()
     with tempfile.TemporaryDirectory(prefix="fedddp-tune-") as folder:
-        run = RunFolder(Path(folder) / "run", resumed=False) if comm.rank == 0 else None
-        experiment = connect(replace(p, folder=run), [last], comm)
+        run = RunFolder(Path(folder) / "run", resumed=False)
+        experiment = connect(replace(p, output=p.output and replace(p.output, folder=run)), [last], comm)
         evaluator = Evaluator(p.task, p.test, p.data.normalize, comm, where="own", every=0, seed=p.config.run.seed)
         with experiment.ending():
-            federate(replace(experiment.federation, evaluator=evaluator), experiment.server)
+            f = experiment.federation
+            federate(replace(f, evaluation=replace(f.evaluation, server=evaluator)), experiment.server)
             experiment.close()
     return last.score
 

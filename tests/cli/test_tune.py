@@ -167,11 +167,15 @@ def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, c
             "data.partition.name='overlapping': clients' examples overlap",
         ),
         (["--grid=client.optimizer.lr=0.1", "--privacy.level=client"], "every combination would spend a budget"),
+        (["--grid=privacy.level=none,client"], "every combination would spend a budget"),
+        (["--grid=privacy.secure_aggregation.enabled=false,true"], "privacy.secure_aggregation.enabled=true: each"),
+        (["--grid=privacy.clip=1,0.5"], "privacy.clip=0.5"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_starts(tmp_path, words, told, capsys):
     assert main([*WORDS, *words, f"--run.dir={tmp_path}"]) == 2
-    message = capsys.readouterr().err
+    out, message = capsys.readouterr()
     assert told in message
     assert message.count("\n") == 1
+    assert not out
     assert not list(tmp_path.iterdir())
