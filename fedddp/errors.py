@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 OWN_CODE = (Exception, SystemExit)
 """What a user's own code may raise that is reported and does not end the program: sys.exit() included."""
@@ -40,6 +41,17 @@ def named(front: str = "") -> Iterator[None]:
 
 class NothingLearned(RuntimeError):
     """A run that ended without the contribution of a single client."""
+
+
+def check_shapes(what: str, found: Mapping[str, Any], expected: Mapping[str, list[int]]) -> None:
+    """Raise UsageError for the first tensor of an algorithm, by name, that is missing or has another shape."""
+    for name, shape in expected.items():
+        if not hasattr(found.get(name), "shape") or list(found[name].shape) != shape:
+            got = list(found[name].shape) if hasattr(found.get(name), "shape") else "missing"
+            raise UsageError(
+                f"algorithm.name: {what} {name!r} is {got}; expected {shape}, a row for each client",
+                code="algorithm-shapes",
+            )
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, CommError
-from ..errors import OWN_CODE
+from ..errors import OWN_CODE, UsageError, check_shapes
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
 from .reduce import Reduce
@@ -114,11 +114,12 @@ class Inbox:
     def tolerate(self, ids: Sequence[int]) -> Iterator[None]:
         """Turn an exception of a client's own work into weight 0; `mean` warns of it.
 
-        If a block fails, its clients are tried again alone, so that only the failing one is lost.
+        If a block fails, its clients are tried again alone, so that only the failing one is lost. A UsageError, for a
+        mistake in the algorithm, ends the run.
         """
         try:
             yield
-        except CommError:
+        except (CommError, UsageError):
             raise
         except OWN_CODE as error:
             if len(ids) > 1:
@@ -137,11 +138,17 @@ class Inbox:
         self._failures[kind].clients.append(client)
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
-        """Accumulate the updates of the clients ``ids``; one that is not finite is a failure.
+        """Accumulate the updates of the clients ``ids``; one that is not finite or of another shape is a failure.
 
         Returns:
             The rows that were accepted: only these clients took part, and only their state may change.
         """
+        try:
+            self._check_shapes(len(ids), update, result)
+        except UsageError as error:
+            for k in ids:
+                self._failed(k, str(error))
+            return []
         rows = update.pack(self._pipeline.layout)
         largest = torch.linalg.vector_norm(rows, dim=1)  # no entry is larger; NaN if one is
         if not (largest <= self._pipeline.reduce.bound).all():
@@ -164,6 +171,12 @@ class Inbox:
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
         self._tally.add(kept_ids, kept)  # last: what the sum refused is a failure
         return keep
+
+    def _check_shapes(self, k: int, update: Update, result: LocalResult) -> None:
+        layout = {name: [k, length] for name, length in self._pipeline.layout.items()}
+        check_shapes("the upload", update.vectors, layout)
+        figures = {"weight": update.weight, "steps": result.steps, "loss": result.loss, "accuracy": result.accuracy}
+        check_shapes("the clients'", figures, {name: [k] for name in figures})
 
     def mean(self) -> tuple[Mean, Report]:
         """The weighted mean over all ranks' clients, by the round's one all_reduce. Warns of this rank's failures.

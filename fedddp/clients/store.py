@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UsageError, check_shapes
 from ..types import ClientState
 
 BESIDE = "beside/"
@@ -29,6 +30,7 @@ class ClientStore:
         self.common: dict[str, Tensor] = {}
         """State common to all clients, name -> [d], equal on every rank."""
         self._pending_common: dict[str, Tensor] = {}
+        self._lengths: dict[str, int] = {}  # of the vectors of a state, as `get` was last given them
         self._beside = beside
 
     @property
@@ -37,7 +39,13 @@ class ClientStore:
         return {*self._kept, *self._pending}
 
     def get(self, ids: Iterable[int], new: ClientState) -> ClientState:
-        """The states of ``ids`` side by side, name -> [K, d]; ``new``, name -> [1, d], where one never took part."""
+        """The states of ``ids`` side by side, name -> [K, d]; ``new``, name -> [1, d], where one never took part.
+
+        Raises:
+            UsageError: ``new`` or a stored state has other shapes.
+        """
+        self._lengths = {name: vectors.numel() for name, vectors in new.items()}
+        check_shapes("init_client's", new, {name: [1, length] for name, length in self._lengths.items()})
         return _stacked([self._kept.get(k) or new for k in ids], new)
 
     def latest(self, ids: Iterable[int], new: ClientState) -> ClientState:
@@ -45,7 +53,12 @@ class ClientStore:
         return _stacked([self._pending.get(k) or self._kept.get(k) or new for k in ids], new)
 
     def put(self, ids: Sequence[int], state: ClientState, rows: Iterable[int]) -> None:
-        """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`."""
+        """Hold the new states of those of ``ids`` that ``rows`` counts until `commit`.
+
+        Raises:
+            UsageError: they have other names or shapes than the states that `get` returned.
+        """
+        check_shapes("the state", state, {name: [len(ids), length] for name, length in self._lengths.items()})
         for row in rows if state else ():
             self._pending[ids[row]] = {name: vectors[row : row + 1].clone() for name, vectors in state.items()}
 
@@ -95,4 +108,12 @@ class ClientStore:
 
 def _stacked(states: Sequence[ClientState], new: ClientState) -> ClientState:
     """``states`` side by side; a name that is not in ``new`` is of an earlier version's checkpoint, and left out."""
+    for name, vectors in new.items():
+        lengths = {state[name].numel() if name in state else 0 for state in states} - {vectors.numel()}
+        if lengths:
+            raise UsageError(
+                f"run.resume: a client's stored state {name!r} has {lengths.pop()} numbers, the algorithm's has "
+                f"{vectors.numel()}: the algorithm was changed; start a new run",
+                code="state-shapes",
+            )
     return {name: torch.cat([state[name] for state in states]) for name in new}

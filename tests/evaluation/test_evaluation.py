@@ -95,10 +95,13 @@ def test_a_model_that_is_not_finite_scores_chance_and_breaks_nothing(evaluator):
 
 
 def test_the_size_of_a_batch_does_not_matter(evaluator, monkeypatch):
-    w = flatten(some_model())
+    w, sizes, outputs = flatten(some_model()), [], Task.outputs
     score = evaluator().score(w)
+    again = evaluator()
     monkeypatch.setattr(evaluation, "BATCH", 7)
-    again = evaluator().score(w)
+    monkeypatch.setattr(Task, "outputs", lambda task, module, x, y: sizes.append(len(x)) or outputs(task, module, x, y))
+    again = again.score(w)
+    assert max(sizes) == 7
     assert torch.equal(again.confusion, score.confusion)
     assert again.loss == pytest.approx(score.loss, abs=1e-6)
 

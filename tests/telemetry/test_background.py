@@ -1,6 +1,8 @@
 """fedddp.telemetry.background, and what is written by it: checkpoints and TensorBoard's pages."""
 
+import sys
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -17,6 +19,7 @@ from fedddp.telemetry import InBackground
 from fedddp.telemetry.background import Background
 from fedddp.types import ServerState
 from tests.helpers.support import assemble, few_digits, flat
+from tests.helpers.waiting import until
 
 
 class Gate:
@@ -35,12 +38,20 @@ class Gate:
 
 
 def blocked(call, *args):
-    """A thread in ``call``, which does not return by itself."""
+    """A thread in ``call``, which waits for work of another thread and has not returned."""
     thread = threading.Thread(target=call, args=args)
     thread.start()
-    thread.join(0.1)
+    until(lambda: not thread.is_alive() or Future.result.__code__ in calls(thread))
     assert thread.is_alive()
     return thread
+
+
+def calls(thread):
+    """What ``thread`` is in, innermost first."""
+    frame = sys._current_frames().get(thread.ident)
+    while frame:
+        yield frame.f_code
+        frame = frame.f_back
 
 
 def test_work_is_done_in_order_beside_the_caller():
