@@ -91,7 +91,8 @@ def experiment(p: Prepared, comm: Comm | None = None) -> Experiment:
     connected = connect(p, comm=comm)
     if p.config.evaluate.every:
         return connected
-    return replace(connected, federation=replace(connected.federation, evaluator=NoEvaluation()))
+    f = connected.federation
+    return replace(connected, federation=replace(f, evaluation=replace(f.evaluation, server=NoEvaluation())))
 
 
 def advance(f: Federation, server: ServerState) -> tuple[ServerState, float]:
