@@ -1,4 +1,4 @@
-"""Hooks of mkdocs (see mkdocs.yml): write the page of configuration keys, and adapt pages to the site."""
+"""Hooks of mkdocs (see mkdocs.yml): write the pages of configuration keys and checks, and adapt pages to the site."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fedddp.cli.reference import Key, Reference, reference
+from fedddp.setup.checks import GROUPS, Check
 
 ROOT = Path(__file__).parents[1]
 log = logging.getLogger("mkdocs.hooks")
-PAGE = "configuration.md"
+PAGE, CHECKS = "configuration.md", "checks.md"
 INTRODUCTION = """\
 # Configuration keys
 
@@ -19,6 +20,14 @@ Every key of a run, generated from the schema in `fedddp/config/schema.py`. Set 
 TOML file, or in Python (`fedddp.run({"section.key": value})`). A section that is chosen by `name` has the keys of that
 choice; `package.module:Class` names a class of yours ([Extending](extending.md)). `off` unsets an optional key.
 `fedddp help SECTION` prints a part of this page; [Commands](commands.md#short-forms) has the short forms.
+"""
+ABOUT_CHECKS = """\
+# Checks
+
+The combinations of keys that cannot run, generated from `fedddp/setup/checks` in the order in which they are checked:
+before the ranks connect and before anything is written. A run that is refused ends with exit code 2 and one line: the
+first key with its value, the reason and the remedy. In Python it raises `fedddp.UsageError` with `code` and first key
+(`key`) of the row. Words in italics stand for values of the run.
 """
 HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 OUTSIDE = re.compile(r"\[([^\]]*)\]\((\.\./[^)#\s]+)(#[^)\s]*)?\)")
@@ -28,10 +37,11 @@ OPTIONS = re.compile(r"(?<=\| )`--[^`|]* --[^`|]*`(?= \|)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated page to the site's files."""
+    """Add the generated pages to the site's files."""
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, PAGE, content=configuration()))
+    files.append(File.generated(config, CHECKS, content=checks()))
     return files
 
 
@@ -73,3 +83,30 @@ def _line(known: Reference, key: Key) -> str:
     meaning = ": ".join(filter(None, (who, key.meaning, names)))
     row = (f"`{key.name}`", key.kind.replace("|", " or "), default, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in row) + " |\n"
+
+
+def checks() -> str:
+    """The page of the checks across keys, in Markdown."""
+    text = ABOUT_CHECKS
+    for group, rows in GROUPS.items():
+        text += f"\n## {group}\n\n| code | keys | why it cannot run | remedy |\n|---|---|---|---|\n"
+        text += "".join(map(_row, rows))
+    return text
+
+
+def _row(check: Check[Any]) -> str:
+    """A check as a row of the table."""
+    keys = ", ".join(f"`{key}`" for key in check.keys)
+    return f"| `{check.code}` | {keys} | {check.reason.format_map(_Names())} | {check.remedy.format_map(_Names())} |\n"
+
+
+class _Names(dict[str, Any]):
+    """For each placeholder its name, whatever its format."""
+
+    def __missing__(self, name: str) -> _Name:
+        return _Name(name)
+
+
+class _Name(str):
+    def __format__(self, spec: str) -> str:
+        return "*" + self + "*"

@@ -7,7 +7,8 @@ import pytest
 
 from fedddp.config import Config
 from fedddp.registry.choice import keys_of
-from tools.site import configuration, on_page_markdown
+from fedddp.setup.checks import TABLE
+from tools.site import checks, configuration, on_page_markdown
 
 from .pages import DOCS
 
@@ -24,6 +25,17 @@ def test_the_configuration_page_says_what_a_key_means():
     (row,) = [line for line in configuration().splitlines() if line.startswith("| `run.rounds` ")]
     assert "| int | `10` |" in row
     assert row.split("|")[-2].strip()
+
+
+def test_the_page_of_checks_has_a_row_for_each():
+    rows = [line for line in checks().splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [check.code for check in TABLE]
+    assert all(row.count("|") == 5 for row in rows)
+    (cohort,) = [row for row in rows if row.startswith("| `cohort-size` ")]
+    assert (
+        "| `cohort.size`, `data.partition.num_clients` | exceeds the number of clients, which is *population* |"
+        in cohort
+    )
 
 
 def test_links_out_of_the_documentation_become_names():

@@ -12,7 +12,7 @@ from fedddp.data import Partition
 from fedddp.flat import FlatSpec
 from fedddp.registry.choice import keys_of
 from fedddp.secure import Identity, Roster
-from fedddp.setup.checks import MACHINE, TABLE, Facts, as_markdown, refuse
+from fedddp.setup.checks import MACHINE, TABLE, Facts, refuse
 from fedddp.setup.checks.privacy import mixing_layers
 from fedddp.setup.load import checked
 from fedddp.setup.resolve import resolve
@@ -390,13 +390,6 @@ def test_codes_are_unique_and_keys_are_those_of_the_configuration():
     known = {key for key, _ in keys_of(Config)}
     sections = {key.rpartition(".")[0] for key in known} | {"client.schedule"}
     assert {key for check in TABLE for key in check.keys} <= known | sections | {"client.optimizer.name"}
-
-
-def test_the_table_can_be_printed_for_the_documentation():
-    lines = as_markdown().splitlines()
-    assert len(lines) == 2 + len(TABLE)
-    assert all(line.count("|") == 5 for line in lines)
-    assert "exceeds the number of clients, which is *population*" in as_markdown()
 
 
 def test_every_row_is_tested():

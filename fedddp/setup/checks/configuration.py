@@ -209,7 +209,7 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
         "algorithm-optimizer",
         ("algorithm.name", "client.optimizer.name"),
         lambda c: {"why": why} if (why := c.algorithm.unfit(c.client.optimizer)) else None,
-        "{why}",
+        "does not work with this client optimizer: {why}",
     ),
     Check(
         "algorithm-example-level",

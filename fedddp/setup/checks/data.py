@@ -112,7 +112,7 @@ TASK: tuple[Check[Facts], ...] = (
         "contrast-features",
         ("algorithm.name", "model.name"),
         lambda f: failure(lambda: compared_layer(f.module)) if f.config.algorithm.traits.contrasts else None,
-        "{why}",
+        "compares features, and {why}",
     ),
     Check(
         "task-example-level",
@@ -183,7 +183,7 @@ POPULATION: tuple[Check[Facts], ...] = (
         "only Byzantine clients have examples to be scored on",
         "use personal_every=0, or fewer Byzantine clients",
     ),
-    Check("cohort-sampler", ("cohort.sampler.name", "cohort.size"), _sampler, "{why}"),
+    Check("cohort-sampler", ("cohort.sampler.name", "cohort.size"), _sampler, "cannot draw these cohorts: {why}"),
 )
 
 COMPRESSION: tuple[Check[Facts], ...] = (

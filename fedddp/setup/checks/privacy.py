@@ -137,7 +137,7 @@ PRIVACY: tuple[Check[Facts], ...] = (
         "clips the updates of clients, not the gradients of examples",
         "use privacy.level=client, or a fixed clip",
     ),
-    Check("accountant-missing", ("privacy.level",), _accountant, "{why}"),
+    Check("accountant-missing", ("privacy.level",), _accountant, "epsilon cannot be computed: {why}"),
 )
 
 
@@ -213,7 +213,12 @@ SECURE: tuple[Check[Facts], ...] = (
         "no round can have so many: {clients} client(s) take part in one",
         "sample more clients per round, or set it to {clients}: the sum of few clients reveals much of each",
     ),
-    Check("identity-unreadable", ("privacy.secure_aggregation",), lambda f: failure(lambda: _files(f)), "{why}"),
+    Check(
+        "identity-unreadable",
+        ("privacy.secure_aggregation",),
+        lambda f: failure(lambda: _files(f)),
+        "the roster or this rank's key cannot be used: {why}",
+    ),
     Check(
         "roster-size",
         ("privacy.secure_aggregation.roster",),
@@ -249,7 +254,7 @@ def _no_room(key: str) -> Check[Facts]:
         return failure(fit)
 
     keys = (f"privacy.{key}", "privacy.secure_aggregation.bits", "cohort.size")
-    return Check(f"ring-{key.rpartition('.')[2]}", keys, found, "{why}")
+    return Check(f"ring-{key.rpartition('.')[2]}", keys, found, "the ring of integers has no room for it: {why}")
 
 
 def _clip_high(f: Facts) -> Values | None:
