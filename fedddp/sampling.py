@@ -138,7 +138,7 @@ class Participation(ABC):
 
 @dataclass(frozen=True)
 class Uniform(Participation):
-    """Uniform without replacement (McMahan et al. 2017, Algorithm 1); see `UniformSampler`."""
+    """Uniform without replacement (McMahan et al. 2017, Algorithm 1)."""
 
     accountable: ClassVar[bool] = True
 
@@ -148,7 +148,7 @@ class Uniform(Participation):
 
 @dataclass(frozen=True)
 class BySize(Participation):
-    """In proportion to the number of examples; see `SizeSampler`."""
+    """In proportion to the number of examples."""
 
     plain_means: ClassVar[bool] = True
     by_size: ClassVar[bool] = True
@@ -159,7 +159,7 @@ class BySize(Participation):
 
 @dataclass(frozen=True)
 class PowerOfChoice(Participation):
-    """The highest losses of a few candidates (Cho, Wang, Joshi 2022); see `PowerOfChoiceSampler`."""
+    """The highest losses of a few candidates (Cho, Wang, Joshi 2022)."""
 
     plain_means: ClassVar[bool] = True
     asks_losses: ClassVar[bool] = True

@@ -34,7 +34,7 @@ class APFL(FedAvg):
     The buffers of vbar_k (BatchNorm statistics) are the client's own: a mixture of variances could be negative.
     """
 
-    alpha: Annotated[float, Field(ge=0, le=1, description="alpha_k at first, the share of the personal model")] = 0.5
+    alpha: Annotated[float, Field(ge=0, le=1, description="initial alpha_k, the weight of the personal model")] = 0.5
     alpha_lr: Annotated[float, Field(ge=0, description="step size of alpha_k; 0 = alpha_k stays as it is")] = 0.1
 
     @property

@@ -37,7 +37,9 @@ class QFFL(FedAvg):
         Literal["uniform", "examples"], Field(description="a client's weight in both sums: 1, or its examples")
     ] = "uniform"
     q: Annotated[float, Field(ge=0, description="0 = FedAvg; the larger, the more the worst clients count")] = 1.0
-    lipschitz: Annotated[float, Field(ge=0, description="L; 0 = one over what a gradient moves in a local step")] = 0.0
+    lipschitz: Annotated[
+        float, Field(ge=0, description="L; 0 = one over the distance that a gradient moves w in a local step")
+    ] = 0.0
 
     @property
     def traits(self) -> Traits:

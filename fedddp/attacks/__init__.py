@@ -2,8 +2,7 @@
 
 from .adversary import Adversary
 from .backdoor import Backdoor
-from .byzantine import Attack, Gaussian, LabelFlip, NoAttack, SignFlip
-from .omniscient import ALIE, IPM
+from .byzantine import ALIE, IPM, Attack, Gaussian, LabelFlip, NoAttack, SignFlip
 
 ATTACKS: dict[str, type] = {
     "none": NoAttack,

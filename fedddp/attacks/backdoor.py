@@ -22,7 +22,10 @@ from .byzantine import Attack
 
 @dataclass(frozen=True)
 class Backdoor(Attack):
-    """``attack_success``: fraction of marked test images of other classes that are classified as the target."""
+    """Byzantine clients train a backdoor: pictures with a small mark are classified as ``target``.
+
+    ``attack_success``: fraction of marked test images of other classes that are classified as the target.
+    """
 
     target: Annotated[int, Field(ge=0, description="the class that the mark stands for")] = 0
     share: Annotated[
@@ -30,7 +33,7 @@ class Backdoor(Attack):
     ] = 0.5
     size: Annotated[int, Field(ge=1, description="side of the mark, in pixels")] = 4
     boost: Annotated[
-        float, Field(gt=0, description="what the update is multiplied by; clients / num_clients replaces the model")
+        float, Field(gt=0, description="factor on the update; clients / num_clients replaces the model")
     ] = 1.0
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:

@@ -1,10 +1,12 @@
-"""The interface of attacks, and those that need no other client's update: label flip, sign flip, Gaussian noise.
+"""The interface of attacks by Byzantine clients, and those on labels and updates, simulated to test a rule.
 
-Simulations, to test an aggregation rule. `Attack` changes nothing; each attack overrides what it changes.
+`Attack` changes nothing; each attack overrides what it changes. Colluding clients that know the honest updates (`ALIE`,
+`IPM`) all send the same inconspicuous vector; both are coordinate-wise, so that they apply to any columns.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..aggregation.rules import summed
 from ..data import Examples
 
 
@@ -49,7 +52,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class NoAttack(Attack):
-    """Everybody is honest."""
+    """No attack: all clients are honest."""
 
     num_clients: Annotated[
         int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 1 with any attack")
@@ -62,7 +65,7 @@ class NoAttack(Attack):
 
 @dataclass(frozen=True)
 class LabelFlip(Attack):
-    """y -> C - 1 - y on all of a Byzantine client's examples (Fang, Cao, Jia, Gong 2020)."""
+    """Labels are flipped, y -> C - 1 - y, on all examples of Byzantine clients (Fang, Cao, Jia, Gong 2020)."""
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
         return Examples(own.x, num_classes - 1 - own.y)
@@ -70,7 +73,7 @@ class LabelFlip(Attack):
 
 @dataclass(frozen=True)
 class SignFlip(Attack):
-    """x -> -scale x: an honest update, reversed (Li, Xu, Chen, Giannakis, Ling 2019)."""
+    """Honest updates are reversed, x -> -scale x (Li, Xu, Chen, Giannakis, Ling 2019)."""
 
     scale: Annotated[float, Field(gt=0, description="how much longer the reversed update is")] = 1.0
 
@@ -80,9 +83,66 @@ class SignFlip(Attack):
 
 @dataclass(frozen=True)
 class Gaussian(Attack):
-    """x -> N(0, std^2 I): noise alone (Blanchard et al. 2017)."""
+    """Updates are noise alone, x -> N(0, std^2 I) (Blanchard et al. 2017)."""
 
     std: Annotated[float, Field(gt=0, description="standard deviation of each coordinate")] = 1.0
 
     def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
         return (self.std * torch.randn(len(row), generator=stream, dtype=row.dtype)).to(row.device)
+
+
+@dataclass(frozen=True)
+class Colluding(Attack):
+    """Base class of attacks in which all Byzantine clients send the same function of the honest updates."""
+
+    omniscient: ClassVar[bool] = True
+
+    @abstractmethod
+    def sent(self, honest: Tensor, mean: Tensor, m: int) -> Tensor:
+        """Some columns [c] of what each sends. ``honest [m - f, c]`` and their ``mean [c]``; m clients in all."""
+
+    def columns(self, x: Tensor, byzantine: Tensor) -> Tensor:
+        honest = x[~byzantine]
+        if not len(honest):
+            return x
+        return torch.where(byzantine[:, None], self.sent(honest, summed(honest) / len(honest), len(x)), x)
+
+
+@dataclass(frozen=True)
+class ALIE(Colluding):
+    """Updates lie just within the spread of honest ones ("a little is enough").
+
+    Baruch, Baruch, Goldberg 2019, "A little is enough: circumventing defenses for distributed learning":
+    x -> mean - z std of the honest updates, coordinate by coordinate: within the spread that honest clients have
+    anyway. (The paper's attackers estimate both from the updates they own; here they know the honest ones.)
+    """
+
+    z: Annotated[
+        float,
+        Field(ge=0, description="standard deviations from the mean; 0 = the largest that the paper's count gives"),
+    ] = 1.5
+
+    def sent(self, honest: Tensor, mean: Tensor, m: int) -> Tensor:
+        std = (summed((honest - mean).square()) / len(honest)).sqrt()
+        return mean - (self.z or z_max(m, m - len(honest))) * std
+
+
+def z_max(m: int, f: int) -> float:
+    """Phi^-1((m - f - s) / (m - f)), s = floor(m / 2 + 1) - f honest supporters to win over; at least 0."""
+    supporters = m // 2 + 1 - f
+    quantile = torch.tensor((m - f - supporters) / (m - f), dtype=torch.float64)
+    return max(0.0, float(torch.special.ndtri(quantile.clamp(max=1 - 1e-9))))
+
+
+@dataclass(frozen=True)
+class IPM(Colluding):
+    """Updates are the reversed mean of the honest ones (inner product manipulation).
+
+    Xie, Koyejo, Gupta 2020, "Fall of empires: breaking Byzantine-tolerant SGD by inner product manipulation":
+    x -> -epsilon mean of the honest updates: small, it passes for one of them; above (m - f) / f, it turns the mean.
+    """
+
+    epsilon: Annotated[float, Field(gt=0, description="length of the reversed mean")] = 0.5
+
+    def sent(self, honest: Tensor, mean: Tensor, m: int) -> Tensor:
+        return -self.epsilon * mean

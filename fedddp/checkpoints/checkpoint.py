@@ -24,7 +24,7 @@ from ..clients import ClientStore
 from ..comm import Comm
 from ..evaluation.server import Score
 from ..flat import FlatSpec
-from ..telemetry.background import Background
+from ..telemetry.beside import Background
 from ..types import ServerState
 from .durable import sync, write_tensors, writing
 from .export import Exports, RatedModel

@@ -60,7 +60,7 @@ class Data(Section):
     root: Annotated[str, UserPath] = Field(
         default=DEFAULT_ROOT, description="folder in torchvision's layout (mnist-mini and synthetic need none)"
     )
-    download: bool = Field(default=True, description="download what root does not contain")
+    download: bool = Field(default=True, description="download files that root does not contain")
     args: dict[str, Any] = Field(default={}, description="further arguments of the dataset, by name")
     placement: Literal["auto", "home", "shared"] = Field(
         default="auto",
@@ -152,7 +152,7 @@ class Aggregation(Section):
         default="fast", description="fast = the model's precision; exact = the same bits for any number of ranks"
     )
     rule: Annotated[
-        Rule, Choice(AGGREGATION_RULES, {"name": "mean"}), Field(description="what the updates of a round become")
+        Rule, Choice(AGGREGATION_RULES, {"name": "mean"}), Field(description="how the updates of a round are combined")
     ] = WeightedMean()
     compression: Annotated[
         Compression, Choice(COMPRESSIONS, {"name": "none"}), Field(description="how updates are made smaller")
@@ -191,7 +191,7 @@ class Checkpoint(Section):
     keep: int = Field(default=3, ge=1, description="number of newest checkpoints kept, besides the best")
     clients_dir: Annotated[str, UserPath] = Field(
         default="",
-        description="folder for what this rank's clients remember between rounds, readable by this rank's user only; "
+        description="folder for this rank's client states, readable by this rank's user only; "
         "{rank} in it stands for the rank; empty = in the run folder",
     )
 
@@ -237,7 +237,7 @@ class AdaptiveClip(Section):
 class Privacy(Section):
     """What leaves a rank: guard, differential privacy, secure aggregation."""
 
-    guard: bool = Field(default=False, description="refuse to send whatever the configured protocol does not need")
+    guard: bool = Field(default=False, description="refuse messages that the configured protocol does not need")
     trust_network: bool = Field(default=False, description="do not warn that a run spans hosts without encryption")
     level: Literal["none", "example", "client"] = Field(
         default="none",

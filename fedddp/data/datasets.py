@@ -118,7 +118,7 @@ class Dataset:
 
 
 def mnist_mini(root: Path, download: bool) -> Dataset:
-    """10,000 training and 2,000 test digits of the real MNIST, 1,000 and 200 a class, embedded in the package."""
+    """10,000 training and 2,000 test digits of the real MNIST, 1,000 and 200 per class, embedded in the package."""
     with resources.files("fedddp.data").joinpath("mnist_mini.npz").open("rb") as file, np.load(file) as arrays:
         parts = {k: torch.from_numpy(arrays[k]) for k in ("train_x", "train_y", "test_x", "test_y")}
     return Dataset(
@@ -147,7 +147,7 @@ def synthetic(
     noise: Annotated[float, Field(ge=0, le=1e6)] = 0.3,
     seed: Annotated[int, Field(ge=0)] = 0,
 ) -> Dataset:
-    """One random pattern a class plus noise: learnable in seconds, for tests and for measuring without data."""
+    """One random pattern per class plus noise, learnable in seconds, for tests and measurements without data."""
     asked = (num_train + num_test + 8 * num_classes) * prod(shape)  # bytes; patterns are floats
     if asked > MOST_NUMBERS:
         raise UsageError(f"data.args asks for {asked:,} numbers; {MOST_NUMBERS:,} are the most", code="dataset-size")

@@ -108,7 +108,7 @@ class Divided(Partition):
 
 
 class Parts:
-    """The loader behind ``data.name=parts``. Every method raises ValueError with one line that says what to do."""
+    """Data divided by ``fedddp split``. Every method raises ValueError with the remedy, in one line."""
 
     def __call__(self, root: Path, download: bool) -> Dataset:
         """Everybody's examples, where all the folders are."""

@@ -83,7 +83,7 @@ class Rotation(Skew):
     of 90 degrees move pixels exactly; other angles interpolate between them, with black from outside.
     """
 
-    angles: Annotated[tuple[float, ...], Field(min_length=1, description="degrees, one a cluster of clients")] = (
+    angles: Annotated[tuple[float, ...], Field(min_length=1, description="degrees, one per cluster of clients")] = (
         0.0,
         90.0,
         180.0,

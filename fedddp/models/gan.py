@@ -75,7 +75,7 @@ class Pair(nn.Module):
 
 @dataclass(frozen=True)
 class GAN(ModelFactory):
-    """Two layers of 4x4 convolutions a network, for ``task.name=conditional_gan``; 101,730 parameters on 28x28 grey."""
+    """Two layers of 4x4 convolutions each, for ``task.name=conditional_gan``; 101,730 parameters on 28x28 grey."""
 
     latent: Annotated[int, Field(ge=1, le=10_000, description="numbers of noise a drawing is made from")] = 32
     channels: Annotated[

@@ -14,20 +14,20 @@ FLOOR = Field(ge=0, le=1, description="the last factor")
 
 
 class LearningRate(Protocol):
-    """What a schedule is."""
+    """The interface of schedules."""
 
     def factor(self, round: int) -> float:
-        """On the learning rate in ``round`` (0-based)."""
+        """The factor on the learning rate in ``round`` (0-based)."""
         ...
 
     def over(self, rounds: int) -> LearningRate:
-        """The same for a run of so many rounds. Raises ValueError for one in which the rate becomes 0."""
+        """The schedule for a run of ``rounds`` rounds. Raises ValueError if its rate becomes 0."""
         ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """1, after a warm-up of W rounds: (t + 1) / (W + 1) in round t < W. The others decay from its end on."""
+    """Constant after a warm-up of W rounds, (t + 1) / (W + 1) in round t < W; other schedules decay from there."""
 
     warmup: Annotated[int, WARM_UP] = 0
 
@@ -43,7 +43,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class StepDecay(Constant):
-    """gamma^floor(t / every)."""
+    """A factor gamma every few rounds: gamma^floor(t / every)."""
 
     gamma: Annotated[float, Field(gt=0, le=1, description="factor at each step down")] = 0.5
     every: Annotated[int, Field(ge=1, description="rounds between steps down")] = 10
@@ -54,7 +54,7 @@ class StepDecay(Constant):
 
 @dataclass(frozen=True)
 class Exponential(Constant):
-    """gamma^t."""
+    """A factor gamma per round: gamma^t."""
 
     gamma: Annotated[float, Field(gt=0, le=1, description="factor from round to round")] = 0.99
 
@@ -64,7 +64,7 @@ class Exponential(Constant):
 
 @dataclass(frozen=True)
 class Linear(Constant):
-    """From 1 to ``floor`` in T = ``rounds`` rounds: floor + (1 - floor) (1 - t / T)."""
+    """Linear from 1 to ``floor`` in T = ``rounds`` rounds: floor + (1 - floor) (1 - t / T)."""
 
     rounds: Annotated[int, ROUNDS] = 0
     floor: Annotated[float, FLOOR] = 0.0
@@ -87,7 +87,7 @@ class Linear(Constant):
 
 @dataclass(frozen=True)
 class Cosine(Linear):
-    """The same along half a cosine, (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter 2017, without restarts)."""
+    """From 1 to ``floor`` along half a cosine, (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter 2017)."""
 
     def _left(self, done: float) -> float:
         return (1 + math.cos(math.pi * done)) / 2

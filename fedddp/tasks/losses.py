@@ -38,7 +38,7 @@ class Focal:
     gamma = 0 is cross-entropy.
     """
 
-    gamma: Annotated[float, Field(ge=0, description="how much less what is classified well weighs")] = 2.0
+    gamma: Annotated[float, Field(ge=0, description="how much less well classified examples weigh")] = 2.0
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         nll = F.cross_entropy(outputs, y, reduction="none")

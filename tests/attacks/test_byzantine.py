@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedddp.api import run
 from fedddp.attacks import ALIE, ATTACKS, IPM, Adversary, Attack, Backdoor, Gaussian, LabelFlip, SignFlip
-from fedddp.attacks.omniscient import z_max
+from fedddp.attacks.byzantine import z_max
 from fedddp.config import UsageError
 from fedddp.data import Dataset, Examples, Partition
 from fedddp.data.parts import Divided

@@ -1,4 +1,4 @@
-"""fedddp.telemetry.background, and what is written by it: checkpoints and TensorBoard's pages."""
+"""fedddp.telemetry.beside.Background, and what is written by it: checkpoints and TensorBoard's pages."""
 
 import sys
 import threading
@@ -16,7 +16,7 @@ from fedddp.comm import Comm, interrupt
 from fedddp.comm.interrupt import Interrupted
 from fedddp.federation import federate
 from fedddp.telemetry import InBackground
-from fedddp.telemetry.background import Background
+from fedddp.telemetry.beside import Background
 from fedddp.types import ServerState
 from tests.helpers.support import assemble, few_digits, flat
 from tests.helpers.waiting import until

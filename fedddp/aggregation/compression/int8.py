@@ -21,8 +21,10 @@ TINY = 1e-30  # a bucket of smaller values is taken for zero: its quantum would 
 
 @dataclass(frozen=True)
 class Int8(Compression):
-    """Stochastic rounding in buckets (QSGD: Alistarh et al. 2017, arXiv 1610.02132) to integers on a common grid that
-    are summed as such (IntSGD: Mishchenko et al. 2022, arXiv 2102.08374).
+    """Eight bits per coordinate, by stochastic rounding to integers that the all-reduce sums.
+
+    Rounding in buckets: QSGD (Alistarh et al. 2017, arXiv 1610.02132); sums of integers on a common grid: IntSGD
+    (Mishchenko et al. 2022, arXiv 2102.08374).
 
     Of a bucket of coordinates b, with weights n_k and a quantum that all clients know,
 

@@ -24,9 +24,10 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PowerSGD(Compression):
-    """Vogels, Karimireddy, Jaggi 2019 (arXiv 1905.13727), Algorithms 1 and 2, on the updates of clients.
+    """Low-rank factors of each weight matrix's update, with error feedback.
 
-    For the update matrix M_k [n, c] of each layer and client, its memory e_k added, and Q [c, r] of the last round:
+    Vogels, Karimireddy, Jaggi 2019 (arXiv 1905.13727), Algorithms 1 and 2, on the updates of clients. For the update
+    matrix M_k [n, c] of each layer and client, its memory e_k added, and Q [c, r] of the last round:
 
         P = sum_k n_k M_k Q         P^ = orthogonalize(P)
         Q = sum_k n_k M_k^T P^      mean of M_k ~ P^ Q^T / sum n     e_k <- M_k - P^ P^^T M_k
@@ -73,7 +74,7 @@ class PowerSum:
         self._new = method.init_client(self._columns)
         shapes = [method.as_matrix(shape) for _, shape in self._columns.tensors]
         self._m_shapes, self._p_shapes = [(n, c) for n, c, _ in shapes], [(n, r) for n, _, r in shapes]
-        self._q_shapes = [(c, r) for _, c, r in shapes]
+        self._q_shapes, self._kept = [(c, r) for _, c, r in shapes], list[tuple[int, Tensor, Tensor]]()
         self._dtype, self._growth = setting.spec.dtype, max(max(n, c) for n, c, _ in shapes) ** 0.5
         self._p_sum, self._q_sum = setting.new_sum(self._dtype), setting.new_sum(self._dtype)
         drawn = torch.randn(_numbers(self._q_shapes), generator=generator(setting.seed, "power_sgd"))
@@ -82,10 +83,13 @@ class PowerSum:
     def open(self, length: int, tail: int, total_weight: float) -> None:
         self._p_sum.open(_numbers(self._p_shapes) + self._columns.plain, tail, total_weight)
         self._q_sum.open(_numbers(self._q_shapes), 0, total_weight)
-        self.tail = self._p_sum.tail
         q = self._memory.common.get("q", self._q_start).to(self.tail.device, self._dtype)
         self._q = _matrices(q, self._q_shapes)
-        self._kept: list[tuple[int, Tensor, Tensor]] = []
+        self._kept.clear()
+
+    @property
+    def tail(self) -> Tensor:
+        return self._p_sum.tail
 
     @property
     def bound(self) -> float:

@@ -19,10 +19,11 @@ from .base import Compression, Setting
 
 @dataclass(frozen=True)
 class RandomK(Compression):
-    """Subsampling, a sketched update of Konečný, McMahan et al. 2016 (arXiv 1610.05492), one mask for all clients.
+    """A random fraction of the coordinates, the same for all clients of a round.
 
-    Theirs draws a mask for each client. (Their "random mask" is a structured update, of which only some coordinates are
-    trained; here the finished update is subsampled.)
+    Subsampling, a sketched update of Konečný, McMahan et al. 2016 (arXiv 1610.05492), who draw a mask for each client.
+    (Their "random mask" is a structured update, of which only some coordinates are trained; here the finished update is
+    subsampled.)
 
     Each round draws a set S of k = `share` C coordinates from (seed, round), the same on every client, and
 

@@ -23,9 +23,10 @@ HEADER = 16
 
 @dataclass(frozen=True)
 class TopK(Compression):
-    """Stich et al. 2018, "Sparsified SGD with memory" (arXiv 1809.07599), Algorithm 1, on the updates of clients.
+    """Each client's largest coordinates; the rest is added to its next update (error feedback).
 
-    Client k has a memory e_k, zero at first. In a round it takes part in, with u_k its update,
+    Stich et al. 2018, "Sparsified SGD with memory" (arXiv 1809.07599), Algorithm 1, on the updates of clients. Client k
+    has a memory e_k, zero at first. In a round it takes part in, with u_k its update,
 
         p_k = u_k + e_k     send C(p_k)     e_k <- p_k - C(p_k)
 

@@ -1,11 +1,10 @@
 """Robust aggregation rules, one paper per file. A rule's dataclass is its configuration section."""
 
 from .base import Combination, Coordinatewise, Rule, summed
-from .centered_clipping import CenteredClipping
+from .clipping import CenteredClipping, NormBound
 from .coordinatewise import Median, TrimmedMean, WeightedMean
 from .geometric_median import GeometricMedian
 from .krum import Krum, MultiKrum
-from .norm_bound import NormBound
 
 AGGREGATION_RULES: dict[str, type] = {
     "mean": WeightedMean,

@@ -17,7 +17,7 @@ from .base import ByzantineRule, Coordinatewise, summed
 
 @dataclass(frozen=True)
 class WeightedMean(Coordinatewise):
-    """sum_k n_k x_k / sum_k n_k (McMahan et al. 2017), which one Byzantine client can move anywhere.
+    """The weighted mean, sum_k n_k x_k / sum_k n_k, which one Byzantine client can move anywhere.
 
     As a rule it is used only where attackers must see single updates; otherwise a running sum gives the same.
     """
@@ -30,7 +30,7 @@ class WeightedMean(Coordinatewise):
 
 @dataclass(frozen=True)
 class Median(Coordinatewise):
-    """med_k x_k of each coordinate; of an even number, the mean of the two in the middle. Uniform."""
+    """The median of each coordinate; of an even number, the mean of the two in the middle. Uniform."""
 
     def columns(self, x: Tensor, weight: Tensor) -> Tensor:
         ordered = x.sort(dim=0).values

@@ -28,7 +28,7 @@ from .base import Combination, distances
 
 @dataclass(frozen=True)
 class GeometricMedian(Combination):
-    """An update far away pulls as much as one nearby. No iteration costs communication, since z is a combination."""
+    """The geometric median, which a far update pulls no more than a near one. Iterations send nothing."""
 
     iterations: Annotated[
         int,

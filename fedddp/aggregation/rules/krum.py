@@ -23,7 +23,7 @@ from .base import ByzantineRule, Combination
 
 @dataclass(frozen=True)
 class Krum(ByzantineRule, Combination):
-    """One client's update; of equal scores, that of the lower client id."""
+    """The one update whose nearest neighbours are closest; of equal scores, that of the lower client id."""
 
     needs: ClassVar[str] = "m >= 2 f + 3"
 
@@ -42,7 +42,7 @@ class Krum(ByzantineRule, Combination):
 
 @dataclass(frozen=True)
 class MultiKrum(Krum):
-    """The mean of the ``selected`` updates of the smallest scores."""
+    """The mean of the ``selected`` updates whose nearest neighbours are closest."""
 
     selected: Annotated[
         int, Field(ge=0, description="updates that are averaged, at most m - f; 0 = m - f of those that arrived")

@@ -28,7 +28,8 @@ class Dirichlet(Partitioner):
     alpha: Annotated[
         float,
         Field(
-            gt=0, description="concentration of Dir(alpha p): small = few labels a client; C times a paper's Dir(alpha)"
+            gt=0,
+            description="concentration of Dir(alpha p): small = few labels per client; C times a paper's Dir(alpha)",
         ),
     ] = 0.5
 
@@ -80,7 +81,7 @@ class DirichletLabels(Partitioner):
     Dirichlet; `Dirichlet` draws each client's labels instead, and keeps sizes equal.
     """
 
-    alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few owners a label")] = 0.5
+    alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few owners per label")] = 0.5
     min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 10
 
     def split(self, labels: Ints, seed: int) -> Partition:

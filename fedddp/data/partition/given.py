@@ -24,7 +24,7 @@ LARGEST = 2**31
 
 @dataclass(frozen=True)
 class Natural(Partitioner):
-    """Everybody's own: the dataset says who made each example (writers, speakers, hospitals), client k is the k-th.
+    """By the owner of each example in the dataset (writers, speakers, hospitals); client k is the k-th.
 
     A dataset class says it by an attribute ``client_ids``, one number an example, beside ``data`` and ``targets``;
     owners are counted in the order of their numbers.
@@ -54,7 +54,7 @@ class Natural(Partitioner):
 
 @dataclass(frozen=True)
 class FromFile(Partitioner):
-    """As a file says: .json holds a list of each client's example numbers; .csv has lines ``client,example``; .npz
+    """From a file: .json holds a list of each client's example numbers; .csv has lines ``client,example``; .npz
     has ``order`` and ``sizes``, the example numbers client after client and how many each has.
 
     `fedddp show` writes such files. An example may have several owners, but no owner twice.

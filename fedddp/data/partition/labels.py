@@ -15,9 +15,9 @@ from .base import Ints, Partition, Partitioner, even, ranges, require
 
 @dataclass(frozen=True)
 class Shards(Partitioner):
-    """Sorted by label, cut into equal shards, some shards a client (McMahan et al. 2017, section 3)."""
+    """Sorted by label, cut into equal shards, some shards per client (McMahan et al. 2017, section 3)."""
 
-    shards_per_client: Annotated[int, Field(ge=1, description="label-sorted shards a client receives")] = 2
+    shards_per_client: Annotated[int, Field(ge=1, description="label-sorted shards per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels), self.shards_per_client)
@@ -33,14 +33,14 @@ class Shards(Partitioner):
 
 @dataclass(frozen=True)
 class Labels(Partitioner):
-    """So many labels a client ("#C = k"), a label split evenly among its owners (Li et al. 2022, NIID-Bench).
+    """A given number of labels per client ("#C = k"), labels split evenly among owners (Li et al. 2022, NIID-Bench).
 
     Every label has an owner: client i begins with label i (mod C; with fewer clients than labels, with every N-th), and
     draws the rest of its labels from those that it does not have. Sizes are unequal: labels have unequal numbers of
     owners.
     """
 
-    labels_per_client: Annotated[int, Field(ge=1, description="different labels a client owns")] = 2
+    labels_per_client: Annotated[int, Field(ge=1, description="labels per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
         present = np.unique(labels)

@@ -14,7 +14,7 @@ from .base import Ints, Partition, Partitioner, compact, even, require
 
 @dataclass(frozen=True)
 class IID(Partitioner):
-    """Shuffled and dealt evenly: client sizes differ by at most one (McMahan et al. 2017, section 3)."""
+    """Shuffled and divided evenly: client sizes differ by at most one (McMahan et al. 2017, section 3)."""
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels))
@@ -44,7 +44,7 @@ class Quantity(Partitioner):
 
 @dataclass(frozen=True)
 class Overlapping(Partitioner):
-    """Equal sizes, and as many clients as one likes: stretches of one shuffled order that starts over at its end.
+    """Equal sizes, any number of clients: ranges of one shuffled order, which repeats.
 
     For measuring with populations larger than the data. Starts are evenly spaced, so that every example has as many
     owners as every other (give or take one), and none has two while there are enough. Neighbours overlap most.
