@@ -71,8 +71,8 @@ def test_nothing_but_the_own_folders_and_the_public_one_is_needed(parts):
 def test_ranks_agree_on_a_signature_without_labels_and_notice_another_division(parts, tmp_path):
     first, second = (prepared(parts, Place(rank, 2)) for rank in (0, 1))
     assert first.signature == second.signature
-    assert first.counts.counts.tolist() == first.data.sizes.view(-1, 1).tolist()
-    assert not first.counts.by_label
+    assert first.output.counts.counts.tolist() == first.data.sizes.view(-1, 1).tolist()
+    assert not first.output.counts.by_label
     main([f"--out={tmp_path / 'other'}", *SHARDS])  # the same examples under another salt
     other = prepared(tmp_path / "other", Place(1, 2)).signature
     assert [key for key in other if other[key] != first.signature[key]] == ["data and partition"]

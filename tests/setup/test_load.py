@@ -107,10 +107,10 @@ def test_a_run_may_go_on_with_the_examples_placed_otherwise():
 
 def test_rank_0_counts_the_clients_of_the_picture_and_nobody_else(tmp_path):
     first, second = (prepared(tmp_path, Place(r, 2), name="overlapping", num_clients=10_000, size=7) for r in (0, 1))
-    assert second.counts is None
-    assert first.counts.num_clients == 10_000
-    assert first.counts.counts.shape == (60, 10)
-    assert (first.counts.counts.sum(axis=1) == 7).all()
+    assert second.output is None
+    assert first.output.counts.num_clients == 10_000
+    assert first.output.counts.counts.shape == (60, 10)
+    assert (first.output.counts.counts.sum(axis=1) == 7).all()
     assert np.array_equal(first.data.sizes.numpy(), np.full(10_000, 7))
 
 
@@ -131,7 +131,7 @@ def test_the_picture_of_the_partition_has_no_labels_where_they_are_protected(tmp
     else:
         pytest.importorskip("opacus")
         place = Place()
-    drawn = prepare(resolve(build(table), place), place).counts
+    drawn = prepare(resolve(build(table), place), place).output.counts
     assert not drawn.by_label
     assert drawn.counts.tolist() == [[2500]] * 4
 
