@@ -96,11 +96,11 @@ def check_plain(value: Any, key: str = "", depth: int = 0) -> None:
 
 
 def shortened(value: Any) -> str:
-    """A value for a message: on one line, and not longer than a line."""
+    """A value for a message, on one line. Of a long one, both ends: the name of a file is the end of its path."""
     if isinstance(value, int) and abs(value) > 10**80:  # Python refuses to print some
         return f"a number of {math.log10(abs(value)):.0f} digits"
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+    return text if len(text) <= 80 else f"{text[:30]}...{text[-30:]} ({len(text)} characters)"
 
 
 def one_line(text: str) -> str:

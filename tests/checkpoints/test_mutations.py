@@ -153,7 +153,7 @@ LABELS = {
 
 
 def check_line(error):
-    assert type(error) is ValueError  # not one of Python's own, such as UnicodeDecodeError
+    assert type(error) in (ValueError, UsageError)  # not one of Python's own, such as UnicodeDecodeError
     assert "\n" not in str(error)
     assert len(str(error)) < 300
 
