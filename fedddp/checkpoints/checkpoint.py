@@ -162,7 +162,7 @@ class Checkpoints:
             folder = self._folder / f"round-{self.written:06d}"
             digest = folder / f"{self._name}.sha256"
             if self._own and digest.is_file():
-                clients = self._own.read(self.written, digest.read_text())
+                clients = self._own.read(self.written, digest.read_text(encoding="utf-8"))
             else:
                 parts = [load_file(path) for path in sorted(folder.glob("clients-*.safetensors"))]
                 clients = {key: tensor for part in parts for key, tensor in part.items()}

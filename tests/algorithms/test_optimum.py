@@ -170,7 +170,8 @@ def test_what_is_sent_late_is_not_lost(tmp_path, case, compression):
 
 def late_of(f, keys):
     """By how much what clients hold is ahead of what has arrived, [20, d]."""
-    left = f.store._beside.get(range(20))["error"].double()  # of the vectors one after another
+    nothing = {"error": torch.zeros_like(next(iter(f.store._beside._kept.values()))["error"])}
+    left = f.store._beside.get(range(20), nothing)["error"].double()  # of the vectors one after another
     if keys["name"] == "feddyn":
         return -keys["alpha"] * left
     per_client = EXAMPLES[:, None] if keys.get("control_weighting") == "uniform" else 1.0

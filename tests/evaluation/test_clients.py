@@ -173,10 +173,10 @@ def test_they_are_scored_with_what_the_round_left_them(tmp_path):
     server = federate(f, start)
     (record,) = sink.records
     assert torch.equal(record.clients.personal.accuracy, f.evaluation.clients.score(server, f.store).personal.accuracy)
-    states = {"v": torch.ones(2, 3)}
+    states = {"v": torch.ones(2, len(server.w))}
     f.store.put((0, 7), states, [1])
-    assert torch.equal(f.store.latest((7,), f.algorithm.init_client(server))["v"], torch.ones(1, 3))
-    assert not torch.equal(client_states(f, (7,), server)["v"], torch.ones(1, 3))
+    assert torch.equal(f.store.latest((7,), f.algorithm.init_client(server))["v"], states["v"][:1])
+    assert not torch.equal(client_states(f, (7,), server)["v"], states["v"][:1])
 
 
 def test_mean_deviation_and_the_worst_tenth():
