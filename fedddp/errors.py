@@ -1,4 +1,4 @@
-"""Errors of a run, and the errors of other code in one line, for messages."""
+"""Errors and exit codes of a run, and the errors of other code in one line, for messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
+"""Exit codes; the last is EX_TEMPFAIL of sysexits.h: try again."""
 
 OWN_CODE = (Exception, SystemExit)
 """What a user's own code may raise that is reported and does not end the program: sys.exit() included."""

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from .cli.main import main as command
-from .cli.outcome import DONE, FAILED, INTERRUPTED, asked
+from .cli.outcome import asked
 from .comm import record
 from .comm.interrupt import Interrupted
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
-from .errors import raised
+from .errors import DONE, FAILED, INTERRUPTED, raised
 from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared

@@ -12,10 +12,9 @@ import torch
 from ..comm.launcher import Machines, launch
 from ..comm.world import Place, local_cores
 from ..config import parse
-from ..errors import UsageError
+from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
 from ..setup.resolve import resolve
 from ..train import configured, shown
-from .outcome import DONE, FAILED, INTERRUPTED, USAGE
 
 log = logging.getLogger("fedddp")
 

@@ -11,12 +11,10 @@ from importlib import import_module
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import UsageError
+from ..errors import DONE, INTERRUPTED, USAGE, UsageError
 from ..registry.spelling import suggestion
 from .commands import COMMANDS, Command
 from .help import Parser, overview, say
-
-DONE, USAGE, INTERRUPTED = 0, 2, 75
 
 
 def main(argv: Sequence[str] | None = None, command: str = "") -> int:

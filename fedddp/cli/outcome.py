@@ -15,11 +15,9 @@ from ..comm import CommError, interrupt
 from ..comm.interrupt import Interrupted, leave
 from ..comm.world import Place
 from ..config import Request, one_line, parse
-from ..errors import NothingLearned, UsageError
+from ..errors import DONE, FAILED, INTERRUPTED, USAGE, NothingLearned, UsageError
 from ..secure.identity import IdentityError
 from ..telemetry import lasting_output, log_to_stderr
-
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, interrupt.EXIT_CODE
 
 log = logging.getLogger("fedddp")
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+from ..errors import INTERRUPTED
+
 GRACE = 4.0  # seconds from a request to a safe point
 
 passed = 0
@@ -89,7 +90,7 @@ def _watch_parent(parent: int) -> None:
 
 def _stop(reason: str) -> None:
     request(reason)
-    timer = threading.Timer(GRACE, lambda: None if _noticed else os._exit(EXIT_CODE))
+    timer = threading.Timer(GRACE, lambda: None if _noticed else os._exit(INTERRUPTED))
     timer.daemon = True
     timer.start()
 

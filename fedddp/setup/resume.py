@@ -34,35 +34,11 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
     """
     folder = _writable(config, place)
     saved = newest(folder.path) if folder.resumed else None
-    before = saved.config if saved else _spent_under(folder)
-    changed = differences(flatten(before), flatten(to_dict(config))) if before else []
-    if changed:
+    try:
+        _check_continues(folder, saved, config, place, spec)
+    except UsageError:
         folder.release()
-        raise UsageError(
-            f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
-            f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
-        )
-    unlike = saved.unlike(spec) if saved else None
-    if saved and unlike:
-        folder.release()
-        raise UsageError(
-            f"run.resume={config.run.resume!r}: {saved.folder} is of another model: {unlike}. Give the model as it "
-            "was, or start a new run with --run.resume=never"
-        )
-    apart = saved.kept_apart if saved else 0
-    if saved and apart and not config.checkpoint.clients_dir:
-        folder.release()
-        raise UsageError(
-            f"checkpoint.clients_dir='': {saved.folder} was written with it; name the same folder on every rank",
-            code="clients-dir-missing",
-        )
-    if saved and apart and apart != place.world_size:
-        folder.release()
-        raise UsageError(
-            f"checkpoint.clients_dir={config.checkpoint.clients_dir!r}: {saved.folder} was written by {apart} ranks, "
-            f"each of which keeps what its own clients remember; start {apart} ranks, not {place.world_size}",
-            code="clients-dir-ranks",
-        )
+        raise
     if saved and saved.tensors is None:
         log.warning(
             "%s names no layers: that the model has the same ones in the same order cannot be checked", saved.folder
@@ -70,6 +46,38 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
     if folder.resumed and not saved:
         log.warning("%s has no whole checkpoint: starting from round 1", folder.path)
     return folder, saved
+
+
+def _check_continues(
+    folder: RunFolder, saved: Saved | None, config: ResolvedConfig, place: Place, spec: FlatSpec
+) -> None:
+    """Raise UsageError if the run in ``folder`` was another one, or cannot go on with this number of ranks."""
+    before = saved.config if saved else _spent_under(folder)
+    changed = differences(flatten(before), flatten(to_dict(config))) if before else []
+    if changed:
+        raise UsageError(
+            f"run.resume={config.run.resume!r}: {folder.path} was made with another configuration: "
+            f"{'; '.join(changed)}. Give the same values, or start a new run with --run.resume=never"
+        )
+    if saved is None:
+        return
+    if unlike := saved.unlike(spec):
+        raise UsageError(
+            f"run.resume={config.run.resume!r}: {saved.folder} is of another model: {unlike}. Give the model as it "
+            "was, or start a new run with --run.resume=never"
+        )
+    apart, own = saved.kept_apart, config.checkpoint.clients_dir
+    if apart and not own:
+        raise UsageError(
+            f"checkpoint.clients_dir='': {saved.folder} was written with it; name the same folder on every rank",
+            code="clients-dir-missing",
+        )
+    if apart not in (0, place.world_size):
+        raise UsageError(
+            f"checkpoint.clients_dir={own!r}: {saved.folder} was written by {apart} ranks, each of which keeps what "
+            f"its own clients remember; start {apart} ranks, not {place.world_size}",
+            code="clients-dir-ranks",
+        )
 
 
 def resuming(folder: Path, config: ResolvedConfig, done: int, *, reached: bool, spent: bool) -> str:

@@ -19,9 +19,10 @@ from ...comm.world import is_loopback, spans_hosts
 from ...config import Config, build
 from ...data import DATASETS, Parts
 from ...data.parts import train_file
+from ...errors import DONE, FAILED
 from ...secure.identity import Identity, IdentityError, Roster
 from ...telemetry import console
-from ..outcome import DONE, FAILED, asked
+from ..outcome import asked
 from .probe import Measured, listening, measure
 
 TUNNEL = (

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ...comm.interrupt import Interrupted
 from ...config import UsageError
+from ...errors import DONE, FAILED
 from ...telemetry import SideWork
-from ..outcome import DONE, FAILED, asked
+from ..outcome import asked
 from . import grid, hparams, picture, table
 from .grid import Run, Sweep
 from .progress import show_grid, teller
