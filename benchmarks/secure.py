@@ -98,7 +98,7 @@ def play(parties: list[Party], round: int, inputs: Sequence[Tensor], lost: int, 
         gather(left, step, part, clock, count=len(parties))
     clock.close()
     for party in parties[len(left) :]:
-        party._burnt("lost")  # so that the next round can begin
+        party._aborted("lost")  # so that the next round can begin
     for party in parties:
         party.regrouped(range(len(parties)), left[0].epoch)
     result = parties[TIMED].result

@@ -111,7 +111,7 @@ class Mean:
     examples: int
 
 
-class RoundBurnt(RuntimeError):
+class RoundAborted(RuntimeError):
     """A round that brings nothing, on every rank alike, because its protocol could not be completed safely."""
 
 

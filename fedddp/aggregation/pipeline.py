@@ -22,7 +22,7 @@ from torch import Tensor
 from ..comm import Comm, CommError
 from ..errors import OWN_CODE, UsageError, check_shapes
 from ..sampling import blocks
-from ..types import Cohort, LocalResult, Mean, Report, RoundBurnt, ServerState, Update
+from ..types import Cohort, LocalResult, Mean, Report, RoundAborted, ServerState, Update
 from .reduce import Reduce
 from .tally import ClientTally, Tally
 
@@ -194,7 +194,7 @@ class Inbox:
         pipeline.perturb(self._server)
         try:
             total = pipeline.reduce.total(comm, self._cohort.round)
-        except RoundBurnt as reason:
+        except RoundAborted as reason:
             log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
         self._compare_models()

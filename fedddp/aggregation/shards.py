@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..comm import Comm, Purpose
 from ..rng import generator
-from ..types import RoundBurnt
+from ..types import RoundAborted
 from .rules import Rule
 
 Tamper = Callable[[Tensor, Tensor], Tensor]
@@ -34,7 +34,7 @@ HALF = 1 << 20  # of an id: both halves are exact in float32
 class CoordinateShards:
     """A `Reduce` that applies ``rule`` to the clients' rows, whose weight is above 0 and that did not fail.
 
-    Its "sum" is the rule's result times the summed weight, which the pipeline divides by. Raises RoundBurnt, on
+    Its "sum" is the rule's result times the summed weight, which the pipeline divides by. Raises RoundAborted, on
     every rank alike, if fewer updates arrived than the rule needs; the model is then unchanged.
     """
 
@@ -81,7 +81,7 @@ class CoordinateShards:
             return torch.zeros(self._length, dtype=torch.float64, device=self._device)
         if sum(counts) < self._rule.least:
             needed = f"{type(self._rule).__name__} needs {self._rule.least} updates"
-            raise RoundBurnt(f"{needed} ({self._rule.needs}), {sum(counts)} arrived")
+            raise RoundAborted(f"{needed} ({self._rule.needs}), {sum(counts)} arrived")
         x, ids, weight = self._columns(comm, [counts[r] for r in comm.members])
         x = self._tamper(x, ids)
         if self._rule.remembers:

@@ -7,10 +7,20 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import UsageError
 
-__all__ = ["SPANS_HOSTS", "Place", "alone_of_many", "check_meeting", "is_loopback", "local_cores", "spans_hosts"]
+__all__ = [
+    "SPANS_HOSTS",
+    "Place",
+    "alone_of_many",
+    "check_meeting",
+    "is_loopback",
+    "local_cores",
+    "rank_path",
+    "spans_hosts",
+]
 
 SPANS_HOSTS = (
     "the ranks of this run are on several hosts, and what they send each other is neither encrypted nor authenticated: "
@@ -24,6 +34,11 @@ LAUNCHERS = (
     ("PMI_SIZE", "PMI_RANK"),
 )
 """Environment variables in which srun and mpirun give the number of tasks and the number of this one."""
+
+
+def rank_path(text: str, rank: int) -> Path:
+    """Return the path that a configuration key names for a rank: ``{rank}`` in it stands for the rank."""
+    return Path(text.replace("{rank}", str(rank)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Secure aggregation: only the ranks' sum can be read (Bonawitz et al. 2017, Bell et al. 2020)."""
 
-from ..types import RoundBurnt
+from ..types import RoundAborted
 from .exchange import SecureExchange, identity_of
 from .hello import LEAST_PARTIES, Greeting, HelloError, Session
 from .identity import Identity, IdentityError, Roster
@@ -15,7 +15,7 @@ __all__ = [
     "IdentityError",
     "Party",
     "Roster",
-    "RoundBurnt",
+    "RoundAborted",
     "SecureExchange",
     "Session",
     "TooFewParties",

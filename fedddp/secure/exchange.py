@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import Tensor
 
 from ..comm import Comm, CommError, LostRank, Purpose
+from ..comm.world import rank_path
 from ..types import ServerState
 from .attempt import OtherModel
 from .hello import HELLO_SIZE, SIGNATURE, Greeting, Session
@@ -31,7 +31,7 @@ PURPOSE = {
 
 def identity_of(key: str, rank: int) -> Identity:
     """The identity in file ``key``, where "{rank}" stands for the rank; a new one where no file is named."""
-    return Identity.load(Path(key.replace("{rank}", str(rank)))) if key else Identity.new()
+    return Identity.load(rank_path(key, rank)) if key else Identity.new()
 
 
 class SecureExchange:
@@ -71,7 +71,7 @@ class SecureExchange:
         """Sum ``buffer`` [L] (int64 or int32, any device), in place and in its ring, over the ranks that take part.
 
         A rank with nothing to give passes zeros. ``contributors``: how many clients ``buffer`` is of. ``round`` grows
-        from call to call. Raises RoundBurnt, on every rank alike; ``buffer`` is then as it was, and the next round can
+        from call to call. Raises RoundAborted, on every rank alike; ``buffer`` is then as it was, and the next can
         begin. Raises CommError when too few ranks are left, or when they have begun from different models; nothing
         masked has been sent then.
         """

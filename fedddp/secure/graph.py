@@ -23,7 +23,7 @@ from math import ceil, comb, floor, log2
 
 SPARSE_FROM = 32
 COLLUDING, LOST = 0.1, 1 / 3
-SECRET_BITS, BURNT_BITS = 40, 20
+SECRET_BITS, ABORTED_BITS = 40, 20
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def shape_for(n: int) -> tuple[int, int]:
     least = 2 * ceil((log2(n) + SECRET_BITS) / -log2(COLLUDING + LOST))
     for k in range(least, n - 1, 2):
         threshold, tail = 0, 0.0  # tail: fewer than the threshold are left
-        while threshold < k and n * (tail + _chance(n - 1, left, k, threshold)) <= 2**-BURNT_BITS:
+        while threshold < k and n * (tail + _chance(n - 1, left, k, threshold)) <= 2**-ABORTED_BITS:
             tail += _chance(n - 1, left, k, threshold)
             threshold += 1
         if n * sum(_chance(n - 1, colluding, k, c) for c in range(threshold, k + 1)) <= 2**-SECRET_BITS:

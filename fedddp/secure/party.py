@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, zeros_like
 
-from ..types import RoundBurnt
+from ..types import RoundAborted
 from . import masks
 from .attempt import KEYS_BYTES, Attempt, OtherModel, digest, reveal_bytes, shares_bytes
 from .envelope import OVERHEAD, REASON_BYTES, Place, Refused, RefusedElsewhere, seal, seal_refusal, unseal
@@ -107,7 +107,7 @@ class Party:
         """A new attempt with the members of now, under keys that were never used."""
         left, needed = len(self.members), max(LEAST_PARTIES, quorum(self.session.world_size))
         if left < needed:
-            self._burnt("too few parties")
+            self._aborted("too few parties")
             raise TooFewParties(
                 f"{left} of {self.session.world_size} parties are left, {needed} are needed; start the run "
                 "again with fewer ranks, from its checkpoint"
@@ -152,22 +152,22 @@ class Party:
     def receive(self, messages: Sequence[bytes]) -> None:
         """Everybody's messages of this step, by original rank; move on to the next step.
 
-        Raises RoundBurnt, and OtherModel where the parties start from different models.
+        Raises RoundAborted, and OtherModel where the parties start from different models.
         """
         now, step = self._now, self.step
         try:
             self._use(now, self._read(now, messages))
         except RefusedElsewhere as reason:
-            raise self._burnt(str(reason)) from None
+            raise self._aborted(str(reason)) from None
         except OtherModel as error:
-            self._burnt(str(error))
+            self._aborted(str(error))
             raise OtherModel(f"round {self.round + 1}: {error}") from None
         except Refused as reason:
             now.fault = now.fault or str(reason)
         if step is not Step.REVEAL:
             self.step = Step(step + 1)
         elif now.fault:
-            raise self._burnt(now.fault)
+            raise self._aborted(now.fault)
         else:
             self._finish(now)
 
@@ -245,7 +245,7 @@ class Party:
         return Status(self.step, self.round, epoch, *self._last)
 
     def follow(self, messages: Sequence[bytes]) -> Plan:
-        """Take up what the survivors' statuses ask for. Raises RoundBurnt or TooFewParties."""
+        """Take up what the survivors' statuses ask for. Raises RoundAborted or TooFewParties."""
         try:
             statuses = {
                 rank: Status.unpack(unseal(self.session, self._here, "STATUS", rank, messages[rank]))
@@ -254,7 +254,7 @@ class Party:
         except ValueError as reason:
             if self.step is Step.IDLE:
                 return Plan(Action.GO_ON, self.round)
-            raise self._burnt(f"after a loss: {reason}") from None
+            raise self._aborted(f"after a loss: {reason}") from None
         plan = decide(statuses | {self.rank: self._status()}, quorum(self.session.world_size))
         if self.step is Step.IDLE:
             return plan
@@ -263,10 +263,10 @@ class Party:
             if plan.action is not Action.REVEAL:
                 self._restart()
         elif plan.action is Action.END:
-            self._burnt(plan.reason)
+            self._aborted(plan.reason)
             raise TooFewParties(plan.reason)
         elif plan.action is Action.BURN:
-            raise self._burnt(plan.reason)
+            raise self._aborted(plan.reason)
         elif plan.action is Action.RESTART:
             self._restart()
         elif plan.action is Action.COMMIT:
@@ -287,7 +287,7 @@ class Party:
 
     def _restart(self) -> None:
         if self._rule.committed(self.round):
-            raise self._burnt("a new attempt was asked for after this party had committed to a sum")
+            raise self._aborted("a new attempt was asked for after this party had committed to a sum")
         now = self._now
         self._start(now.x, now.attempt.place.state, now.contributors)
 
@@ -298,11 +298,11 @@ class Party:
         self._kept = (self.round, now.messages[Step.REVEAL])
         self._progress, self.step = None, Step.IDLE
 
-    def _burnt(self, reason: str) -> RoundBurnt:
+    def _aborted(self, reason: str) -> RoundAborted:
         """Forget the attempt and its keys."""
-        self._last = (self.round, Outcome.BURNT)
+        self._last = (self.round, Outcome.ABORTED)
         self._progress, self.step = None, Step.IDLE
-        return RoundBurnt(f"round {self.round}: {reason}")
+        return RoundAborted(f"round {self.round}: {reason}")
 
     @property
     def _now(self) -> Progress:

@@ -31,7 +31,7 @@ class Step(IntEnum):
 
 
 class Outcome(IntEnum):
-    NONE, DONE, BURNT = range(3)
+    NONE, DONE, ABORTED = range(3)
 
 
 class Action(Enum):
@@ -97,7 +97,7 @@ def _by_the_rule(statuses: Mapping[int, Status]) -> Plan:
     behind = {rank: status for rank, status in busy.items() if status.round <= last}
     if behind:
         outcomes = {status.last_outcome for status in statuses.values() if status.last_round == last}
-        if Outcome.BURNT in outcomes:
+        if Outcome.ABORTED in outcomes:
             return Plan(Action.BURN, last, "aborted on another rank before a rank was lost")
         if any(status.round != last or status.step is not Step.REVEAL for status in behind.values()):
             return Plan(Action.BURN, last, "survivors stand too far apart")

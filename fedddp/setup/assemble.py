@@ -20,6 +20,7 @@ from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
 from ..comm import Comm, CommError, Purpose
 from ..comm.guard import Guard
+from ..comm.world import rank_path
 from ..config import ResolvedConfig, flatten, to_dict, to_toml
 from ..evaluation.clients import ClientEvaluator, ClientsMean, Evaluation
 from ..evaluation.server import MOST_LABELS, Evaluator
@@ -135,8 +136,8 @@ def _run_folder(config: ResolvedConfig, comm: Comm, folder: RunFolder | None) ->
 
 
 def _own_clients(config: ResolvedConfig, run_folder: Path, comm: Comm) -> OwnClients | None:
-    root = config.checkpoint.clients_dir.replace("{rank}", str(comm.rank))
-    return OwnClients(Path(root).absolute(), run_folder, comm.rank) if root else None
+    root = config.checkpoint.clients_dir
+    return OwnClients(rank_path(root, comm.rank).absolute(), run_folder, comm.rank) if root else None
 
 
 def _evaluation(p: Prepared, algorithm: Algorithm, comm: Comm) -> Evaluation:

@@ -7,7 +7,7 @@ from robust_support import IDS, LAST, LENGTH, RULES, WEIGHTS, a_round, updates
 from fedddp.aggregation import CoordinateShards
 from fedddp.aggregation.rules import CenteredClipping, Krum, MultiKrum, NormBound, TrimmedMean
 from fedddp.comm import Comm
-from fedddp.types import RoundBurnt
+from fedddp.types import RoundAborted
 from tests.helpers.support import opened, result, send
 
 EVERYBODY = range(len(IDS))
@@ -161,7 +161,7 @@ def test_a_round_with_too_few_updates_brings_nothing(rule, least, logged):
     a_round(Comm.alone(), rule, EVERYBODY)
     if least == 1:
         return
-    with pytest.raises(RoundBurnt, match=r"needs 7 updates \(m .*\), 6 arrived"):
+    with pytest.raises(RoundAborted, match=r"needs 7 updates \(m .*\), 6 arrived"):
         a_round(Comm.alone(), rule, EVERYBODY, failing=(1,))
 
 

@@ -8,7 +8,7 @@ import torch
 from fedddp.algorithms import ALGORITHMS, QFFL
 from fedddp.config import UsageError
 from fedddp.federation import federate
-from fedddp.types import Cohort, Mean, RoundBurnt, ServerState
+from fedddp.types import Cohort, Mean, RoundAborted, ServerState
 from tests.helpers.quadratics import LR, SIZES, UNIFORM, descended, gradient, loss, mean, optimum, quadratics, start
 from tests.helpers.support import client_states, flat
 
@@ -189,18 +189,18 @@ def test_with_some_clients_the_servers_vector_stays_the_mean_of_all_of_theirs(tm
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_a_round_that_brings_nothing_changes_no_client_either(tmp_path, name, monkeypatch):
-    """Round 2 of 3 is burnt: what clients computed in it never reached the server, and c stays the mean of the c_i."""
+    """Round 2 of 3 is aborted: what clients computed never reached the server, and c stays the mean of the c_i."""
     f, start = quadratics(tmp_path, algorithm={"name": name}, run={"rounds": 3})
     total = f.pipeline.reduce.total
 
-    def burnt(comm, round):
+    def aborted(comm, round):
         if round == 1:
-            raise RoundBurnt("the parties do not agree")
+            raise RoundAborted("the parties do not agree")
         return total(comm, round)
 
     first = federate(f.until(1), start)
     kept = {key: vector.clone() for key, vector in f.store.state_dict().items()}
-    monkeypatch.setattr(f.pipeline.reduce, "total", burnt)
+    monkeypatch.setattr(f.pipeline.reduce, "total", aborted)
     second = federate(f.until(2), first)
     assert second.round == 2
     assert torch.equal(second.w, first.w)

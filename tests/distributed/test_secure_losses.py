@@ -1,4 +1,4 @@
-"""Secure aggregation over real ranks of which one is killed at a step of the protocol: a right sum or a burnt round."""
+"""Secure aggregation over real ranks of which one is killed at some step: a right sum or an aborted round."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import torch
 from fedddp.comm import LostRank
 from fedddp.evaluation.server import Scorer
 from fedddp.federation import federate
-from fedddp.secure import Identity, Party, Roster, RoundBurnt, SecureExchange
+from fedddp.secure import Identity, Party, Roster, RoundAborted, SecureExchange
 from fedddp.secure.recovery import Step
 from tests.helpers.distributed import configured, experiment_of
 
@@ -54,7 +54,7 @@ def strike(comm, step, how):
 
 
 def rounds(comm, victim, step, how, dtype, length=LENGTH, roster=None):
-    """Who was in the sum of each round, or why it was burnt."""
+    """Who was in the sum of each round, or why it was aborted."""
     regroup = comm.regroup
     comm.regroup = lambda: regroup(GRACE)
     exchange, told = SecureExchange(comm, identity(comm.rank), roster, b"configuration"), []
@@ -66,7 +66,7 @@ def rounds(comm, victim, step, how, dtype, length=LENGTH, roster=None):
             members = [rank for rank in range(comm.world_size) if int(total[0]) >> rank & 1]
             assert torch.equal(total, of_ranks(members, round, dtype, length))
             told.append(members)
-        except RoundBurnt as reason:
+        except RoundAborted as reason:
             told.append(str(reason))
         except RuntimeError as reason:
             told.append(f"{type(reason).__name__}: {reason}")
@@ -178,7 +178,7 @@ def lied_to(comm, seen, liar):
     for round in range(2):
         try:
             told.append(exchange.sum_(vector(comm.rank, round, torch.int64), round))
-        except RoundBurnt as reason:
+        except RoundAborted as reason:
             told.append(str(reason))
     return told
 

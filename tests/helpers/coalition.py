@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from fedddp.secure import Greeting, Identity, Party, Roster, RoundBurnt, TooFewParties
+from fedddp.secure import Greeting, Identity, Party, Roster, RoundAborted, TooFewParties
 from fedddp.secure.attempt import Attempt
 from fedddp.secure.envelope import Place, Refused, seal, unseal
 from fedddp.secure.recovery import Status, Step
@@ -43,7 +43,7 @@ class Coalition:
     def tolerated(self):
         try:
             yield
-        except (RoundBurnt, TooFewParties) as reason:
+        except (RoundAborted, TooFewParties) as reason:
             self.reasons.append(str(reason))
 
     def begin(self, round, ranks=None):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedddp.secure import RoundBurnt, quorum
+from fedddp.secure import RoundAborted, quorum
 from fedddp.secure.envelope import Place, Refused, seal, unseal
 from fedddp.secure.recovery import Action, Outcome, Status, Step
 from fedddp.secure.reveal import RevealRule
@@ -157,7 +157,7 @@ def test_a_status_of_another_epoch_is_refused(whose):
         if replayed:
             rank = 3 if whose == "a colluder's" else 2
             messages[rank] = old[rank]
-            with pytest.raises(RoundBurnt, match=f"rank {rank}'s message is not signed by it for this step"):
+            with pytest.raises(RoundAborted, match=f"rank {rank}'s message is not signed by it for this step"):
                 victim.follow(messages)
         else:
             assert victim.follow(messages).action is Action.RESTART

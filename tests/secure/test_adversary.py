@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from fedddp.comm import CommError
-from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange, party, quorum
+from fedddp.secure import Identity, Party, RoundAborted, SecureExchange, party, quorum
 from fedddp.secure.attempt import digest
 from tests.helpers.threaded import Death, World
 from tests.helpers.transcript import RING, Recorder, span, vector
 
 
 def transcript(monkeypatch, n, deaths, count=2, shape=None, of=Party):
-    """What was recorded of some rounds, and which of them were not burnt."""
+    """What was recorded of some rounds, and which of them were not aborted."""
     recorder = Recorder(monkeypatch)
 
     def body(comm):
         exchange, kept = SecureExchange(comm, Identity.new(), None, b"", party=lambda s: of(s, shape=shape)), set()
         for round in range(count):
-            with contextlib.suppress(RoundBurnt, CommError):
+            with contextlib.suppress(RoundAborted, CommError):
                 exchange.sum_(torch.tensor(vector(comm.rank, round)), round)
                 kept.add(round)
         return kept
@@ -82,7 +82,7 @@ def test_without_a_loss_all_but_two_learn_the_sum_of_these(monkeypatch):
     recorder.check({0: range(6)}, {0, 1, 2, 3})
 
 
-def test_of_a_burnt_round_nothing_is_learned(monkeypatch):
+def test_of_an_aborted_round_nothing_is_learned(monkeypatch):
     """One party receives another sum than the others."""
     digests = itertools.count()
     monkeypatch.setattr(party, "digest", lambda total: digest(total + (next(digests) == 1)))

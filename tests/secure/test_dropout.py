@@ -1,4 +1,4 @@
-"""Parties that die at each step of a round: the sum of a known set, or a burnt round; the same on all that are left."""
+"""Parties that die at each step: the sum of a known set, or an aborted round; the same on all that are left."""
 
 import itertools
 import random
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedddp.comm import CommError
-from fedddp.secure import Identity, RoundBurnt, SecureExchange, quorum
+from fedddp.secure import Identity, RoundAborted, SecureExchange, quorum
 from fedddp.secure.attempt import Attempt
 from tests.helpers.threaded import Death, World
 
@@ -39,7 +39,7 @@ def rounds(comm, count=2, dtype=torch.int64):
     for round in range(count):
         try:
             told.append(exchange.sum_(vector(comm.rank, round, dtype), round).tolist())
-        except RoundBurnt as reason:
+        except RoundAborted as reason:
             told.append(str(reason))
         except CommError as reason:
             told.append(f"CommError: {reason}")
@@ -59,7 +59,7 @@ def outcome(results, round):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("n", [3, 4, 6, 9])
 def test_a_third_dies_at_a_step(n, step, how):
-    """Whoever has put its vector into a sum that somebody received is in it; nobody else is, and nothing is burnt."""
+    """Whoever has put its vector into a sum that somebody received is in it; nobody else is, and nothing is aborted."""
     gone = range(n - n // 3, n)
     left = [rank for rank in range(n) if rank not in gone]
     deaths = [Death(rank, step, how, reach=left[::2]) for rank in gone]
@@ -145,7 +145,7 @@ def test_a_message_altered_on_its_way_to_one_party_burns_the_round_on_all(n, ste
     assert not revealed or step == "secure commit"
 
 
-def test_the_round_after_a_burnt_one_is_summed():
+def test_the_round_after_an_aborted_one_is_summed():
     def tamper(purpose, rank, total):
         if purpose == "aggregate" and rank == 2 and not done:
             done.append(rank)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedddp.secure import Identity, Party, RoundBurnt, SecureExchange
+from fedddp.secure import Identity, Party, RoundAborted, SecureExchange
 from fedddp.secure.attempt import Attempt
 from tests.helpers.threaded import Death, World
 
@@ -222,7 +222,7 @@ def test_a_party_that_cheats_burns_the_round_on_all_and_not_the_next(step, alter
 
         exchange = SecureExchange(comm, Identity.new(), None, b"", party=lambda s: Cheat(s, step, once))
         buffer = torch.full((7,), 3 + comm.rank)
-        with pytest.raises(RoundBurnt, match=reason):
+        with pytest.raises(RoundAborted, match=reason):
             exchange.sum_(buffer, 0)
         assert buffer.tolist() == [3 + comm.rank] * 7  # as it was
         assert exchange.party._progress is None  # its keys are gone
@@ -299,7 +299,7 @@ def counted(least, counts, deaths=()):
         exchange = SecureExchange(comm, Identity.new(), None, b"", min_clients=least)
         try:
             return exchange.sum_(torch.full((3,), comm.rank), 0, counts[comm.rank]).tolist()
-        except RoundBurnt as reason:
+        except RoundAborted as reason:
             return str(reason)
 
     return World(len(counts), deaths).run(body)

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from ...comm import Place
-from ...comm.world import is_loopback, spans_hosts
+from ...comm.world import is_loopback, rank_path, spans_hosts
 from ...config import Config, build
 from ...data import DATASETS, Parts
 from ...data.parts import train_file
@@ -183,7 +183,7 @@ def _secure(config: Config, place: Place, env: Mapping[str, str]) -> Iterator[Fi
             if "RANK" not in env and "{rank}" in secure.key:
                 yield Finding("key", "warn", f"{secure.key}: not known which rank this is", "set RANK and WORLD_SIZE")
                 return
-            yield _key(Path(secure.key.replace("{rank}", str(rank))), rank, roster if "RANK" in env else None)
+            yield _key(rank_path(secure.key, rank), rank, roster if "RANK" in env else None)
 
 
 def _roster(roster: Roster, path: Path, place: Place) -> Finding:
