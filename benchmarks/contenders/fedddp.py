@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.contenders.protocol import Channel
 from fedddp import __version__
+from fedddp.checkpoints.checkpoint import Checkpoints
 from fedddp.comm import Comm, Place
 from fedddp.config import ResolvedConfig, build, parse
 from fedddp.data import Dataset, Examples, Partition
@@ -86,13 +87,24 @@ class NoEvaluation(Evaluator):
         return False
 
 
+class NoCheckpoints(Checkpoints):
+    """Write nothing: `federate` writes the model after the last round it is asked for, and here that is each round."""
+
+    def __init__(self) -> None:
+        self.written = 0
+
+    def after_round(self, *_: object, **__: object) -> None:
+        pass
+
+
 def experiment(p: Prepared, comm: Comm | None = None) -> Experiment:
-    """Connected ranks; without evaluation if ``evaluate.every`` is 0."""
+    """Connected ranks that write no model; without evaluation if ``evaluate.every`` is 0."""
     connected = connect(p, comm=comm)
-    if p.config.evaluate.every:
-        return connected
-    f = connected.federation
-    return replace(connected, federation=replace(f, evaluation=replace(f.evaluation, server=NoEvaluation())))
+    connected.federation.checkpoints.close()
+    f = replace(connected.federation, checkpoints=NoCheckpoints())
+    if not p.config.evaluate.every:
+        f = replace(f, evaluation=replace(f.evaluation, server=NoEvaluation()))
+    return replace(connected, federation=f)
 
 
 def advance(f: Federation, server: ServerState) -> tuple[ServerState, float]:

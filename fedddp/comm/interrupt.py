@@ -19,12 +19,14 @@ from typing import NoReturn
 from ..errors import INTERRUPTED
 
 GRACE = 4.0  # seconds from a request to a safe point
+ORPHANED = "the launcher died"
 
 passed = 0
 """Safe points passed by this process: a rank that is slow makes progress, one that hangs does not."""
 
 _reason: str | None = None
 _noticed = False
+_launcher: int | None = None  # the process that started this rank, if it is to end with it
 
 
 class Interrupted(BaseException):
@@ -35,9 +37,24 @@ def check() -> None:
     """Count a safe point, and raise `Interrupted` if the process was asked to stop."""
     global _noticed, passed
     passed += 1
+    if _orphaned():
+        request(ORPHANED)
     if _reason is not None:
         _noticed = True
         raise Interrupted(_reason)
+
+
+@contextmanager
+def explaining(kind: type[Exception]) -> Iterator[None]:
+    """Raise `Interrupted` for an error of this ``kind`` if the process was asked to stop: the others were asked too.
+
+    A rank that stopped first, and a launcher that took the store along, look like faults to those that still work.
+    """
+    try:
+        yield
+    except kind:
+        check()
+        raise
 
 
 def request(reason: str) -> None:
@@ -52,7 +69,7 @@ def handled() -> Iterator[None]:
 
     Does nothing outside the main thread, where signals cannot be handled. Previous handlers are restored.
     """
-    global _reason, _noticed
+    global _reason, _noticed, _launcher
     _reason, _noticed = None, False
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -63,7 +80,8 @@ def handled() -> Iterator[None]:
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     threading.Thread(target=_listen, args=(receiving,), daemon=True).start()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+        _launcher = os.getppid()
+        threading.Thread(target=_watch_launcher, daemon=True).start()
     try:
         yield
     finally:
@@ -71,7 +89,11 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
         os.close(sending)  # ends the listener
-        _reason = None
+        _reason = _launcher = None
+
+
+def _orphaned() -> bool:
+    return _launcher is not None and os.getppid() != _launcher
 
 
 def _listen(receiving: int) -> None:
@@ -82,10 +104,12 @@ def _listen(receiving: int) -> None:
                 _stop(signal.Signals(received[0]).name)
 
 
-def _watch_parent(parent: int) -> None:
-    while os.getppid() == parent:
+def _watch_launcher() -> None:
+    while not _orphaned():
+        if _launcher is None:
+            return
         time.sleep(0.5)
-    _stop("the launcher died")
+    _stop(ORPHANED)
 
 
 def _stop(reason: str) -> None:

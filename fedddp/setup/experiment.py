@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..checkpoints.durable import WriteError
 from ..checkpoints.run_folder import RunFolder
 from ..checkpoints.saved import exported_sums, vector_sha256
-from ..comm import Purpose
+from ..comm import CommError, Purpose, interrupt
 from ..errors import OWN_CODE, NothingLearned
 from ..federation import Federation, federate
 from ..telemetry import Metrics, Telemetry
@@ -86,7 +86,8 @@ class Experiment:
         The other ranks may be lost, so nothing is sent; the process group stays as it is.
         """
         try:
-            yield
+            with interrupt.explaining(CommError):
+                yield
         except BaseException as error:
             self._failed(error)
             raise
