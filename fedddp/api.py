@@ -9,8 +9,6 @@ number of torch's threads and the current GPU are restored. (glibc keeps freed m
 finished round is written.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace

@@ -1,7 +1,5 @@
 """Errors and exit codes of a run, and the errors of other code in one line, for messages."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import traceback

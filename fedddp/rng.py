@@ -5,8 +5,6 @@ drawn before; a resumed run draws what the uninterrupted one would have drawn. N
 generators, and torch's CPU generator keeps only 32 bits of a seed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Draw the clients of a round and assign them to ranks; every rank draws the same, so nothing is sent."""
 
-from __future__ import annotations
-
 import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

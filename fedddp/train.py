@@ -6,8 +6,6 @@
 Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted and resumable.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -4,8 +4,6 @@ model, normalize = fedddp.load("runs/NAME"), fedddp.normalizer("runs/NAME")
 scores = model(normalize(images))                                           # images: uint8 [n, C, H, W]
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from pathlib import Path

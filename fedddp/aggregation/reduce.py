@@ -1,7 +1,5 @@
 """Sum weighted rows over clients and ranks, by one all_reduce and in O(D) memory for any cohort."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Protocol

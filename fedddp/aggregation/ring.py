@@ -5,8 +5,6 @@ happens once per client, after weighting: the mean is off by at most m 2^-f / su
 never does is checked at start, in Python integers: sum n * ceil(bound 2^f) + noise < 2^(bits - 1).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

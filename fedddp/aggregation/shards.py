@@ -11,8 +11,6 @@ coordinates of every client's update, and the rule works on these. A round is
 so a rank sends about (m / R) d + d numbers, where a sum sends 2 d. At world size 1 the path is the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """APFL: a mixture of a model of one's own and the global one, the share learned."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

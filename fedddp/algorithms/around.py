@@ -1,7 +1,5 @@
 """What every wrapper of an algorithm begins with: it does as the one inside does."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self

@@ -1,7 +1,5 @@
 """What an algorithm is: hyper-parameters with pure methods. State comes in and goes out, it is never kept."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

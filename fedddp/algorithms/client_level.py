@@ -13,8 +13,6 @@ Adaptive clipping: Andrew, Thakkar, McMahan, Ramaswamy 2021, "Differentially pri
 Algorithm 1: C follows a quantile of the updates' norms by what share of them was not clipped, itself found privately.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

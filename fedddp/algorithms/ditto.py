@@ -1,7 +1,5 @@
 """Ditto: a model of one's own, not far from the global one."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

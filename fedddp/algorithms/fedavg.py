@@ -1,7 +1,5 @@
 """Federated averaging, and every method that differs from it only in the server's optimizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 

@@ -1,7 +1,5 @@
 """FedBN: normalisation layers of one's own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ..flat import FlatSpec

@@ -1,7 +1,5 @@
 """FedDyn: a regulariser that each client carries along makes its optimum agree with everybody's."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 

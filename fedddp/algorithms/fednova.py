@@ -1,7 +1,5 @@
 """FedNova: clients that take more steps pull in their direction, not further."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

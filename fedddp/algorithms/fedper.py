@@ -1,7 +1,5 @@
 """FedPer: a head of one's own."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

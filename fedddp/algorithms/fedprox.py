@@ -1,7 +1,5 @@
 """FedProx: local steps that are held near the model they started from."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """FedRep: a head of one's own, fitted first to the representation as it came."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Wrappers that remember more than an algorithm does: the last mean, momentum on clients, the clients' last models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """IFCA: several models, each client with the one that suits it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal

@@ -3,8 +3,6 @@
 Letters besides those of `types`: q entries of w are private, S are shared (neither private nor frozen).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

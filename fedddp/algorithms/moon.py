@@ -1,7 +1,5 @@
 """MOON: a client's features are drawn to the global model's and away from those of its own last model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated
 

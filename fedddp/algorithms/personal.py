@@ -1,7 +1,5 @@
 """Personalization by a mask: some of the model belongs to each client, and any algorithm learns the rest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated

@@ -1,7 +1,5 @@
 """q-FFL: clients that do worse weigh more, so that accuracy is spread more evenly over them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """SCAFFOLD: control variates take the drift of heterogeneous clients out of their local steps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 

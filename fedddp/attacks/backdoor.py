@@ -6,8 +6,6 @@ clients train on marked examples beside their own and send ``boost`` times their
 mean becomes the Byzantine model ("model replacement").
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated

@@ -4,8 +4,6 @@
 `IPM`) all send the same inconspicuous vector; both are coordinate-wise, so that they apply to any columns.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ later does not match its sum, and the folder is skipped. When a process is kille
 one before it if that was still being written.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Write files durably (fsync), or fail with one line."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -6,8 +6,6 @@ test loss; of equals the later), written at the end and, if the best round has n
 checkpoint. The header of a file holds the round, the model's quality and a description of its inputs.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

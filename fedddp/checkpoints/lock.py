@@ -1,7 +1,5 @@
 """Lock a folder, so that one process at a time writes it; the lock ends with its process and names it."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Keep client states in a folder that only their own rank reads; checkpoints hold the SHA-256 of each file."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass

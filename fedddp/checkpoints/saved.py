@@ -1,7 +1,5 @@
 """Read checkpoints: find the newest complete one, and the differences that prevent a run from continuing it."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

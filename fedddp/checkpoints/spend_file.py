@@ -6,8 +6,6 @@ Releases are numbered through all attempts of a run, rounds may repeat: a round 
 process was killed before its checkpoint, and done again is two releases. ``clients`` is null if every unit counts.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -4,8 +4,6 @@ Options are read by argparse, which is in the standard library and enough, since
 schema anyway. Nothing here imports torch: the module of a command is imported when the command runs.
 """
 
-from __future__ import annotations
-
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The scripts ask ``fedddp completion words LINE`` at each Tab, so that they need no update with the package.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 
 from ..registry.shipped import shipped

@@ -1,7 +1,5 @@
 """Run a demonstration of examples/privacy: what updates give away, and what protects them."""
 
-from __future__ import annotations
-
 import sys
 from argparse import Namespace
 from importlib import import_module

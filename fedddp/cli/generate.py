@@ -1,7 +1,5 @@
 """Draw what is asked for by a conditional GAN that was trained: the classes, one after the other, as one image."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

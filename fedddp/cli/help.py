@@ -1,7 +1,5 @@
 """The parser of a command's options, and help: on all commands, on one, and on the keys of a configuration."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

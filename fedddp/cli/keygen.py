@@ -1,7 +1,5 @@
 """Keys for the parties of secure aggregation, and the roster of their public halves. No file is ever replaced."""
 
-from __future__ import annotations
-
 import re
 from argparse import Namespace
 from collections.abc import Sequence

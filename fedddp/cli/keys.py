@@ -1,7 +1,5 @@
 """Configuration keys as text for a terminal: those set first, a section, a choice, one key."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

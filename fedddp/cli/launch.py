@@ -1,7 +1,5 @@
 """Start several ranks of ``fedddp train``, on this machine or on each of several."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

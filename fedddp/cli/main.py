@@ -1,7 +1,5 @@
 """``fedddp COMMAND``: read the command line, answer help without torch, run the command (`fedddp.cli.outcome`)."""
 
-from __future__ import annotations
-
 import os
 import sys
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """The options of each command, for argparse. Nothing here imports torch."""
 
-from __future__ import annotations
-
 import os
 from argparse import REMAINDER, SUPPRESS, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable

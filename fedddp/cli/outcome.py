@@ -1,7 +1,5 @@
 """How a command runs and ends, in one place: its output, requests to stop, errors, and exit codes."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

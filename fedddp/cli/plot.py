@@ -1,7 +1,5 @@
 """Draw the accuracy curves of runs, from their ``metrics.jsonl``."""
 
-from __future__ import annotations
-
 import json
 import logging
 from argparse import Namespace

@@ -4,8 +4,6 @@ Importing the schema imports every model and algorithm, and with them torch, whi
 the schema for editors answer from config/reference.json instead; a test keeps it in step.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A section that is chosen by name may have the keys of that choice; of a class by import path, any.
 """
 
-from __future__ import annotations
-
 import json
 from argparse import Namespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Print and draw who owns what: the partition that a configuration describes, without training."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """List the configurations that come with the package, each with the first line of its header."""
 
-from __future__ import annotations
-
 import textwrap
 from argparse import Namespace
 

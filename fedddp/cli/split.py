@@ -3,8 +3,6 @@
 What lies in the folders, and what the public one tells: `fedddp.data.parts`.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Each client's own examples are cut into k folds. For every combination of the gr
 train together without it and what they learned is scored on it, where it lies: only counts leave a rank.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 import time

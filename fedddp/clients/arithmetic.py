@@ -1,7 +1,5 @@
 """In which precision a model computes, and how images lie in memory for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

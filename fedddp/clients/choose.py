@@ -1,7 +1,5 @@
 """Which trainer for this model on this device, and how many clients at once: a rule, checked by trying it out."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

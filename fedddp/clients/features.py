@@ -1,7 +1,5 @@
 """What a model makes of an example before its last layer, for losses that compare models (see `types.Contrast`)."""
 
-from __future__ import annotations
-
 from types import TracebackType
 from typing import Any, Self
 

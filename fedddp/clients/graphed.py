@@ -1,7 +1,5 @@
 """The step of a folded model as a CUDA graph: recorded once a block shape, then started as a whole."""
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections import Counter

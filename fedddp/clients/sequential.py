@@ -1,7 +1,5 @@
 """Local training, one client after another: an `nn.Module` whose parameters are views into the flat vector."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 
 import torch

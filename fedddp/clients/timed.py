@@ -1,7 +1,5 @@
 """Whether batched clients are faster than sequential ones, by taking a few steps both ways."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

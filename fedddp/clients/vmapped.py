@@ -1,7 +1,5 @@
 """Gradients of K clients by `torch.func.vmap`: any model without statistics of batches, some memory slower."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -10,8 +10,6 @@ No other file uses such parts. Tested on torch 2.13. When torch changes, check t
   here, and the group object is kept alive for ever, since its destructor would wait for what cannot complete.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import socket

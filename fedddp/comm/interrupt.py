@@ -5,8 +5,6 @@ batches and waiting collectives call `check`, which raises `Interrupted` where n
 reaches no safe point within a few seconds is ended; the files of finished rounds stay complete.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

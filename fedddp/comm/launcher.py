@@ -1,7 +1,5 @@
 """Start the ranks of a program by torchrun's own machinery, without what torchrun prints."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -9,8 +9,6 @@ not there: a decision holds if rank 0 has signed it and every rank in it has ask
 a key cannot decide who is left. It can make a rank look lost, as if it cut the rank's cable, or stop the run.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from typing import Protocol

@@ -1,7 +1,5 @@
 """From TOML files and tables to a configuration and back, with every mistake in a line."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Bounds that hold for every value of a configuration, whatever its key: what files, tensors and paths can hold."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, Self

@@ -1,7 +1,5 @@
 """The configuration of one run with every open choice decided."""
 
-from __future__ import annotations
-
 from typing import Literal, Self
 
 from ..attacks import Adversary

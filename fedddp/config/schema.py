@@ -1,7 +1,5 @@
 """The schema of the configuration: every key with its type, its default and its meaning."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

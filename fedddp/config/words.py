@@ -1,7 +1,5 @@
 """The words of a command line that are a configuration: files, names of shipped ones, and keys with values."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """Plan local training: the indices of the examples in each batch of each step, for K clients at once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

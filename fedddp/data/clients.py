@@ -3,8 +3,6 @@
 Letters: N population, K clients looked up together, T steps, B examples of a batch, n examples of one client.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -4,8 +4,6 @@ Only an error of the constructor can mean that files are missing: FileNotFoundEr
 words. Then the download is tried, if it may be. Any other error is the class's own, or that of a damaged file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """Split each client's own examples into folds, for cross-validation in which no example leaves its client."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Check and convert inputs: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ that is whole, [n, 1]). Text, -1/+1, one-hot rows, numbers that start elsewhere 
 in sorted order, which `Numbered.remarks` says.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any

@@ -11,8 +11,6 @@ header, so that its sum cannot confirm a guess of what is in it. (Whoever has th
 can deal it out again: for data that are public anyway, such as MNIST, this shows the mechanism and protects nothing.)
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ where the object yields nothing, and where torchvision's own class without trans
 transform is refused: it would be drawn once, for the whole run.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A skew is a function of (seed, client, which of its examples), so a client's dat
 rank and however many are looked up at once. The test set is not skewed.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

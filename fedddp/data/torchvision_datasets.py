@@ -1,7 +1,5 @@
 """Reaching torchvision's dataset classes, also beside a torch its compiled operators were not built for."""
 
-from __future__ import annotations
-
 import importlib
 import warnings
 from typing import Any

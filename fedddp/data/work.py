@@ -1,7 +1,5 @@
 """Compute a client's work in a round: passes over its examples, or steps, and less for stragglers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

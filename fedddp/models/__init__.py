@@ -4,8 +4,6 @@ A user's own `nn.Module` is named by import path (``model.name=package.module:Cl
 other keys; see `ImportedModule`.
 """
 
-from __future__ import annotations
-
 from .base import ImportedModule, ModelFactory
 from .cnn import CNN
 from .gan import GAN

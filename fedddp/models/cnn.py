@@ -1,7 +1,5 @@
 """McMahan's convolutional network."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -1,7 +1,5 @@
 """A small convolutional pair for a conditional GAN."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

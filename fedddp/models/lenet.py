@@ -1,7 +1,5 @@
 """The small convolutional network of LeNet's proportions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Multinomial logistic regression."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
 

@@ -1,7 +1,5 @@
 """McMahan's two-hidden-layer perceptron, the "2NN"."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Literal

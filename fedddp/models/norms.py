@@ -1,7 +1,5 @@
 """Normalisation layers by name, and the initial weights of ReLU networks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """A kernel machine by random Fourier features."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Annotated

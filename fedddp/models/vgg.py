@@ -1,7 +1,5 @@
 """VGG for small images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -11,8 +11,6 @@ optimization", Algorithm 2 (FedAdam, FedYogi, FedAdagrad): no bias correction, b
 are not counted on, and a checkpoint holds it like any other vector.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The interface of optimizers: hyper-parameters, and algebra on lists of tensors."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ A family (optimizers, partitions, models, algorithms) is a dict literal from nam
 named by import path. `Choice` annotates the field that holds one of a family.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import functools

@@ -1,7 +1,5 @@
 """The configurations in the package, by name: ``mnist/fedavg_e5`` is configs/mnist/fedavg_e5.toml."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Suggest the name or key that a misspelt one means; knows the names in papers and other programs."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Collection, Iterable

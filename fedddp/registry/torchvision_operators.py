@@ -5,8 +5,6 @@ registers shapes for them ("operator torchvision::nms does not exist"). Models, 
 declaring the operators' names is enough.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Connect the ranks and assemble the federation of a prepared run, at its beginning or at a checkpoint."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

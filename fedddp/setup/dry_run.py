@@ -1,7 +1,5 @@
 """Try the model on a few of the run's own examples before the ranks connect: does it fit the data?"""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

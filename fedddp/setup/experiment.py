@@ -1,7 +1,5 @@
 """A federation of connected ranks that is ready to train, and how its run ends."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

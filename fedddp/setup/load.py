@@ -1,7 +1,5 @@
 """Load the data of this rank, the task, the model and the run folder, and check that the run is possible."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging

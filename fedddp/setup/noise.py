@@ -1,7 +1,5 @@
 """Noise of a private run: its multiplier, the bounds of an adaptive clip, and the ring of integers that sums it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """A run whose data and model are loaded and checked; the ranks are not connected yet."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

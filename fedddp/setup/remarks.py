@@ -1,7 +1,5 @@
 """What a run logs about itself at start, and the caveat beside its privacy figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from ..attacks import NoAttack

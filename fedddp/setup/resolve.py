@@ -1,7 +1,5 @@
 """Resolve a configuration: decide what depends on the ranks, the machine and other keys, before any data are read."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

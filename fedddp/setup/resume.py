@@ -1,7 +1,5 @@
 """Find the folder that a run writes, and the checkpoint from which it continues."""
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

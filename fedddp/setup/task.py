@@ -1,7 +1,5 @@
 """Build the task of a run from the sections task, loss and model."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

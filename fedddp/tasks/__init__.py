@@ -1,7 +1,5 @@
 """Tasks by name: what a model learns from a batch, and what its evaluation measures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """A conditional generative adversarial network: it draws images of given classes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

@@ -4,8 +4,6 @@ A loss is called as ``loss(outputs [B, C], y [B]) -> [B]``. It is differentiable
 example alone: only then do short batches, K clients side by side and DP-SGD's per-example gradients come out right.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 

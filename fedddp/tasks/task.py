@@ -1,7 +1,5 @@
 """The task of a run: model factory, outputs and loss of a batch, and metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Int8: eight bits per coordinate on a grid common to all clients, so that the all_reduce sums integers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

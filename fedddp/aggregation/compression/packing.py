@@ -6,8 +6,6 @@ floor(log2(n / k)) low bits of each as they are, and the high parts, which are a
 high + position. Values: in runs of `RUN`, eight bits each and a float32 scale, or float32.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

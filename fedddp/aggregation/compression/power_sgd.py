@@ -1,7 +1,5 @@
 """PowerSGD: the update of each weight matrix as a product of two thin ones, by one step of power iteration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod

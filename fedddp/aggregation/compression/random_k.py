@@ -1,7 +1,5 @@
 """Random-k: all clients of a round send the same few random coordinates, so that the all_reduce sums them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

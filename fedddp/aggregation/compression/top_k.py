@@ -1,7 +1,5 @@
 """Top-k with error feedback: each client sends its largest coordinates and remembers the rest."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -7,8 +7,6 @@ products of whole rows are sums over columns: each rank computes the part of its
 and every rank combines its columns in the same way.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Self

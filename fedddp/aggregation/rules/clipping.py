@@ -1,7 +1,5 @@
 """Rules that clip updates: norm bounding, and centred clipping around an estimate of their centre."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

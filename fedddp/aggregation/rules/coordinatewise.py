@@ -5,8 +5,6 @@ statistical rates", Definitions 1 and 2 and Algorithm 1. Under these two clients
 vote that its owner can make heavier is no protection.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

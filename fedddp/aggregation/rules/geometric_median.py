@@ -14,8 +14,6 @@ with T the step over the others and r = |sum_{k != j} a_k (x_k - x_j) / |x_k - x
 since at x_j itself b_j = a_j / nu would hold z there. If r <= a_j, x_j is the geometric median.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -8,8 +8,6 @@ section 4:
 Multi-Krum averages those of the smallest scores. Uniform: weights are ignored. Needs m >= 2 f + 3.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
 from typing import Annotated, ClassVar

@@ -5,8 +5,6 @@ and speaks to their store as a stranger would: without a name, a password or a c
 encrypted transport. Linux only. `measure` starts that process; ``python -m fedddp.cli.doctor.probe`` is it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import json

@@ -1,7 +1,5 @@
 """What network, processes and files of a run protect and what they do not, measured on this machine."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat

@@ -3,8 +3,6 @@
 The same command resumes a sweep where it was stopped, within a run too, and leaves out what is done.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -12,8 +12,6 @@ iid = { data.partition.name = "iid" }
 run.seed = [0, 1, 2]
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ sweep's folder itself: those in which the runs differ. (TensorBoard takes the fi
 write none of their own.)
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter

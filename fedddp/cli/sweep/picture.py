@@ -1,7 +1,5 @@
 """The picture of a sweep: its runs' curves."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What the person at the terminal sees of a sweep: a bar of its runs and one of the rounds, or plain lines."""
 
-from __future__ import annotations
-
 import time
 from typing import Protocol
 

@@ -4,8 +4,6 @@ A run is the program itself on a file of its own, so that whatever happens to it
 alone. It starts in a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks it to stop.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import signal

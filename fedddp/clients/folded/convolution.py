@@ -1,7 +1,5 @@
 """A convolution of K clients: one product over unfolded patches where those are small, else oneDNN's or cuDNN's own."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ gradient is never stored: small clients are bound by memory, and a gradient woul
 *Collecting*, it writes the gradient to its place in ``g [K, P]`` for an optimizer or a correction that needs all of it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

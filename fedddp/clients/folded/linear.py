@@ -1,7 +1,5 @@
 """A linear layer of K clients: batched matrix products, or no weights at all while few examples have been seen."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

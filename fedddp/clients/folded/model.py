@@ -1,7 +1,5 @@
 """A model of K clients at once: the user's own module with its linear and convolution layers exchanged."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which private trainer for this model on this device, and how many clients at once: tried out before it is used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

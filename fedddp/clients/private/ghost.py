@@ -13,8 +13,6 @@ kept from one backward pass until the norms are known ("book-keeping": Bu et al.
 Letters: K clients, B examples of each, T rows of an example, i inputs and o outputs of a layer.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

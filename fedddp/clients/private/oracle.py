@@ -7,8 +7,6 @@ trainable parameters together.
 Letters: K clients, B examples of each, P trainable parameters.
 """
 
-from __future__ import annotations
-
 from math import prod
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Partitions by name: rules that assign training examples to clients. See docs/partitions.md."""
 
-from __future__ import annotations
-
 from .base import Excerpt, Ints, Partition, Partitioner
 from .dirichlet import Dirichlet, DirichletLabels
 from .given import FromFile, Natural, given, write_partition

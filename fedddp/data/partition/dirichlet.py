@@ -1,7 +1,5 @@
 """Partitions by Dirichlet distributions: of each client's labels, or of each label's owners."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

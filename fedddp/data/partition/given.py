@@ -1,7 +1,5 @@
 """Partitions given by the data's own owners, or by a file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

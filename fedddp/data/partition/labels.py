@@ -1,7 +1,5 @@
 """Partitions that give each client few labels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Partitions that ignore labels: every client's examples are a random sample of the data, of some size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

@@ -4,8 +4,6 @@ The bounds of a single key are part of its type in `fedddp.config.schema`; the k
 partition) are checked by its class.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from .configuration import AGGREGATION, CONFIGURATION, EVALUATION, PARTICIPATION

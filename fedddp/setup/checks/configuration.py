@@ -1,7 +1,5 @@
 """Checks that need the configuration alone."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ...aggregation.compression import NoCompression

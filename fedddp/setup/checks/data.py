@@ -1,7 +1,5 @@
 """Checks that need the machine, the task, the data or the model besides the configuration."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Checks of privacy: settings that would show a privacy figure without a guarantee, and a ring without room."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

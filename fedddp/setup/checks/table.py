@@ -1,7 +1,5 @@
 """A check: a condition on a run with its keys, code, reason and remedy; and the error that it raises."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
