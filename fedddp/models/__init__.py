@@ -5,14 +5,9 @@ other keys; see `ImportedModule`.
 """
 
 from .base import ImportedModule, ModelFactory
-from .cnn import CNN
+from .convolutional import CNN, VGG, LeNet, ResNet
+from .dense import MLP, SVM, Logistic
 from .gan import GAN
-from .lenet import LeNet
-from .logistic import Logistic
-from .mlp import MLP
-from .resnet import ResNet
-from .svm import SVM
-from .vgg import VGG
 
 MODELS: dict[str, type] = {
     "cnn": CNN,

@@ -8,7 +8,7 @@ from fedddp.clients import SequentialTrainer, VectorizedTrainer
 from fedddp.config import build
 from fedddp.flat import FlatModule, FlatSpec
 from fedddp.models import VGG, LeNet, ResNet
-from fedddp.models.norms import group_norm
+from fedddp.models.convolutional import group_norm
 from tests.helpers.zoo import start_of, task_of, trainers
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)

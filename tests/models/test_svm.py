@@ -10,7 +10,7 @@ from fedddp.clients import SequentialTrainer, choose
 from fedddp.federation import federate
 from fedddp.flat import FlatModule, FlatSpec, flatten
 from fedddp.models import SVM
-from fedddp.models.svm import RandomFeatures
+from fedddp.models.dense import RandomFeatures
 from fedddp.optim import SGD, Adam
 from fedddp.tasks import Task
 from fedddp.tasks.losses import MulticlassHinge
