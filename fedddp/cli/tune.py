@@ -23,7 +23,7 @@ from ..comm.world import Place
 from ..config import ResolvedConfig, UsageError, build, chosen, flatten, parse
 from ..config.words import full
 from ..data import Dataset, Examples, Partition
-from ..data.folds import fold_sizes, without_fold
+from ..data.partition.base import fold_sizes, without_fold
 from ..evaluation.server import Evaluator, Score
 from ..federation import federate
 from ..setup.assemble import connect

@@ -1,13 +1,12 @@
 """Datasets, partitions of their examples over clients, and the order in which a client uses its own."""
 
-from .batches import Plan, extreme_batches, num_steps, plan
+from .batches import MOST_PLANNED, Plan, Work, extreme_batches, num_steps, plan
 from .clients import ClientData, Placement, sent
 from .datasets import DATASETS, Dataset, Examples, load
 from .inputs import Normalizer, check_range
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
 from .skew import SKEWS, NoSkew, Skew
-from .work import MOST_PLANNED, Work
 
 DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
 

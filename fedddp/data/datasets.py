@@ -24,12 +24,11 @@ from ..comm.world import Place
 from ..errors import UsageError, named
 from ..registry.choice import import_class
 from ..registry.spelling import suggestion
+from ..registry.torchvision_operators import torchvision_class
 from ..rng import numpy_generator
-from .constructing import check_call, constructed
 from .inputs import Normalizer, as_inputs, check_inputs, moments
 from .labels import numbered, numbers
-from .reading import Source, read
-from .torchvision_datasets import torchvision_class
+from .reading import Source, check_call, constructed, read
 
 ARGUMENTS = ConfigDict(allow_inf_nan=False)
 

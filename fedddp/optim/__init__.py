@@ -9,10 +9,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..registry.choice import Choice
-from .adaptive import Adagrad, Adam, AdamW, Yogi
 from .base import Optimizer, OptimizerAround, OptimizerState, scaled
+from .optimizers import SGD, Adagrad, Adam, AdamW, Yogi
 from .schedule import CONSTANT, SCHEDULES, LearningRate
-from .sgd import SGD
 
 OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "yogi": Yogi}
 

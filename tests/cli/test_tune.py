@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedddp.config import build, read_toml
-from fedddp.data.folds import fold_sizes, without_fold
 from fedddp.data.partition import Partition
+from fedddp.data.partition.base import fold_sizes, without_fold
 from fedddp.data.parts import Divided
 from fedddp.telemetry.tuning import Candidate, chosen
 from tests.helpers.commands import command

@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import ClientData, Dataset, Examples, Normalizer, Partition, load
-from fedddp.data.constructing import damage
-from fedddp.data.reading import _is_columns
+from fedddp.data.reading import _is_columns, damage
 from fedddp.data.skew import Noise
-from fedddp.data.torchvision_datasets import torchvision_class
+from fedddp.registry.torchvision_operators import torchvision_class
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 

@@ -1,4 +1,4 @@
-"""fedddp.optim.adaptive: torch.optim's numbers on clients, Reddi et al.'s on a server; rows that are done stay done."""
+"""Adaptive optimizers: torch.optim's numbers on clients, Reddi et al.'s on a server; rows that are done stay done."""
 
 import math
 

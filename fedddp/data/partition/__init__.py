@@ -1,10 +1,8 @@
 """Partitions by name: rules that assign training examples to clients. See docs/partitions.md."""
 
 from .base import Excerpt, Ints, Partition, Partitioner
-from .dirichlet import Dirichlet, DirichletLabels
+from .drawn import IID, Dirichlet, DirichletLabels, Labels, Overlapping, Quantity, Shards, Similarity
 from .given import FromFile, Natural, given, write_partition
-from .labels import Labels, Shards, Similarity
-from .shuffled import IID, Overlapping, Quantity
 
 PARTITIONS: dict[str, type] = {
     "iid": IID,
