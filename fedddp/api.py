@@ -5,8 +5,8 @@
 
 A run leaves nothing behind but its folder: no process group, signal handler, random state, thread or open file, and the
 number of torch's threads and the current GPU are restored. (glibc keeps freed memory from then on, see
-`fedddp.setup.process.keep_freed_memory`.) Mistakes raise `UsageError`. Ctrl-C raises KeyboardInterrupt, after the last
-finished round is written.
+`keep_freed_memory` in `fedddp.setup.experiment`.) Mistakes raise `UsageError`. Ctrl-C raises KeyboardInterrupt, after
+the last finished round is written.
 """
 
 import copy
@@ -27,10 +27,9 @@ from .models import ImportedModule
 from .registry.choice import keys_of, path_of
 from .registry.spelling import key_suggestion
 from .setup.assemble import connect
-from .setup.experiment import Experiment
+from .setup.experiment import Experiment, ProcessState
 from .setup.load import Owners, load_data, prepare
 from .setup.prepared import Prepared
-from .setup.process import ProcessState
 from .setup.resolve import resolve
 from .tasks import Task
 from .telemetry import Metrics, Sink

@@ -21,7 +21,7 @@ from .errors import OWN_CODE, first_line
 from .flat import FlatModule
 from .models.weights import Weights
 from .registry.choice import user_path
-from .setup.task import task_of
+from .setup.dry_run import task_of
 
 Inputs = dict[str, Any]
 

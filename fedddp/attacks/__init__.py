@@ -1,8 +1,7 @@
 """Attacks by Byzantine clients on training, to test a configuration against; all of them are published."""
 
 from .adversary import Adversary
-from .backdoor import Backdoor
-from .byzantine import ALIE, IPM, Attack, Gaussian, LabelFlip, NoAttack, SignFlip
+from .byzantine import ALIE, IPM, Attack, Backdoor, Gaussian, LabelFlip, NoAttack, SignFlip
 
 ATTACKS: dict[str, type] = {
     "none": NoAttack,

@@ -164,7 +164,7 @@ COMMANDS = {
     ),
     "schema": Command(
         about="print the JSON Schema of configuration files, for editors",
-        module="fedddp.cli.schema",
+        module="fedddp.cli.reference",
         examples=("fedddp schema > fedddp.schema.json",),
         answers=True,
     ),

@@ -15,9 +15,9 @@ from ..config import Config, UsageError, build, read_toml
 from ..data import Dataset
 from ..flat import FlatModule
 from ..registry.choice import user_path
+from ..setup.dry_run import task_of
 from ..setup.load import load_data
 from ..setup.resolve import resolve
-from ..setup.task import task_of
 from ..tasks import Task
 from ..tasks.conditional_gan import drawn
 from ..telemetry import figures

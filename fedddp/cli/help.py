@@ -4,16 +4,107 @@ import argparse
 import os
 import shutil
 import sys
+import textwrap
 from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import UsageError
 from ..registry.spelling import SHORT, suggestion
-from . import keys
 from .commands import COMMANDS, EXAMPLES, Command
-from .reference import reference
+from .reference import Key, Reference, reference
+
+COLUMN = 34
+"""Where meanings begin, unless a key is longer."""
+IMPORTED = "or package.module:Class"
+
+
+def first_keys(width: int) -> str:
+    """The keys that a run sets first, by group, with their short forms."""
+    short = {key: name for name, key in SHORT.items()}
+    groups: dict[str, list[str]] = {}
+    for name, keys in _by_name([key for key in reference().keys if key.first]).items():
+        also = f"; also --{short[name]}" if name in short else ""
+        brief = [replace(key, meaning=key.meaning.partition(". ")[0]) for key in keys]
+        groups.setdefault(keys[0].first, []).extend(_row(brief, {}, width, also))
+    return "\n".join(f"{group}\n" + "\n".join(rows) for group, rows in groups.items())
+
+
+def keys_of_section(path: str, width: int, chosen: str = "") -> str:
+    """A section with every key once; of a ``chosen`` name, only the keys that it has."""
+    known = reference()
+    fixed = {path: chosen} if chosen else {}
+    keys = [key for key in known.below(path) if not chosen or chosen in (key.had_by(path) or (chosen,))]
+    lines = [*_head(known, path, chosen, width), ""]
+    if choice := known.choices.get(path):
+        keys = [key for key in keys if key.name != f"{path}.name"]
+        names = [*_names(choice.names, width), f"      {IMPORTED} [{choice.default}]"]
+        lines += [f"  --{path}.name={chosen}", ""] if chosen else [f"  --{path}.name=NAME", *names, ""]
+    for rows in _by_name(sorted(keys, key=lambda key: key.name.count("."))).values():
+        lines += _row(rows, fixed, width)
+    return "\n".join(lines).rstrip()
+
+
+def single_key(name: str, width: int) -> str:
+    """One key."""
+    keys = _by_name(reference().keys)[name]
+    return "\n".join(_row(keys, {}, width))
+
+
+def _head(known: Reference, path: str, chosen: str, width: int) -> list[str]:
+    of_name = (key.meaning for key in known.keys if key.name == f"{path}.name" and path in known.choices)
+    about = known.choices[path].names[chosen] if chosen else known.sections.get(path) or next(of_name, "")
+    title = f"{path}.{chosen}" if chosen else path
+    return textwrap.wrap(f"{title}: {about}" if about else title, width)
+
+
+def _names(names: Mapping[str, str], width: int) -> Iterator[str]:
+    """The names of a choice, a line each."""
+    wide = max(map(len, names)) + 2
+    for name, about in names.items():
+        yield f"      {name:{wide}}{textwrap.shorten(about, width - wide - 6, placeholder=' ...')}"
+
+
+def _by_name(keys: Sequence[Key]) -> dict[str, list[Key]]:
+    grouped: dict[str, list[Key]] = {}
+    for key in keys:
+        grouped.setdefault(key.name, []).append(key)
+    return grouped
+
+
+def _row(keys: Sequence[Key], fixed: Mapping[str, str], width: int, also: str = "") -> list[str]:
+    """The lines of one key, of whose entries some choices have one and some another."""
+    name, kinds = keys[0].name, dict.fromkeys(kind for key in keys for kind in key.kind.split("|"))
+    choice = reference().choices.get(name.removesuffix(".name")) if name.endswith(".name") else None
+    left = f"  --{name}={'NAME' if choice else '|'.join(kinds)}"
+    meanings: dict[str, list[Key]] = {}
+    for key in keys:
+        meanings.setdefault(key.meaning, []).append(key)
+    texts = [_told(meaning, having, fixed, len(meanings) > 1) for meaning, having in meanings.items()]
+    texts = [f"{texts[0]}{also}", *texts[1:]]
+    if choice is not None:
+        texts = [f"{texts[0].rpartition(' [')[0] or texts[0]}: {', '.join(choice.names)} [{choice.default}]"]
+    indent = " " * COLUMN
+    wrapped = [line for text in texts for line in textwrap.wrap(text, width - COLUMN)]
+    if len(left) < COLUMN - 1 and wrapped:
+        left, wrapped = f"{left:{COLUMN}}{wrapped[0]}", wrapped[1:]
+    return [left, *(indent + line for line in wrapped)]
+
+
+def _told(meaning: str, keys: Sequence[Key], fixed: Mapping[str, str], several: bool) -> str:
+    """A meaning, in front of it who has it, behind it the defaults."""
+    having = [() if key.choice in fixed else key.had_by(key.choice) for key in keys]
+    if len({key.shown for key in keys}) == 1:
+        default, who = keys[0].shown, ", ".join(name for names in having for name in names)
+    else:
+        pairs = zip(keys, having, strict=True)
+        default = "; ".join(f"{key.shown} {', '.join(names)}".strip() for key, names in pairs)
+        who = ", ".join(name for names in having for name in names) if several else ""
+    return (f"{who}: " if who else "") + meaning + (f" [{default}]" if default else "")
+
 
 OVERVIEW = """\
 usage: fedddp COMMAND [...]
@@ -47,21 +138,22 @@ def described(topic: str) -> str:
     """Help on a topic: a command, a section, a choice, a key, or nothing in particular."""
     known, wide = reference(), width()
     if not topic:
-        return f"{overview()}\n\nsections of a configuration (fedddp help SECTION):\n{keys.sections()}"
+        sections = "\n".join(f"  {name:14}{about}" for name, about in known.sections.items())
+        return f"{overview()}\n\nsections of a configuration (fedddp help SECTION):\n{sections}"
     if topic in COMMANDS:
         return Parser(topic, COMMANDS[topic]).format_help()
     topic = SHORT.get(topic, topic) if topic not in known.sections else topic
     path, _, name = topic.rpartition(".")
     if path in known.choices and name in known.choices[path].names:
-        return keys.section(path, wide, name)
+        return keys_of_section(path, wide, name)
     if any(key.name == topic for key in known.keys):
-        return keys.single(topic, wide)
+        return single_key(topic, wide)
     if known.below(topic):
-        return keys.section(topic, wide)
+        return keys_of_section(topic, wide)
     named = [at for at, choice in known.choices.items() if topic in choice.names and not choice.like]
     ending = dict.fromkeys(key.name for key in known.keys if key.name.endswith(f".{topic}"))
     if named or ending:
-        found = [*(keys.section(at, wide, topic) for at in named), *(keys.single(name, wide) for name in ending)]
+        found = [*(keys_of_section(at, wide, topic) for at in named), *(single_key(name, wide) for name in ending)]
         return "\n\n".join(found)
     every = [*COMMANDS, *known.sections, *known.choices, *(key.name for key in known.keys)]
     near = suggestion(topic, [*every, *(f"{at}.{n}" for at, choice in known.choices.items() for n in choice.names)])
@@ -122,7 +214,7 @@ class Parser(argparse.ArgumentParser):
         if command.configured:
             parts.append(CONFIGURATION)
         if command.keys:
-            listed = keys.first(width()) if command.keys == "first" else keys.section(command.keys, width())
+            listed = first_keys(width()) if command.keys == "first" else keys_of_section(command.keys, width())
             parts.append(listed)
         if command.examples:
             parts.append("\n".join(("examples:", *(f"  {line}" for line in command.examples))))

@@ -1,10 +1,9 @@
 """Local training behind one interface, and what clients remember."""
 
 from .choose import choose
-from .features import compared_layer
 from .local import Correction, Local, LocalTrainingSpec, Trainer
 from .private import PrivateTrainer, choose_private, private_steps, sampling_rate
-from .sequential import SequentialTrainer
+from .sequential import SequentialTrainer, compared_layer
 from .store import ClientStore
 from .vectorized import VectorizedTrainer
 

@@ -27,11 +27,9 @@ from ..privacy import Budget
 from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
 from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink, Telemetry, progress, rewind
 from ..types import Cohort, ServerState
-from .experiment import Experiment
+from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import LEVELS, Plain
 from .prepared import Prepared
-from .process import keep_freed_memory
-from .remarks import start_messages
 from .resume import resuming
 
 log = logging.getLogger("fedddp")

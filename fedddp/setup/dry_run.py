@@ -1,4 +1,4 @@
-"""Try the model on a few of the run's own examples before the ranks connect: does it fit the data?"""
+"""Build the task of a run, and try its model on a few of the run's own examples before the ranks connect."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,15 +6,82 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..clients import LocalTrainingSpec, SequentialTrainer
-from ..config import ResolvedConfig, chosen
-from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, extreme_batches
-from ..errors import OWN_CODE, UsageError, first_line, reason
+from ..config import Config, ResolvedConfig, chosen
+from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, check_range, extreme_batches
+from ..errors import OWN_CODE, UsageError, first_line, named, reason
 from ..evaluation.server import BATCH
-from ..flat import FlatModule, FlatSpec, flatten
+from ..flat import FlatModule, FlatSpec, cast, flatten
+from ..models.weights import started_from
 from ..rng import global_seed
 from ..tasks import Task
+from ..tasks.losses import check as check_loss
+
+
+def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:
+    """Return the task ``given``, or else the one that the configuration describes for ``dataset``.
+
+    Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
+    """
+    if given:
+        return _sized(config, given, dataset)
+    task = _sized(config, _configured(config, dataset), dataset)
+    return replace(task, make_model=started_from(config.model, task.make_model))
+
+
+def check_dataset(config: Config, dataset: Dataset) -> None:
+    """Raise UsageError if the inputs do not stay finite in the run's precision."""
+    with named("dataset"):
+        for examples in (dataset.train, dataset.test):
+            check_range(examples.x, _precision(config))
+
+
+def _precision(config: Config) -> torch.dtype:
+    return torch.float64 if config.client.precision == "float64" else torch.float32  # bfloat16 is arithmetic only
+
+
+def _configured(config: Config, dataset: Dataset) -> Task:
+    shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _precision(config)
+    try:
+        check_loss(config.loss, num_classes)
+        return config.task.build(lambda: cast(config.model.build(shape, num_classes), dtype), config.loss, dataset)
+    except ValueError as error:
+        raise UsageError(f"{chosen(config, 'loss')}: {error}") from error
+
+
+def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
+    """Return ``task`` with the sizes of its model's lazy layers, inferred from one training example."""
+    seed = config.run.seed
+    try:
+        tensors = _tensors(task.model(seed))
+        if not any(map(is_lazy, tensors)):
+            return task
+        dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+        x, y, make = dataset.normalizer(dtype)(dataset.train.x[:1]), dataset.train.y[:1], task.make_model
+
+        def complete() -> nn.Module:
+            module = make()
+            with torch.no_grad():
+                task.outputs(module.eval(), x, y)
+            return module.train()
+
+        task = replace(task, make_model=complete)
+        left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
+    except OWN_CODE as error:
+        raise UsageError(f"{chosen(config, 'model')}: {reason(error)}") from error
+    if left:
+        raise UsageError(
+            f"{chosen(config, 'model')}: {left[0]} gets no size from an example, since forward does not use it; set its"
+            " size"
+        )
+    return task
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
 
 LARGEST = 16
 """Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""

@@ -17,12 +17,11 @@ from ..flat import FlatSpec
 from ..models.weights import start_signature
 from ..tasks import Task
 from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
-from .dry_run import fails_alone, laid_out, rehearse, two_examples
+from .dry_run import check_dataset, fails_alone, laid_out, rehearse, task_of, two_examples
 from .levels import LEVELS
 from .noise import with_noise
 from .prepared import Output, Prepared
 from .resume import found
-from .task import check_dataset, task_of
 
 Owners = Partition | Sequence[Sequence[int]]
 """The examples of each client: a partition, or the numbers of each client's examples."""

@@ -9,7 +9,7 @@ from fedddp.aggregation import FastSum
 from fedddp.algorithms import ALGORITHMS, FedAvg
 from fedddp.checkpoints.saved import vector_sha256
 from fedddp.clients import vectorized
-from fedddp.clients.folded.linear import FoldedLinear
+from fedddp.clients.folded.layer import FoldedLinear
 from fedddp.data import Examples
 from fedddp.federation import federate
 from fedddp.optim import SGD

@@ -17,8 +17,7 @@ from fedddp import UsageError, train
 from fedddp.cli.sweep import command as program
 from fedddp.cli.sweep import run as running
 from fedddp.cli.sweep.grid import read
-from fedddp.cli.sweep.picture import curves
-from fedddp.cli.sweep.table import Mean, Outcome, as_csv, markdown, rows
+from fedddp.cli.sweep.table import Mean, Outcome, as_csv, curves, markdown, rows
 from tests.helpers.commands import command
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedddp.clients import SequentialTrainer, VectorizedTrainer, choose
 from fedddp.clients.folded.convolution import FoldedConv2d
-from fedddp.clients.folded.linear import FoldedLinear
+from fedddp.clients.folded.layer import FoldedLinear
 from fedddp.comm import Place
 from fedddp.config import UsageError, build
 from fedddp.models import MODELS

@@ -11,7 +11,7 @@ from torch import nn
 from fedddp.clients import SequentialTrainer, VectorizedTrainer
 from tests.helpers.zoo import CLASSES, trainers
 
-TIMED = import_module("fedddp.clients.timed")
+TIMED = import_module("fedddp.clients.choose")
 needs_mkldnn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="LSTM has a batching rule without")
 
 

@@ -243,7 +243,7 @@ def test_models_are_scored_with_folded_layers_where_that_is_the_same(make, kind)
 
 
 def test_a_folded_model_that_gives_something_else_is_not_used(monkeypatch):
-    monkeypatch.setattr("fedddp.clients.folded.linear.FoldedLinear.product", lambda layer, x, y: y.fill_(1))
+    monkeypatch.setattr("fedddp.clients.folded.layer.FoldedLinear.product", lambda layer, x, y: y.fill_(1))
     task = task_of(FOLDED["mlp"], torch.float32)
     scored = scoring_model(lambda: task.model(0), torch.device("cpu"), dataset().train.x[:2].float())
     assert type(scored) is FlatModule

@@ -7,9 +7,9 @@ from fedddp.comm.world import Place
 from fedddp.config import build
 from fedddp.flat import FlatSpec
 from fedddp.setup.checks import Facts
+from fedddp.setup.experiment import caveat, start_messages
 from fedddp.setup.load import checked
 from fedddp.setup.noise import example_level_work, heaviest, with_noise
-from fedddp.setup.remarks import caveat, start_messages
 from fedddp.setup.resolve import resolve
 from fedddp.tasks import Task
 

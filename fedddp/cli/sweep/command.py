@@ -6,20 +6,97 @@ The same command resumes a sweep where it was stopped, within a run too, and lea
 import fcntl
 import logging
 import os
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
 from ...comm.interrupt import Interrupted
 from ...config import UsageError
 from ...errors import DONE, FAILED
-from ...telemetry import SideWork
+from ...telemetry import SideWork, console, on_terminal
 from ..outcome import asked
-from . import grid, hparams, picture, table
-from .grid import Run, Sweep
-from .progress import show_grid, teller
-from .run import Standing, standing, train
+from . import grid, table
+from .grid import GridRun, Sweep
+from .run import Ended, Standing, standing, train
+
+
+class Lines:
+    """Shows a line a run: where there is no terminal, and above the bars of `Bars`."""
+
+    def __init__(self, done: int, runs: int, console: Console | None = None) -> None:
+        self._done, self._runs, self._console = done, runs, console
+        self._began = time.monotonic()
+
+    def started(self, run: GridRun, round: int) -> None:
+        self._began = time.monotonic()
+        if self._console is None:
+            after = f", going on after round {round}" if round else ""
+            self._say(f"run {self._done + 1}/{self._runs}  {run.name}  {run.config.run.rounds} rounds{after}")
+
+    def round(self, round: int) -> None:
+        pass
+
+    def ended(self, run: GridRun, ended: Ended, accuracy: float | None) -> None:
+        self._done += 1
+        what = f"test accuracy {accuracy:.4f}" if accuracy is not None else "done"
+        result = what if ended.done else f"failed: {ended.reason}"
+        seconds = time.monotonic() - self._began
+        self._say(f"run {self._done}/{self._runs}  {run.name}  {result}  ({seconds:.1f} s)")
+
+    def close(self) -> None:
+        pass
+
+    def _say(self, line: str) -> None:
+        if self._console:
+            self._console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+
+class Bars(Lines):
+    """The same lines, over a bar of the runs and a bar of the current run's rounds."""
+
+    def __init__(self, done: int, runs: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns)
+        super().__init__(done, runs, self._progress.console)
+        self._all = self._progress.add_task("runs", total=runs, completed=done)
+        self._one = self._progress.add_task("rounds", total=None)
+        self._progress.start()
+
+    def started(self, run: GridRun, round: int) -> None:
+        super().started(run, round)
+        self._progress.reset(self._one, total=run.config.run.rounds, completed=round, description=run.name)
+
+    def round(self, round: int) -> None:
+        self._progress.update(self._one, completed=round)
+
+    def ended(self, run: GridRun, ended: Ended, accuracy: float | None) -> None:
+        super().ended(run, ended, accuracy)
+        self._progress.update(self._all, completed=self._done)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def show_grid(sweep: Sweep, standings: dict[str, Standing]) -> None:
+    """The runs in a table, and what would be done with each."""
+    table = Table(title=f"{sweep.folder}: {len(standings)} runs, {sweep.settings.nproc} rank(s) each")
+    for column in ("run", *(axis.name for axis in sweep.axes), "rounds", "state"):
+        table.add_column(column, overflow="fold")
+    for run in sweep.runs:
+        if run.name in standings:
+            found = standings[run.name]
+            state = f"goes on after round {found.round}" if found.kind == "begun" else found.kind
+            table.add_row(run.name, *run.labels.values(), str(run.config.run.rounds), state)
+    console().print(table)
+
 
 log = logging.getLogger("fedddp")
 
@@ -39,33 +116,33 @@ def run(args: Namespace) -> int:
         return _train_all(sweep, chosen, standings)
 
 
-def _train_all(sweep: Sweep, chosen: Sequence[Run], standings: dict[str, Standing]) -> int:
+def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Standing]) -> int:
     """Train what is not done, one run after the other; the table is written after each."""
     failed: dict[str, str] = {}
     left = [run for run in chosen if standings[run.name].kind != "done"]
     if done := len(chosen) - len(left):
         print(f"{done} of {len(chosen)} runs are done already", flush=True)
-    hparams.write(sweep)
-    telling = teller(done, len(chosen))
+    table.write_columns(sweep)
+    shown = (Bars if on_terminal() else Lines)(done, len(chosen))
     try:
         for run in left:
-            telling.started(run, standings[run.name].round)
-            ended = train(sweep, run, telling.round)
+            shown.started(run, standings[run.name].round)
+            ended = train(sweep, run, shown.round)
             if not ended.done:
                 failed[run.name] = ended.reason
             rows = _rows(sweep, failed)
             accuracy = next(o.accuracy for row in rows for o in row.outcomes if o.run is run)
-            telling.ended(run, ended, accuracy)
+            shown.ended(run, ended, accuracy)
             table.write(sweep, rows)
     except Interrupted:
         log.warning("the same command resumes the sweep")
         raise
     finally:
-        telling.close()
+        shown.close()
         rows = _rows(sweep, failed)
         table.write(sweep, rows)
         with SideWork()("curves.png"):
-            picture.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
+            table.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
     print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: table.md, table.csv, curves.png")
     print(f"TensorBoard: tensorboard --logdir {sweep.folder}", flush=True)
     return FAILED if failed else DONE

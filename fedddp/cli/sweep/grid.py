@@ -64,7 +64,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """One point of the grid: where it is (``labels``: axis -> label), and the configuration that it amounts to.
 
     ``name`` is made of ``words``, the labels as one tells them apart without their axes; it names the run's folder.
@@ -84,14 +84,14 @@ class Sweep:
     settings: Settings
     folder: Path
     axes: tuple[Axis, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[GridRun, ...]
 
     @property
     def shown(self) -> tuple[str, ...]:
         """The axes that tell rows apart."""
         return tuple(axis.name for axis in self.axes if axis.name != self.settings.average)
 
-    def only(self, patterns: Sequence[str]) -> tuple[Run, ...]:
+    def only(self, patterns: Sequence[str]) -> tuple[GridRun, ...]:
         """The runs that match every pattern (shell-style, commas between alternatives) by name or one of the labels."""
         chosen = tuple(run for run in self.runs if all(_matches(run, pattern) for pattern in patterns))
         if not chosen:
@@ -119,9 +119,9 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     return Sweep(settings, Path(settings.dir) / settings.name, axes, runs)
 
 
-def _runs(settings: Settings, axes: Sequence[Axis], base: dict[str, Any], over: dict[str, Any]) -> tuple[Run, ...]:
+def _runs(settings: Settings, axes: Sequence[Axis], base: dict[str, Any], over: dict[str, Any]) -> tuple[GridRun, ...]:
     """The product of the axes, each point checked as its own start would check it."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     for labels in itertools.product(*(axis.changes for axis in axes)):
         words = tuple(f"{axis.prefix}{label}" for axis, label in zip(axes, labels, strict=True))
         name = "-".join(re.sub(r"[^\w.+=]+", "_", word).strip("_.") or "_" for word in words)
@@ -136,7 +136,7 @@ def _runs(settings: Settings, axes: Sequence[Axis], base: dict[str, Any], over: 
             config = resolve(build(table), Place(world_size=settings.nproc, local_world_size=settings.nproc))
         except UsageError as error:
             raise UsageError(f"run {name}: {error}") from None
-        runs[name] = Run(
+        runs[name] = GridRun(
             name, words, {axis.name: label for axis, label in zip(axes, labels, strict=True)}, table, config
         )
     return tuple(runs.values())
@@ -195,6 +195,6 @@ def _check_apart(over: Mapping[str, Any], axes: Sequence[Axis]) -> None:
                 raise UsageError(f"--{key}: axis {axis.name} varies it; choose some of its runs with --only=LABEL")
 
 
-def _matches(run: Run, pattern: str) -> bool:
+def _matches(run: GridRun, pattern: str) -> bool:
     words = (run.name, *run.words, *run.labels.values())
     return any(fnmatchcase(word, one.strip()) for one in pattern.split(",") for word in words)

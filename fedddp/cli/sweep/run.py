@@ -21,7 +21,7 @@ from ...checkpoints.run_folder import locate
 from ...checkpoints.saved import differences
 from ...comm import interrupt
 from ...config import UsageError, flatten, read_toml, to_dict
-from .grid import Run, Sweep
+from .grid import GridRun, Sweep
 
 PATIENCE = 40.0  # seconds that a run has to stop in: its ranks are given 30
 LOST = re.compile(r"rank \d+ was ended by \w+")
@@ -47,7 +47,7 @@ class Ended:
     reason: str = ""
 
 
-def standing(run: Run) -> Standing:
+def standing(run: GridRun) -> Standing:
     """What an earlier sweep left of a run. Raises UsageError for a run of another configuration: it is not mixed in."""
     folder = locate(Path(run.config.run.dir), run.name, "auto").path
     if not (folder / "config.toml").is_file():
@@ -71,7 +71,7 @@ def _asked(*configs: dict[str, Any]) -> set[str]:
     return {key for key in keys if key in ("run.rounds", "privacy.target_epsilon") or key.startswith("evaluate.")}
 
 
-def train(sweep: Sweep, run: Run, told: Callable[[int], None]) -> Ended:
+def train(sweep: Sweep, run: GridRun, told: Callable[[int], None]) -> Ended:
     """Train a run to its end, from where it stands; ``told`` hears of the rounds. Raises Interrupted, with it stopped.
 
     What the run says goes to ``logs/<name>.txt``, what it was asked for stands in ``plan/<name>.toml``.

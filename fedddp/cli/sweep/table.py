@@ -1,4 +1,9 @@
-"""What came of a sweep: one row a point of the grid, mean and deviation over its seeds; as Markdown and CSV."""
+"""The results of a sweep: a row per point of the grid, mean and deviation over its seeds; as Markdown, CSV and curves.
+
+TensorBoard's HParams page over a sweep's folder is one table of all its runs: each run's events hold its configuration
+and its results. Which of the fifty keys are columns is written once, at the sweep's folder itself: those in which the
+runs differ. (TensorBoard takes the first such list that it finds; hence runs write none of their own.)
+"""
 
 from __future__ import annotations
 
@@ -10,18 +15,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .grid import Run, Sweep
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from ...config import flatten, to_dict
+from ...telemetry.tensorboard import COMPARED, PLAIN
+from .grid import GridRun, Sweep
 from .run import Standing, read_json
 
+COLUMNS = 3  # of panels in the picture
 Curve = list[tuple[int, float]]
 """(round, test accuracy) where it was measured."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """A finished run, or why there is none (empty if it was not tried)."""
 
-    run: Run
+    run: GridRun
     summary: Mapping[str, Any] | None
     curve: Curve
     reason: str = ""
@@ -37,7 +51,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Average:
     """Over ``n`` runs: mean and sample deviation (n - 1 below the fraction; None for a single run)."""
 
     mean: float
@@ -45,7 +59,7 @@ class Mean:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Mean | None:
+    def of(cls, values: Sequence[float]) -> Average | None:
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
@@ -56,41 +70,41 @@ class Row:
     """Runs that differ in nothing but the axis that is averaged over."""
 
     labels: tuple[str, ...]
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RunResult, ...]
     target: float | None
 
     @property
-    def done(self) -> list[Outcome]:
+    def done(self) -> list[RunResult]:
         return [outcome for outcome in self.outcomes if outcome.summary is not None]
 
-    def mean(self, key: str) -> Mean | None:
+    def mean(self, key: str) -> Average | None:
         """Of an entry of the runs' summaries."""
         values = [outcome.summary[key] for outcome in self.done if outcome.summary is not None]
-        return Mean.of([value for value in values if value is not None])
+        return Average.of([value for value in values if value is not None])
 
     @property
-    def rounds_to_target(self) -> Mean | None:
+    def rounds_to_target(self) -> Average | None:
         """Over the runs that reached it."""
         reached = [outcome.rounds_to(self.target) for outcome in self.done]
-        return Mean.of([rounds for rounds in reached if rounds is not None])
+        return Average.of([rounds for rounds in reached if rounds is not None])
 
     @property
     def remark(self) -> str:
         return "; ".join(f"{o.run.name} failed: {o.reason}" for o in self.outcomes if o.reason)
 
 
-def outcome(run: Run, found: Standing, reason: str = "") -> Outcome:
+def outcome(run: GridRun, found: Standing, reason: str = "") -> RunResult:
     """What the run's folder tells. A run that is not done has no place in a mean."""
     if found.kind != "done":
-        return Outcome(run, None, [], reason)
+        return RunResult(run, None, [], reason)
     lines = (found.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     curve = [(m["round"], m["test_accuracy"]) for m in map(json.loads, lines) if m["test_accuracy"] is not None]
-    return Outcome(run, read_json(found.folder / "summary.json"), curve)
+    return RunResult(run, read_json(found.folder / "summary.json"), curve)
 
 
-def rows(sweep: Sweep, outcomes: Sequence[Outcome]) -> list[Row]:
+def rows(sweep: Sweep, outcomes: Sequence[RunResult]) -> list[Row]:
     """The outcomes by what tells rows apart, in the grid's order."""
-    grouped: dict[tuple[str, ...], list[Outcome]] = {}
+    grouped: dict[tuple[str, ...], list[RunResult]] = {}
     for one in outcomes:
         grouped.setdefault(tuple(one.run.labels[axis] for axis in sweep.shown), []).append(one)
     return [Row(labels, tuple(group), sweep.settings.target_accuracy) for labels, group in grouped.items()]
@@ -146,7 +160,7 @@ def _shown(row: Row) -> list[str]:
     ]
 
 
-def _plus_minus(mean: Mean | None, scale: float, digits: str) -> str:
+def _plus_minus(mean: Average | None, scale: float, digits: str) -> str:
     if mean is None:
         return "-"
     spread = "" if mean.deviation is None else f" ± {format(scale * mean.deviation, digits)}"
@@ -169,3 +183,63 @@ def _crossed(sweep: Sweep, table: Sequence[Row]) -> str:
 def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rule = ["---"] * len(heads)
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in (heads, rule, *lines))
+
+
+def write_columns(sweep: Sweep) -> None:
+    """Write the columns of the HParams page, in place of earlier ones."""
+    for stale in sweep.folder.glob("events.out.tfevents.*"):
+        stale.unlink()
+    columns, _, _ = hparams(varied(sweep), {f"summary/{key}": 0.0 for key in COMPARED})
+    with SummaryWriter(str(sweep.folder)) as writer:
+        writer._get_file_writer().add_summary(columns)
+
+
+def varied(sweep: Sweep) -> dict[str, Any]:
+    """The keys in which runs differ, with a value of each: text if any run's is, since that says the column's kind."""
+    configs = [flatten(to_dict(run.config)) for run in sweep.runs]
+    keys = dict.fromkeys(key for config in configs for key in config if key != "run.name")
+    found = {key: [config.get(key) for config in configs] for key in keys}
+    differing = {key: values for key, values in found.items() if any(value != values[0] for value in values)}
+    plain = {key: [value for value in values if isinstance(value, PLAIN)] for key, values in differing.items()}
+    return {key: max(values, key=lambda value: isinstance(value, str)) for key, values in plain.items() if values}
+
+
+def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
+    """Test accuracy by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
+    panels: dict[str, list[Row]] = {}
+    for row in table:
+        panels.setdefault(row.labels[0] if len(row.labels) > 1 else "", []).append(row)
+    across = min(COLUMNS, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(1.5 + 4.2 * across, 0.8 + 3.4 * down), layout="constrained")
+    grid = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
+    for axes, (title, rows) in zip(grid, panels.items(), strict=False):
+        for row in rows:
+            _line(axes, row, ", ".join(row.labels[1:] or row.labels))
+        axes.set(title=title and f"{sweep.shown[0]}: {title}", xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    if sweep.settings.target_accuracy is not None:
+        for axes in grid[: len(panels)]:
+            axes.axhline(sweep.settings.target_accuracy, color="grey", linestyle="--", linewidth=1)
+    for axes in grid[: len(panels) : across]:
+        axes.set_ylabel("test accuracy")
+    handles, labels = grid[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+    return figure
+
+
+def _line(axes: Axes, row: Row, label: str) -> None:
+    """The mean over the row's runs of the rounds that all of them have."""
+    found = [dict(outcome.curve) for outcome in row.done]
+    rounds = sorted(set.intersection(*map(set, found))) if found else []
+    values = [[curve[t] for curve in found] for t in rounds]
+    means = [statistics.fmean(v) for v in values]
+    (line,) = axes.plot(rounds, means, label=label, marker="." if len(rounds) < 30 else "")
+    if len(found) > 1:
+        spread = [statistics.stdev(v) for v in values]
+        low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(rounds, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

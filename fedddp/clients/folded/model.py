@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from ...flat import FlatSpec
 from ...tasks import Task
 from .convolution import FoldedConv2d
-from .layer import FoldedLayer
-from .linear import FoldedLinear
+from .layer import FoldedLayer, FoldedLinear
 
 
 class FoldedModel:

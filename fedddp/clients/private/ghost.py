@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from ...tasks import Task
 from ..folded import FoldedModel
 from ..folded.convolution import FoldedConv2d
-from ..folded.layer import FoldedLayer
-from ..folded.linear import FoldedLinear
+from ..folded.layer import FoldedLayer, FoldedLinear
 from .oracle import NUMBERS_AT_ONCE, clipping, refuse_mixing, squared_norm, without
 
 

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, vmap
 
 from ...flat import FlatSpec
 from ...tasks import Task
-from ..arithmetic import arithmetic
+from ..local import arithmetic
 
 NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Of per-example gradients and activations held together: 64 MB in float32 stay near a CPU's cores; 1 GB on a GPU."""
