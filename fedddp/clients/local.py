@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..comm import interrupt
-from ..data import MOST_PLANNED, ClientData, Plan, Work, plan
+from ..data import MOST_PLANNED, BatchPlan, ClientData, Work, plan
 from ..flat import FlatModule
 from ..optim import CONSTANT, SGD, LearningRate, Optimizer, scaled
 from ..rng import global_seed
@@ -120,7 +120,7 @@ class Trainer(ABC):
         """How many clients can train together before their plan takes too much memory."""
         return max(1, MOST_PLANNED // max(1, int(self._training.work.planned(self.data.sizes).max())))
 
-    def plan(self, local: Local) -> Plan:
+    def plan(self, local: Local) -> BatchPlan:
         """The batches of each client's steps."""
         work, seed = self._training.work, self._training.seed
         if local.epochs:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ..comm import interrupt
-from ..data import ClientData, Plan, sent
+from ..data import BatchPlan, ClientData, sent
 from ..flat import FlatSpec
 from ..optim import Optimizer
 from ..tasks import Task
@@ -114,7 +114,7 @@ class VectorizedTrainer(Trainer):
         return LocalResult(start, **parts)
 
     def _descend(
-        self, oracle: Descending, start: Tensor, order: Plan, batches: Iterator[Batch], tally: _Tally, lr: float
+        self, oracle: Descending, start: Tensor, order: BatchPlan, batches: Iterator[Batch], tally: _Tally, lr: float
     ) -> Tensor:
         """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work; delta [K, D]."""
         at_work = [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
@@ -129,7 +129,7 @@ class VectorizedTrainer(Trainer):
     def _collect(
         self,
         start: Tensor,
-        order: Plan,
+        order: BatchPlan,
         batches: Iterator[Batch],
         tally: _Tally,
         correct: Correction | None,
@@ -177,7 +177,7 @@ def _of_row(correct: Correction | None, row: int, k: int) -> Correction | None:
 class _Tally:
     """Loss and right answers of each client, summed over what it saw."""
 
-    def __init__(self, order: Plan, device: torch.device) -> None:
+    def __init__(self, order: BatchPlan, device: torch.device) -> None:
         self.mask = sent(order.mask, device).transpose(0, 1)  # [T, K, B]
         self._loss = torch.zeros(len(order.steps), dtype=torch.float64, device=device)
         self._right = torch.zeros_like(self._loss)

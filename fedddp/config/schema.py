@@ -26,7 +26,7 @@ class Section(BaseModel):
     model_config: ClassVar[ConfigDict] = {**RULES, "frozen": True, "arbitrary_types_allowed": True}
 
 
-class Run(Section):
+class RunSection(Section):
     """The run: name and folder, length, seed, device, how to resume."""
 
     name: str = Field(default="", description="name of the run folder; empty = <algorithm>-<data>-<model>")
@@ -51,7 +51,7 @@ class Run(Section):
     )
 
 
-class Data(Section):
+class DataSection(Section):
     """The dataset, and how its examples are divided among the clients."""
 
     name: str = Field(default="mnist-mini", description="the dataset")
@@ -75,7 +75,7 @@ class Data(Section):
     )
 
 
-class Execution(Section):
+class ExecutionSection(Section):
     """How a rank trains its clients: one after the other, or batched."""
 
     name: Literal["auto", "sequential", "vectorized"] = Field(
@@ -87,7 +87,7 @@ class Execution(Section):
     )
 
 
-class Client(Section):
+class ClientSection(Section):
     """Local training on a client."""
 
     local_epochs: int = Field(default=1, ge=1, le=10_000, description="E, passes over a client's examples per round")
@@ -126,10 +126,10 @@ class Client(Section):
     )
     optimizer: Annotated[ClientOptimizer, Field(description="the optimizer of local training")] = SGD()
     schedule: Annotated[Schedule, Field(description="factor of the learning rate, by round")] = CONSTANT
-    execution: Execution = Execution()
+    execution: ExecutionSection = ExecutionSection()
 
 
-class Cohort(Section):
+class CohortSection(Section):
     """Which clients take part in a round."""
 
     fraction: Annotated[float | None, Off] = Field(
@@ -143,7 +143,7 @@ class Cohort(Section):
     ] = Uniform()
 
 
-class Aggregation(Section):
+class AggregationSection(Section):
     """How updates become one: their sum, robust rules, compression."""
 
     sum: Literal["fast", "exact"] = Field(
@@ -157,7 +157,7 @@ class Aggregation(Section):
     ] = NoCompression()
 
 
-class Evaluate(Section):
+class EvaluateSection(Section):
     """When and where the model is evaluated."""
 
     every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = only after the last")
@@ -182,7 +182,7 @@ class Evaluate(Section):
     )
 
 
-class Checkpoint(Section):
+class CheckpointSection(Section):
     """When checkpoints are written, and how many are kept."""
 
     every: int = Field(default=1, ge=0, description="rounds between checkpoints; 0 = only when interrupted")
@@ -194,7 +194,7 @@ class Checkpoint(Section):
     )
 
 
-class SecureAggregation(Section):
+class SecureAggregationSection(Section):
     """Secure aggregation: only the sum of all ranks' updates can be read."""
 
     enabled: bool = Field(
@@ -219,7 +219,7 @@ class SecureAggregation(Section):
     )
 
 
-class AdaptiveClip(Section):
+class AdaptiveClipSection(Section):
     """The clip of client-level privacy, as a quantile of the updates' norms."""
 
     enabled: bool = Field(
@@ -232,7 +232,7 @@ class AdaptiveClip(Section):
     lr: float = Field(default=0.2, gt=0, description="learning rate of the clip; 0.2 as in the paper")
 
 
-class Privacy(Section):
+class PrivacySection(Section):
     """What leaves a rank: guard, differential privacy, secure aggregation."""
 
     guard: bool = Field(default=False, description="refuse messages that the configured protocol does not need")
@@ -258,11 +258,11 @@ class Privacy(Section):
         description="randomness of cohorts, batches and noise: seeded is reproducible, for "
         "tests, and guarantees nothing",
     )
-    adaptive_clip: AdaptiveClip = AdaptiveClip()
-    secure_aggregation: SecureAggregation = SecureAggregation()
+    adaptive_clip: AdaptiveClipSection = AdaptiveClipSection()
+    secure_aggregation: SecureAggregationSection = SecureAggregationSection()
 
 
-class Telemetry(Section):
+class TelemetrySection(Section):
     """What is shown while a run goes on."""
 
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
@@ -274,8 +274,8 @@ class Telemetry(Section):
 class Config(Section):
     """The configuration of one run."""
 
-    run: Run = Run()
-    data: Data = Data()
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
     model: Annotated[
         ModelFactory,
         Choice(MODELS, {"name": "cnn"}, wrap=ImportedModule),
@@ -287,18 +287,18 @@ class Config(Section):
     loss: Annotated[Loss, Choice(LOSSES, {"name": "cross_entropy"}), Field(description="the loss of a classifier")] = (
         CrossEntropy()
     )
-    client: Client = Client()
-    cohort: Cohort = Cohort()
+    client: ClientSection = ClientSection()
+    cohort: CohortSection = CohortSection()
     algorithm: Annotated[
         Algorithm,
         Choice(ALGORITHMS, {"name": "fedavg"}),
         Field(description="the federated algorithm, on clients and server"),
     ] = FedAvg()
-    aggregation: Aggregation = Aggregation()
+    aggregation: AggregationSection = AggregationSection()
     attack: Annotated[
         Attack, Choice(ATTACKS, {"name": "none"}), Field(description="what Byzantine clients do, in a simulation")
     ] = NoAttack()
-    evaluate: Evaluate = Evaluate()
-    checkpoint: Checkpoint = Checkpoint()
-    privacy: Privacy = Privacy()
-    telemetry: Telemetry = Telemetry()
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    privacy: PrivacySection = PrivacySection()
+    telemetry: TelemetrySection = TelemetrySection()

@@ -1,6 +1,6 @@
 """Datasets, partitions of their examples over clients, and the order in which a client uses its own."""
 
-from .batches import MOST_PLANNED, Plan, Work, extreme_batches, num_steps, plan
+from .batches import MOST_PLANNED, BatchPlan, Work, extreme_batches, num_steps, plan
 from .clients import ClientData, Placement, sent
 from .datasets import DATASETS, Dataset, Examples, load
 from .inputs import Normalizer, check_range
@@ -15,6 +15,7 @@ __all__ = [
     "MOST_PLANNED",
     "PARTITIONS",
     "SKEWS",
+    "BatchPlan",
     "ClientData",
     "Dataset",
     "Examples",
@@ -25,7 +26,6 @@ __all__ = [
     "Partitioner",
     "Parts",
     "Placement",
-    "Plan",
     "Skew",
     "Work",
     "check_range",

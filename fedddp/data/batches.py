@@ -10,7 +10,7 @@ from ..rng import derive, numpy_generator
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """``index [K, T, B]`` into each client's own examples, ``mask [K, T, B]`` (false pads), ``steps [K]``."""
 
     index: Tensor
@@ -28,7 +28,7 @@ def plan(
     seed: int,
     steps: Tensor | None = None,
     smallest: int = 1,
-) -> Plan:
+) -> BatchPlan:
     """E shuffled passes over each client's examples in batches of B, the last one of a pass possibly short.
 
     ``batch_size`` 0 takes a client's whole data as one batch. ``steps [K]``: of each client, instead of E passes; it
@@ -61,7 +61,7 @@ def plan(
             there = there & (torch.arange(most) < own_steps.unsqueeze(1)).unsqueeze(2)
             batches = batches.masked_fill(~there, 0)
         index[rows, :most, :widest], mask[rows, :most, :widest] = batches, there
-    return Plan(index, mask, steps)
+    return BatchPlan(index, mask, steps)
 
 
 def extreme_batches(sizes: Tensor, batch_size: int, steps: int | None = None, smallest: int = 1) -> tuple[int, int]:

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints.run_folder import SPENT, Busy, RunFolder, locate
+from ..checkpoints.lock import Busy
+from ..checkpoints.run_folder import SPENT, RunFolder, locate
 from ..checkpoints.saved import Saved, differences, newest
 from ..comm.world import Place
 from ..config import ResolvedConfig, build, flatten, read_toml, to_dict

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from fedddp.checkpoints import lock
-from fedddp.checkpoints.run_folder import Busy, RunFolder, locate
+from fedddp.checkpoints.lock import Busy
+from fedddp.checkpoints.run_folder import RunFolder, locate
 from fedddp.comm.interrupt import Interrupted
 
 

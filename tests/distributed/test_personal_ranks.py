@@ -72,7 +72,9 @@ def test_the_share_held_out_may_not_change_on_resume_but_how_often_it_is_used_ma
     other = _merged(table_of(tmp_path, "kept", 2, "auto"), {"evaluate": {"personal_every": 2}})
     assert run_ranks(train, 1, other)[0]["rounds"] == 2
     other = _merged(table_of(tmp_path, "kept", 3, "auto"), {"evaluate": {"holdout": 0.5}})
-    with pytest.raises(Exception, match=r"evaluate\.holdout is 0\.25 there, 0\.5 here"):
+    with pytest.raises(
+        AssertionError, match=r"UsageError: run\.resume=[^\n]*evaluate\.holdout is 0\.25 there, 0\.5 here"
+    ):
         run_ranks(train, 1, other)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fedddp.data import Dataset, Examples
+from fedddp.federation import federate
 from fedddp.tasks import Task
 from tests.helpers.support import assemble
 
@@ -89,3 +90,28 @@ def descended(k, w, steps=5, extra=lambda w: 0.0, lr=LR, momentum=0.0):
 
 def mean(rows, weights):
     return sum(p * row for p, row in zip(weights, rows, strict=True)) / sum(weights)
+
+
+def trained(folder, rounds, algorithm, **sections):
+    f, server = quadratics(folder, algorithm=algorithm, run={"rounds": rounds}, **sections)
+    return federate(f, server), f
+
+
+def final(folder, rounds, algorithm, **sections):
+    return trained(folder, rounds, algorithm, **sections)[0].w
+
+
+def assert_near(w, expected, tolerance=1e-11):
+    assert (w - expected).abs().max() <= tolerance
+
+
+class Drawn:
+    """Work that is as many steps as said for each client, on full batches."""
+
+    batch_size, smallest = 0, 1
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def drawn(self, sizes, ids, round, seed):
+        return torch.tensor([self.steps[k] for k in ids])

@@ -1,11 +1,13 @@
 """fedddp.models, the deep ones: sizes, norms, first values, and training one by one or at once."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from fedddp.clients import SequentialTrainer, VectorizedTrainer
-from fedddp.config import build
+from fedddp.config import UsageError, build
 from fedddp.flat import FlatModule, FlatSpec
 from fedddp.models import VGG, LeNet, ResNet
 from fedddp.models.convolutional import group_norm
@@ -111,7 +113,7 @@ def test_statistics_return_with_the_vector():
     ],
 )
 def test_what_there_is_not_is_refused_by_key(section, message):
-    with pytest.raises(Exception, match=message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}="):
         build({"model": section})
 
 

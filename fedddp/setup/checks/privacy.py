@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...algorithms import QuantileClip
-from ...config.schema import Privacy
+from ...config.schema import PrivacySection
 from ...privacy import check_installed
 from ...secure import LEAST_PARTIES, Roster, identity_of
 from ..noise import LEAST_NOISE, adaptive_clip, client_ring, heaviest, ring_fraction_bits
@@ -35,7 +35,7 @@ def _idle(key: str) -> Check[Facts]:
     def found(f: Facts) -> bool:
         keys = f.config.privacy
         value = keys.adaptive_clip.enabled if key == "adaptive_clip.enabled" else getattr(keys, key)
-        default = {"clip": Privacy().clip, "adaptive_clip.enabled": False}.get(key)
+        default = {"clip": PrivacySection().clip, "adaptive_clip.enabled": False}.get(key)
         return not level_of(f.config).unit and value != default
 
     return Check(
