@@ -75,7 +75,7 @@ class ClientLevel(Around):
     """Any algorithm ``inner``, its clients' updates clipped to ``clip`` over all their vectors together, weighing 1.
 
     What is private is what the server gets, hence the model and all that follows from it; what ``inner`` keeps on a
-    client stays there. Its ``server_update`` is not told who took part: the cohort it gets is empty. Raises ValueError
+    client stays there. Its ``server_update`` sees no participants: the cohort it gets is empty. Raises ValueError
     for a clip that is not positive, for one outside the bounds of ``adaptive``, and for negative noise.
     """
 

@@ -46,7 +46,7 @@ def _merge(files: Sequence[Path], out: Path) -> list[Path]:
     for file in files:
         named = re.fullmatch(r"rank-(\d+)\.pub", file.name)
         if named is None:
-            raise IdentityError(f"{file}: not named rank-K.pub, so whose key it is cannot be told; rename it")
+            raise IdentityError(f"{file}: not named rank-K.pub, so its owner is unknown; rename it")
         text = file.read_text("ascii", errors="replace").strip()
         if not re.fullmatch("[0-9a-f]{64}", text):
             raise IdentityError(f"{file}: not a public key of 64 hexadecimal digits; ask its owner again")

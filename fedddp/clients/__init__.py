@@ -2,7 +2,7 @@
 
 from .choose import choose
 from .local import Correction, Local, LocalTrainingSpec, Trainer
-from .private import PrivateTrainer, choose_private, private_steps, sampling_rate
+from .private import PrivateTrainer, choose_private, mixing_layers, private_steps, sampling_rate
 from .sequential import SequentialTrainer, compared_layer
 from .store import ClientStore
 from .vectorized import VectorizedTrainer
@@ -19,6 +19,7 @@ __all__ = [
     "choose",
     "choose_private",
     "compared_layer",
+    "mixing_layers",
     "private_steps",
     "sampling_rate",
 ]

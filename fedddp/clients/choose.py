@@ -64,15 +64,15 @@ def choose(
     if not task.classifies:
         return small, "sequential: this task draws noise of its own in every step"
     reasons = []
-    for told, build in (AUTOCAST if spec.autocast else ORACLES).items():
+    for how, build in (AUTOCAST if spec.autocast else ORACLES).items():
         try:
             trial = build(task.model(seed).double(), device)
             gains = isinstance(trial, Descending) or device.type != "cpu" or small.spec.dim <= SMALL_MODEL
             if name == "auto" and not gains:  # found without trying out a large model
-                return small, f"sequential: {told} gains nothing on a CPU for {small.spec.dim:,} parameters"
+                return small, f"sequential: {how} gains nothing on a CPU for {small.spec.dim:,} parameters"
             _try_out(trial, task, examples, seed, device)
         except Exception as error:
-            reasons.append(f"{told}: {first_line(error)}")
+            reasons.append(f"{how}: {first_line(error)}")
             continue
         k = width or max(
             1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
@@ -80,13 +80,13 @@ def choose(
         oracle = build(task.model(seed).to(spec.dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and spec.optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, seed, device)
-            told = f"{told}, {found}"
+            how = f"{how}, {found}"
         if name == "auto" and isinstance(oracle, VmappedModel):
             worse, found = slower(oracle, task, examples, spec, clients=k)
             if worse:
-                return small, f"sequential: {told} {found}"
-            told = f"{told}{found}"
-        why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {told}"
+                return small, f"sequential: {how} {found}"
+            how = f"{how}{found}"
+        why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {how}"
         return VectorizedTrainer(task, data, spec, oracle, k, small), why
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
 

@@ -35,7 +35,7 @@ def arithmetic(device: torch.device | str, autocast: bool) -> AbstractContextMan
 def channels_innermost(x: Tensor) -> Tensor:
     """A copy of images ``x [B, C, H, W]`` in which the channels of a pixel lie side by side.
 
-    Strides are told outright: with one channel both layouts are the same memory, and PyTorch would go on in the other.
+    Strides are given explicitly: with one channel both layouts are the same memory, and PyTorch would keep the other.
     """
     _, c, h, w = x.shape
     return torch.empty_strided(x.shape, (c * h * w, 1, w * c, c), dtype=x.dtype, device=x.device).copy_(x)

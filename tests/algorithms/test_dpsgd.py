@@ -252,7 +252,7 @@ def perceptron(middle):
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (perceptron(nn.BatchNorm1d(6)), "BatchNorm1d '2' computes with statistics of a batch"),
+        (perceptron(nn.BatchNorm1d(6)), r"2 \(BatchNorm1d\) computes with statistics of a batch"),
         (perceptron(nn.Dropout(0.5)), "outputs depend on the others in its batch, or on random numbers"),
         (Centred, "outputs depend on the others in its batch, or on random numbers"),
     ],

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
+from fedddp.clients import mixing_layers
 from fedddp.comm.world import Place
 from fedddp.config import UsageError, build
 from fedddp.data import Dataset, Examples, Partition
 from fedddp.data.parts import write
 from fedddp.secure import Identity, Roster
 from fedddp.setup.checks import MACHINE, refuse
-from fedddp.setup.checks.privacy import mixing_layers
 from fedddp.setup.resolve import resolve
 from fedddp.tasks import Task
 from tests.helpers.checks import (

@@ -1,4 +1,4 @@
-"""What the plane of a run (its store and its connections) is like on this machine, measured with two ranks of its own.
+"""Measure the network side of a run (its store and its connections) on this machine, with two ranks of its own.
 
 A process forks two ranks that meet as the ranks of a run do; then it reads from /proc which addresses they listen on,
 and speaks to their store as a stranger would: without a name, a password or a certificate. Two more ranks try gloo's
@@ -144,12 +144,12 @@ def _pair(transport: str) -> tuple[list[int], list[str], int]:
         os.close(theirs)
         pids.append(pid)
         ends.append(mine)
-    deadline, told = time.monotonic() + 2 * PATIENCE, []
+    deadline, reports = time.monotonic() + 2 * PATIENCE, []
     for end in ends:
         ready = wait([end], max(0.0, deadline - time.monotonic()))
-        told.append(os.read(end, 4096).decode() if ready else "did not answer")
+        reports.append(os.read(end, 4096).decode() if ready else "did not answer")
         os.close(end)
-    return pids, ["" if text == "met" else text or "died" for text in told], port
+    return pids, ["" if text == "met" else text or "died" for text in reports], port
 
 
 def _rank(rank: int, report: int) -> None:

@@ -100,11 +100,11 @@ def _store(config: Config, place: Place, env: Mapping[str, str], measured: Measu
     if not where:
         yield Finding("store", "warn", f"could not be measured ({measured.error or 'no socket found'})")
         return
-    told = f"the store ({whose}) listens on {_shown(where)}"
+    listens = f"the store ({whose}) listens on {_shown(where)}"
     if all(is_loopback(address) for address in where):
-        yield Finding("store", "ok", f"{told}: this machine only")
+        yield Finding("store", "ok", f"{listens}: this machine only")
     else:
-        yield Finding("store", "warn", f"{told}; torch has no setting for less, whatever MASTER_ADDR says", FIREWALL)
+        yield Finding("store", "warn", f"{listens}; torch has no setting for less, whatever MASTER_ADDR says", FIREWALL)
     answered = {
         True: f"none: a stranger at {measured.asked} was answered, and could read and write",
         False: f"a stranger at {measured.asked} could not connect",

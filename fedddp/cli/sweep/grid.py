@@ -79,7 +79,7 @@ class GridRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid whose every run was found possible, as far as that can be told without data."""
+    """A grid whose every run was found possible, as far as that can be checked without data."""
 
     settings: Settings
     folder: Path

@@ -25,7 +25,7 @@ from .grid import GridRun, Sweep
 
 PATIENCE = 40.0  # seconds that a run has to stop in: its ranks are given 30
 LOST = re.compile(r"rank \d+ was ended by \w+")
-"""What fedddp launch says of a rank that a signal ended; the others are then stopped, and note that alone."""
+"""What fedddp launch says of a rank that a signal ended; the others are then stopped, and report that alone."""
 
 TELLING = re.compile(r"^(fedddp(\[rank \d+\])?: |(\[rank\d+\]: )?[\w.]*(Error|Exception|Interrupt)\b)")
 
@@ -71,8 +71,10 @@ def _asked(*configs: dict[str, Any]) -> set[str]:
     return {key for key in keys if key in ("run.rounds", "privacy.target_epsilon") or key.startswith("evaluate.")}
 
 
-def train(sweep: Sweep, run: GridRun, told: Callable[[int], None]) -> Ended:
-    """Train a run to its end, from where it stands; ``told`` hears of the rounds. Raises Interrupted, with it stopped.
+def train(sweep: Sweep, run: GridRun, on_round: Callable[[int], None]) -> Ended:
+    """Train a run to its end, from where it stands. Raises Interrupted, with it stopped.
+
+    ``on_round`` is called with the last finished round, again and again.
 
     What the run says goes to ``logs/<name>.txt``, what it was asked for stands in ``plan/<name>.toml``.
     """
@@ -82,7 +84,7 @@ def train(sweep: Sweep, run: GridRun, told: Callable[[int], None]) -> Ended:
     plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
     with log.open("a", encoding="utf-8") as out:
         began = out.tell()
-        code = _supervised(command(sweep.settings.nproc, plan), out, lambda: told(standing(run).round))
+        code = _supervised(command(sweep.settings.nproc, plan), out, lambda: on_round(standing(run).round))
     found = standing(run)
     if code == 0 and found.kind == "done":
         return Ended(True)
@@ -120,7 +122,7 @@ def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) ->
 
 
 def _reason(status: dict[str, Any], said: str, code: int) -> str:
-    """Why a run is not done, in a line: what it noted itself, or the last thing it said that tells of a mistake."""
+    """Why a run is not done, in a line: what its status says, or the last line of its output that names an error."""
     if status.get("state") == "failed":
         return str(status.get("error", "failed"))
     if lost := LOST.search(said):

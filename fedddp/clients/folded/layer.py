@@ -69,7 +69,7 @@ class FoldedLayer(nn.Module):
         self._armed = True
 
     def use(self) -> None:
-        """Note that the layer is used in this step."""
+        """Record that the layer is used in this step."""
         if torch.is_grad_enabled():
             if not self._armed:
                 raise RuntimeError(f"layer {self.name.rstrip('.')!r} is used more than once in a step")
@@ -138,7 +138,7 @@ class FoldedLinear(FoldedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self.use()
-        if self._factors and (x.dim() > 2 or len(x) // self.num_clients > self._factors.room):
+        if self._factors and (x.dim() > 2 or len(x) // self.num_clients > self._factors.remaining):
             self._factors.give_up()  # several rows an example: more than was reckoned with
             self._factors = None
         return _Linear.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
@@ -199,7 +199,7 @@ class _Factors:
         self._used = 0
 
     @property
-    def room(self) -> int:
+    def remaining(self) -> int:
         """Rows of a client that may still come."""
         return self._xs.shape[1] - self._used
 

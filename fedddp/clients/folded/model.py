@@ -87,7 +87,7 @@ class FoldedModel:
             layer.attach(views)
 
     def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
-        """``module`` with every plain layer below it replaced; notes the parameters that are covered."""
+        """``module`` with every plain layer below it replaced; adds their parameters to ``covered``."""
         folded = _folded(module, path, self._layout)
         if folded is not None:
             self._layers.append(folded)

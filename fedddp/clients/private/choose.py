@@ -54,16 +54,16 @@ def choose_private(
     few = Examples(normalize(examples.x[rows].to(device)), examples.y[rows].to(device))
     _refuse_mixing_seen(module, few.x)
     build: Build = partial(VmappedExamples, autocast=spec.autocast)
-    told, reason = VMAP, ""
+    how, reason = VMAP, ""
     for faster, candidate in {} if spec.autocast else ORACLES.items():
         try:
             _try_out(candidate, task, few, seed, device)
         except Exception as error:
             reason = f" (not {GHOST}: {first_line(error)})"
             continue
-        build, told, reason = candidate, faster, ""
+        build, how, reason = candidate, faster, ""
         break
-    if told == VMAP:
+    if how == VMAP:
         try:
             _sums(VmappedExamples(task.model(seed).double(), device), task, few, seed)
         except Exception as error:
@@ -79,7 +79,7 @@ def choose_private(
         max(1, EXAMPLES_AT_ONCE[device.type] // (spec.work.batch_size or int(data.sizes.max()) or 1)),
     )
     trainer = PrivateTrainer(task, data, spec, oracle, k, randomness, clip=clip, noise_multiplier=noise_multiplier)
-    return trainer, f"by DP-SGD: {k} client{'s' if k > 1 else ''} at once, {told}{reason}"
+    return trainer, f"by DP-SGD: {k} client{'s' if k > 1 else ''} at once, {how}{reason}"
 
 
 def _refuse_mixing_seen(module: nn.Module, x: Tensor) -> None:

@@ -23,8 +23,8 @@ from ..folded.layer import FoldedLayer, FoldedLinear
 from .oracle import NUMBERS_AT_ONCE, clipping, refuse_mixing, squared_norm, without
 
 
-class Noted:
-    """What a layer's weight saw and what came back, ``x [K, B, T, i]`` and ``dy [K, B, T, o]``."""
+class Captured:
+    """The inputs and output gradients of a layer's weight, ``x [K, B, T, i]`` and ``dy [K, B, T, o]``."""
 
     def __init__(self, x: Tensor, dy: Tensor, biased: bool) -> None:
         self.x, self.dy = x, dy
@@ -64,31 +64,31 @@ class Noted:
             bias += torch.bmm(factor.unsqueeze(1), without(self.bias, good)).squeeze(1)
 
 
-class NotedLinear(FoldedLinear):
-    """Notes its inputs and output gradients instead of learning from them."""
+class CapturingLinear(FoldedLinear):
+    """Captures its inputs and output gradients instead of learning from them."""
 
-    noted: tuple[Tensor, Tensor]  # x [K, B T, i] and dy [K, B T, o]
+    captured: tuple[Tensor, Tensor]  # x [K, B T, i] and dy [K, B T, o]
 
     def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """``x [K, B T, in]``, ``dy [K, B T, out]``."""
-        self.noted = x, dy
+        self.captured = x, dy
 
     def into(self, grad: Tensor) -> Tensor:
         """The gradient's place ``grad [K, *shape]`` as the rows are: [K, out, in]."""
         return grad
 
 
-class NotedConv2d(FoldedConv2d):
+class CapturingConv2d(FoldedConv2d):
     """The same; its rows are patches in the order (kh, kw, C)."""
 
-    noted: tuple[Tensor, Tensor]
+    captured: tuple[Tensor, Tensor]
 
     def learn_from(self, x: Tensor | None, patches: Tensor | None, dy: Tensor, back: bool) -> Tensor | None:
         """See `FoldedConv2d.learn_from`."""
         if patches is None:
             assert x is not None
             patches = self.patches(x)[0]
-        self.noted = patches, self.rows(dy)
+        self.captured = patches, self.rows(dy)
         return self.gradients(x, dy, (True, False))[0] if x is not None and back else None
 
     def into(self, grad: Tensor) -> Tensor:
@@ -118,42 +118,42 @@ class GhostExamples(FoldedModel):
         """See `ClippedSums.step`."""
         self._sums[: len(x)] = 0
         if not self._numbers:  # how many an example takes: the layers know when they have seen one
-            self._numbers = sum(noted.numbers for noted in self._pass(task, x[:1, :1], y[:1, :1]))
+            self._numbers = sum(captured.numbers for captured in self._pass(task, x[:1, :1], y[:1, :1]))
         at_once = max(1, self._budget // (2 * self._numbers * len(x)))
         parts = zip(*(part.split(at_once, dim=1) for part in (x, y, mask)), strict=True)
         return torch.cat([self._add(task, some, labels, drawn, clip) for some, labels, drawn in parts], dim=1)
 
     def _add(self, task: Task, x: Tensor, y: Tensor, mask: Tensor, clip: float) -> Tensor:
         """Add some examples of each client to the sums; their norms."""
-        noted = self._pass(task, x, y)
+        captured = self._pass(task, x, y)
         with torch.no_grad():
-            norm = torch.stack([layer.squared_norms() for layer in noted]).sum(dim=0).sqrt()
+            norm = torch.stack([layer.squared_norms() for layer in captured]).sum(dim=0).sqrt()
             factor, good = clipping(norm, mask, clip, self._sums.dtype)
             into = self.spec.views(self._sums[: len(x)])
-            for layer, seen in zip(self._layers, noted, strict=True):
-                assert isinstance(layer, NotedLinear | NotedConv2d)
+            for layer, seen in zip(self._layers, captured, strict=True):
+                assert isinstance(layer, CapturingLinear | CapturingConv2d)
                 seen.add_to(layer.into(into[f"{layer.name}weight"]), into.get(f"{layer.name}bias"), factor, good)
         return norm
 
-    def _pass(self, task: Task, x: Tensor, y: Tensor) -> list[Noted]:
-        """Forwards and backwards: what each layer noted."""
+    def _pass(self, task: Task, x: Tensor, y: Tensor) -> list[Captured]:
+        """Forwards and backwards: what each layer captured."""
         outputs = self.forward(x)
         task.loss(outputs.flatten(0, 1), y.flatten()).sum().backward()
-        noted = []
+        captured = []
         for layer in self._layers:
-            assert isinstance(layer, NotedLinear | NotedConv2d)
-            a, dy = (rows.unflatten(1, (x.shape[1], -1)) for rows in layer.noted)
-            del layer.noted
-            noted.append(Noted(a, dy, layer.bias is not None))
-        return noted
+            assert isinstance(layer, CapturingLinear | CapturingConv2d)
+            a, dy = (rows.unflatten(1, (x.shape[1], -1)) for rows in layer.captured)
+            del layer.captured
+            captured.append(Captured(a, dy, layer.bias is not None))
+        return captured
 
     def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
-        """Folded layers become those that note."""
+        """Folded layers become those that capture."""
         folded = super()._exchange(module, path, covered)
         if isinstance(folded, FoldedLayer) and folded is not module:
-            kind = NotedLinear(path, module) if isinstance(module, nn.Linear) else None
+            kind = CapturingLinear(path, module) if isinstance(module, nn.Linear) else None
             if isinstance(module, nn.Conv2d):
-                kind = NotedConv2d(path, module, self._layout)
+                kind = CapturingConv2d(path, module, self._layout)
             assert kind is not None
             self._layers[-1] = folded = kind
         return folded

@@ -94,15 +94,23 @@ class VmappedExamples:
         return vmap(one_client)(trained, fixed, x, y)
 
 
-def refuse_mixing(module: nn.Module) -> None:
-    """Raise ValueError for a module that lets examples see each other, or keeps statistics of them."""
-    for name, part in module.named_modules():
+def mixing_layers(module: nn.Module) -> list[str]:
+    """Return the layers in which examples of a batch affect each other, or that keep their statistics: name (class)."""
+
+    def mixes(part: nn.Module) -> bool:
         keeps = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
-        if keeps or isinstance(part, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(
-                f"{type(part).__name__} {name!r} computes with statistics of a batch: no example has a gradient of its "
-                "own to clip, and the statistics leave without noise; use GroupNorm or LayerNorm"
-            )
+        return keeps or isinstance(part, nn.modules.batchnorm._BatchNorm)
+
+    return [f"{name} ({type(part).__name__})" for name, part in module.named_modules() if mixes(part)]
+
+
+def refuse_mixing(module: nn.Module) -> None:
+    """Raise ValueError for a module with `mixing_layers`."""
+    if layers := mixing_layers(module):
+        raise ValueError(
+            f"{layers[0]} computes with statistics of a batch: no example has a gradient of its own to clip, and the "
+            "statistics leave without noise; use GroupNorm or LayerNorm"
+        )
 
 
 def squared_norm(gradient: Tensor) -> Tensor:

@@ -4,29 +4,15 @@ import math
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ...algorithms import QuantileClip
+from ...clients import mixing_layers
 from ...config.schema import PrivacySection
 from ...privacy import check_installed
 from ...secure import LEAST_PARTIES, Roster, identity_of
 from ..noise import LEAST_NOISE, adaptive_clip, client_ring, heaviest, ring_fraction_bits
 from .data import Facts
 from .table import Check, Values, failure, level_of
-
-
-def mixing_layers(module: nn.Module) -> list[str]:
-    """Return the layers in which examples of a batch affect each other, or that keep their statistics.
-
-    Returns:
-        "name (class)" of each.
-    """
-
-    def mixes(part: nn.Module) -> bool:
-        keeps = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
-        return keeps or isinstance(part, nn.modules.batchnorm._BatchNorm)
-
-    return [f"{name} ({type(part).__name__})" for name, part in module.named_modules() if mixes(part)]
 
 
 def _idle(key: str) -> Check[Facts]:

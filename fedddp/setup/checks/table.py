@@ -38,8 +38,8 @@ class Check(Generic[T]):
         if found is None or found is False:
             return None
         values = {} if found is True else found
-        key, told = self.keys[0], flatten(to_dict(config))
-        front = f"{key}={_shown(told[key])}" if key in told else key
+        key, given = self.keys[0], flatten(to_dict(config))
+        front = f"{key}={_shown(given[key])}" if key in given else key
         text = "; ".join(part.format_map(values) for part in (self.reason, self.remedy) if part)
         return UsageError(f"{front}: {text}", key=key, code=self.code)
 
