@@ -16,8 +16,6 @@ from .gloo import MODULES
 from .heartbeat import CommError
 from .ledger import Purpose
 
-__all__ = ["AROUND", "OBJECTS", "AllowedMessage", "Guard", "MessageRefused", "refuse_around"]
-
 REAL = ("float32", "float64", "bfloat16", "float16")
 RING = ("int64", "int32")
 PACKED = ("uint8", "int8", "int16")

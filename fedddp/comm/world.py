@@ -11,17 +11,6 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-__all__ = [
-    "SPANS_HOSTS",
-    "Place",
-    "alone_of_many",
-    "check_meeting",
-    "is_loopback",
-    "local_cores",
-    "rank_path",
-    "spans_hosts",
-]
-
 SPANS_HOSTS = (
     "the ranks of this run are on several hosts, and what they send each other is neither encrypted nor authenticated: "
     "fedddp doctor says what to do; privacy.trust_network=true if that is done"

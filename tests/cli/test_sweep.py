@@ -17,7 +17,7 @@ from fedddp import UsageError, train
 from fedddp.cli.sweep import command as program
 from fedddp.cli.sweep import run as running
 from fedddp.cli.sweep.grid import read
-from fedddp.cli.sweep.table import Mean, Outcome, as_csv, curves, markdown, rows
+from fedddp.cli.sweep.table import Average, RunResult, as_csv, curves, markdown, rows
 from tests.helpers.commands import command
 
 pytestmark = pytest.mark.slow
@@ -217,7 +217,7 @@ def made_up(tmp_path):
         row, seed = order[run.labels["rate"]] + (run.labels["client.local_epochs"] == "5"), run.config.run.seed
         curve = [(t, 0.2 * t + 0.02 * seed - 0.1 * row) for t in (1, 2, 3, 4)]
         summary = {"final_test_accuracy": curve[-1][1], "best_test_accuracy": 0.9, "seconds_total": 2.0}
-        outcomes.append(Outcome(run, summary, curve))
+        outcomes.append(RunResult(run, summary, curve))
     return sweep, outcomes
 
 
@@ -227,8 +227,8 @@ def test_mean_deviation_and_rounds_are_those_of_the_seeds(made_up):
     assert [row.labels for row in table] == [("slow", "1"), ("slow", "5"), ("fast", "1"), ("fast", "5")]
     mean = table[1].mean("final_test_accuracy")
     assert (mean.mean, mean.deviation, mean.n) == (pytest.approx(0.72), pytest.approx(0.02), 3)
-    assert table[0].rounds_to_target == Mean(3.0, 0.0, 3)  # 0.4, 0.42, 0.44 after two rounds, above 0.5 after three
-    assert table[3].rounds_to_target == Mean(4.0, 0.0, 3)
+    assert table[0].rounds_to_target == Average(3.0, 0.0, 3)  # 0.4, 0.42, 0.44 after two rounds, above 0.5 after three
+    assert table[3].rounds_to_target == Average(4.0, 0.0, 3)
     text = markdown(sweep, table)
     assert "| slow | 5 | 72.00 ± 2.00 | 90.00 ± 0.00 | 3.0 ± 0.0 | 3/3 | 2.0 |" in text
     assert "| rate | 1 | 5 |" in text
@@ -238,19 +238,19 @@ def test_mean_deviation_and_rounds_are_those_of_the_seeds(made_up):
 
 def test_what_was_not_reached_or_failed_is_left_out_of_the_mean_and_said(made_up):
     sweep, outcomes = made_up
-    low = [Outcome(o.run, o.summary, [(t, a - 0.05) for t, a in o.curve]) for o in outcomes]
+    low = [RunResult(o.run, o.summary, [(t, a - 0.05) for t, a in o.curve]) for o in outcomes]
     last = [
         i for i, o in enumerate(low) if o.run.labels["rate"] == "fast" and o.run.labels["client.local_epochs"] == "5"
     ]
-    low[last[0]] = Outcome(low[last[0]].run, None, [], "no memory | at all")
+    low[last[0]] = RunResult(low[last[0]].run, None, [], "no memory | at all")
     row = rows(sweep, low)[3]
     assert row.rounds_to_target is None or row.rounds_to_target.n < len(row.done)
     text = markdown(sweep, rows(sweep, low))
     assert "fast-seed=0-local_epochs=5 failed: no memory / at all" in text
     assert "2/3" in text
     assert "no memory | at all" in as_csv(sweep, rows(sweep, low))
-    single = Mean.of([0.5])
-    assert (single.deviation, Mean.of([])) == (None, None)
+    single = Average.of([0.5])
+    assert (single.deviation, Average.of([])) == (None, None)
 
 
 def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
@@ -261,7 +261,7 @@ def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
     assert [line.get_label() for line in panels[0].get_lines()[:2]] == ["1", "5"]
     assert list(panels[1].get_lines()[1].get_ydata()) == pytest.approx([-0.08, 0.12, 0.32, 0.52])
     assert len(panels[0].collections) == 2  # bands of deviation
-    curves(sweep, rows(sweep, [Outcome(o.run, None, []) for o in outcomes])).canvas.draw()  # nothing yet
+    curves(sweep, rows(sweep, [RunResult(o.run, None, []) for o in outcomes])).canvas.draw()  # nothing yet
 
 
 @pytest.mark.parametrize(

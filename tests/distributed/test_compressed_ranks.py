@@ -6,7 +6,7 @@ from torch import nn
 
 from fedddp.aggregation import ExactSum, FastSum, Pipeline
 from fedddp.aggregation.compression import Int8, NoCompression, PowerSGD, RandomK, Setting, TopK
-from fedddp.aggregation.compression.base import SparseCode
+from fedddp.aggregation.compression.packing import SparseCode
 from fedddp.aggregation.compression.top_k import HEADER
 from fedddp.clients import ClientStore
 from fedddp.comm.guard import Guard
