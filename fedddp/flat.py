@@ -1,17 +1,20 @@
-"""A model as one flat vector ``w [D]``: trainable parameters first, then frozen ones and float buffers.
+"""A model as one flat vector ``w [D]``: trainable parameters first, then float buffers.
 
-Every algorithm is vector algebra on ``w``; only this file knows which slice is which layer. Buffers that are not
-floating point (BatchNorm's ``num_batches_tracked``) have no mean over clients: they stay out of ``w`` and return to
-their initial value whenever a vector is loaded, so nothing passes from one client to the next through them. Buffers
-that are not persistent stay out too: they are constants that every rank builds from the seed (random features).
+Every algorithm is vector algebra on ``w``; only this file knows which slice is which layer. What does not change in
+training stays out, since every rank makes it from the seed or from a file: frozen parameters, all buffers of a frozen
+part (see `frozen_parts`), buffers that are not persistent (random features). Buffers that are not floating point
+(BatchNorm's ``num_batches_tracked``) have no mean over clients: they stay out too and return to their initial value
+whenever a vector is loaded, so nothing passes from one client to the next through them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +31,19 @@ class FlatSpec:
     dtype: torch.dtype
     kinds: tuple[str, ...] = field(default=(), compare=False)
     """The class of the layer that each tensor belongs to."""
+    constants: str = field(default="", compare=False)
+    """SHA-256 of the parameters and buffers outside of ``w``; empty without any, or where it was not asked for."""
 
     @classmethod
-    def of(cls, module: nn.Module) -> FlatSpec:
-        """Read the layout of ``module``. Raises ValueError without parameters, or for mixed or complex dtypes."""
+    def of(cls, module: nn.Module, *, whole: bool = False) -> FlatSpec:
+        """Read the layout of ``module``, and the SHA-256 of its constants if ``whole``.
+
+        Raises:
+            ValueError: nothing in it trains, or what does has several dtypes or a complex one.
+        """
         refuse_complex(module)
         named = _flat_tensors(module)
-        trainable = sum(t.numel() for _, t in named if isinstance(t, nn.Parameter) and t.requires_grad)
+        trainable = sum(t.numel() for _, t in named if isinstance(t, nn.Parameter))
         dtypes = {t.dtype for _, t in named}
         if not trainable:
             raise ValueError(f"{type(module).__name__} has no trainable parameter")
@@ -46,7 +55,8 @@ class FlatSpec:
             num_trainable=trainable,
             dim=sum(t.numel() for _, t in named),
             dtype=dtypes.pop(),
-            kinds=tuple(type(module.get_submodule(name.rpartition(".")[0])).__name__ for name, _ in named),
+            kinds=tuple(_kind(module, name) for name, _ in named),
+            constants=digest(constants(module)) if whole else "",
         )
 
     @property
@@ -72,7 +82,7 @@ class FlatSpec:
         """
         mask, kinds = torch.zeros(self.dim, dtype=torch.bool), self.kinds or ("",) * len(self.names)
         for (name, view), kind in zip(self.views(mask).items(), kinds, strict=True):
-            view.fill_(any(fnmatchcase(f"@{kind}" if p[0] == "@" else name, p) for p in patterns if p))
+            view.fill_(any(_matches(name, kind, pattern) for pattern in patterns))
         return mask
 
     def layers(self) -> list[str]:
@@ -125,10 +135,76 @@ def flatten(module: nn.Module) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for _, t in _flat_tensors(module)])
 
 
+def freeze(module: nn.Module, trainable: Sequence[str]) -> nn.Module:
+    """``module`` with only those parameters trainable that match a pattern (see `FlatSpec.mask`).
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    named = [(name, _kind(module, name), p) for name, p in module.named_parameters()]
+    for pattern in trainable:
+        if not any(_matches(name, kind, pattern) for name, kind, _ in named):
+            few = ", ".join(name for name, _, _ in named[:6])
+            raise ValueError(f"{pattern!r} matches no parameter; there are {few}{', ...' if len(named) > 6 else ''}")
+    for name, kind, p in named:
+        p.requires_grad_(p.requires_grad and any(_matches(name, kind, pattern) for pattern in trainable))
+    return module
+
+
+def frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The outermost parts of ``module`` that have parameters, none of which trains."""
+    trains = [p.requires_grad for p in module.parameters()]
+    if trains and not any(trains):
+        return [module]
+    return [part for child in module.children() for part in frozen_parts(child)]
+
+
+def settle(module: nn.Module) -> nn.Module:
+    """Keep the frozen parts of ``module`` in evaluation mode for good, whatever mode it is in.
+
+    Their BatchNorm then computes with the statistics that it came with, and their dropout is off.
+    """
+    for part in frozen_parts(module):
+        part.__dict__["train"] = MethodType(_stay, part)
+        part.eval()
+    return module
+
+
+def buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers, with their names, that training may change: persistent ones outside of frozen parts."""
+    constant = {id(buffer) for part in frozen_parts(module) for buffer in part.buffers()}
+    kept = module.state_dict(keep_vars=True).keys()
+    return [(name, b) for name, b in module.named_buffers() if name in kept and id(b) not in constant]
+
+
+def constants(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers that training does not change, by name."""
+    change = {name for name, _ in (*_flat_tensors(module), *buffers(module))}
+    return {n: t for n, t in (*module.named_parameters(), *module.named_buffers()) if n not in change}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of ``tensors``, with their names, types and shapes; empty for none."""
+    total = hashlib.sha256()
+    for name, tensor in tensors.items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest() if tensors else ""
+
+
 def _flat_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    named = list(module.named_parameters())
-    trainable = [(n, p) for n, p in named if p.requires_grad]
-    frozen = [(n, p) for n, p in named if not p.requires_grad]
-    kept = module.state_dict(keep_vars=True).keys()  # a buffer that is not persistent is a constant
-    buffers = [(n, b) for n, b in module.named_buffers() if b.is_floating_point() and n in kept]
-    return [*trainable, *frozen, *buffers]
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return [*trainable, *((name, b) for name, b in buffers(module) if b.is_floating_point())]
+
+
+def _kind(module: nn.Module, name: str) -> str:
+    return type(module.get_submodule(name.rpartition(".")[0])).__name__
+
+
+def _matches(name: str, kind: str, pattern: str) -> bool:
+    return fnmatchcase(f"@{kind}" if pattern.startswith("@") else name, pattern)
+
+
+def _stay(self: nn.Module, mode: bool = True) -> nn.Module:
+    """`nn.Module.train` of a part that stays in evaluation mode."""
+    return nn.Module.train(self, False)

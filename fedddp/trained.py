@@ -18,7 +18,7 @@ from .checkpoints.saved import Saved, candidates, changed, newest, of_round
 from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import OWN_CODE, first_line
-from .flat import FlatModule
+from .flat import FlatModule, FlatSpec
 from .models.weights import Weights
 from .registry.choice import user_path
 from .setup.dry_run import task_of
@@ -54,9 +54,9 @@ def load(run: str | Path, *, best: bool = False, round: int | None = None, model
             return Weights.read(path, str(path)).into(module).eval()
         except UsageError as error:
             raise UsageError(f"{error}{_hint(model)}") from None
-    flat = FlatModule(module)
-    if unlike := saved.unlike(flat.spec):
+    if unlike := saved.unlike(FlatSpec.of(module, whole=True)):
         raise UsageError(f"{path}: is not of the configured model: {unlike}{_hint(model)}")
+    flat = FlatModule(module)
     flat.load(saved.server()[0])
     return flat.module.eval()
 

@@ -70,6 +70,7 @@ class Checkpoints:
             "world_size": comm.world_size,
             "inputs": inputs,
             "tensors": list(zip(spec.names, spec.shapes, strict=True)) if spec else None,
+            "constants": spec.constants if spec else None,
             "config": dict(config),
         }
         self._exports = exports if comm.rank == 0 else None

@@ -49,9 +49,10 @@ FIXED = ("evaluate.holdout",)
 
 @dataclass(frozen=True)
 class _State:
-    """``state.json``; the last two are absent in those of earlier versions.
+    """``state.json``; the last three are absent in those of earlier versions.
 
-    ``inputs``: description of the model's inputs, see `exported`; ``tensors``: names and shapes of ``w``, in its order.
+    ``inputs``: description of the model's inputs, see `exported`; ``tensors``: names and shapes of ``w``, in its order;
+    ``constants``: see `FlatSpec`.
     """
 
     round: Annotated[int, Field(ge=1, le=10**6, strict=True)]
@@ -60,6 +61,7 @@ class _State:
     config: dict[str, Any]
     inputs: dict[str, Any] | None = None
     tensors: list[tuple[str, list[int]]] | None = None
+    constants: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Saved(_State):
         if (dim, self.num_trainable) != (spec.dim, spec.num_trainable):
             there = f"{dim} numbers, {self.num_trainable} of them trainable, there"
             return f"{there}, {spec.dim} and {spec.num_trainable} here"
+        if self.constants is not None and self.constants != spec.constants:
+            return "its frozen parameters or constant buffers have other values there (model.weights, run.seed)"
         return None
 
     @property

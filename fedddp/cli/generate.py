@@ -13,7 +13,7 @@ from ..checkpoints.saved import newest
 from ..comm.world import Place
 from ..config import Config, UsageError, build, read_toml
 from ..data import Dataset
-from ..flat import FlatModule
+from ..flat import FlatModule, FlatSpec
 from ..registry.choice import user_path
 from ..setup.dry_run import task_of
 from ..setup.load import load_data
@@ -78,7 +78,7 @@ def trained(folder: Path, layers: Sequence[Mapping[str, Any]] = ()) -> Trained:
     dataset, _ = load_data(config)
     task = task_of(config, dataset)
     flat = FlatModule(task.model(config.run.seed).eval())
-    if unlike := saved.unlike(flat.spec):
+    if unlike := saved.unlike(FlatSpec.of(flat.module, whole=True)):
         raise UsageError(f"{saved.folder}: is of another model: {unlike}; give the model as it was")
     flat.load(saved.server()[0])
     return Trained(task, flat.module, dataset)

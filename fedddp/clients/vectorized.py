@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from ..comm import interrupt
 from ..data import BatchPlan, ClientData, sent
-from ..flat import FlatSpec
+from ..flat import FlatSpec, buffers
 from ..optim import Optimizer
 from ..tasks import Task
 from ..types import LocalResult
@@ -214,10 +214,8 @@ class VmappedModel:
         self.spec = FlatSpec.of(module)
         self._module = module.to(device).train()
         self._arithmetic = arithmetic(device, autocast)
-        kept = module.state_dict(keep_vars=True).keys()  # others are constants, the same for all clients
-        buffers = [name for name, _ in module.named_buffers() if name in kept]
-        if buffers:
-            raise ValueError(f"{buffers[0]} is a buffer, which batched clients would have in common")
+        for name, _ in buffers(module):
+            raise ValueError(f"{name} is a buffer, which batched clients would have in common")
         self._trainable = [name for name, p in module.named_parameters() if p.requires_grad]
 
     def collect(self, w: Tensor, g: Tensor) -> None:

@@ -23,6 +23,13 @@ class ModelFactory(ABC):
             "state_dict written by torch.save (default: off)",
         ),
     ] = field(default=None, kw_only=True)
+    trainable: Annotated[
+        tuple[str, ...],
+        Field(
+            description="parameters that train, by name ('head.*') or by layer ('@LayerNorm'); the others are frozen "
+            "and not sent; empty = as the model has them",
+        ),
+    ] = field(default=(), kw_only=True)
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -31,7 +38,7 @@ class ModelFactory(ABC):
 
 @dataclass(frozen=True)
 class ImportedModule(ModelFactory):
-    """A user's class; its constructor gets the section's keys, but for ``weights`` if it takes no such argument."""
+    """A user's class; its constructor gets the section's keys, but for those of every model that it does not take."""
 
     path: str
     module: Any
@@ -43,4 +50,5 @@ class ImportedModule(ModelFactory):
 
     def table(self) -> dict[str, Any]:
         """The section's keys and values."""
-        return {"name": self.path, **self.args, **({"weights": self.weights} if self.weights else {})}
+        common = {"weights": self.weights, "trainable": list(self.trainable)}
+        return {"name": self.path, **self.args, **{key: value for key, value in common.items() if value}}

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..errors import UsageError, first_line
+from ..errors import UsageError, first_line, named
+from ..flat import constants, freeze
 from ..registry.choice import read_file, user_path
 
 
@@ -82,6 +83,28 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
         return make
     weights = Weights.read(user_path(path), f"model.weights={path!r}")
     return lambda: weights.into(make())
+
+
+def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """``make``; where the model's ``section`` names what is ``trainable``, the rest is frozen.
+
+    What is frozen is held once, however many modules are made. Raises UsageError.
+    """
+    patterns = tuple(getattr(section, "trainable", ()))
+    held: dict[str, Tensor] = {}
+
+    def build() -> nn.Module:
+        module = make()
+        if patterns:
+            with named("model.trainable"):
+                freeze(module, patterns)
+        for name, tensor in constants(module).items():
+            first = held.setdefault(name, tensor.data)
+            if torch.equal(first, tensor.data):  # not where another seed drew others
+                tensor.data = first
+        return module
+
+    return build
 
 
 def start_signature(section: Any, module: nn.Module) -> dict[str, str]:

@@ -146,11 +146,8 @@ class Choice:
             raise _mistake("should name a dataclass", at="name", value=name)
         wrap: Any = self.wrap
         own = {f.name for f in dataclasses.fields(wrap) if f.kw_only}
-        signature, common = inspect.signature(cls), {}
-        try:
-            signature.bind(**args)
-        except TypeError:
-            common = {key: args.pop(key) for key in own & args.keys()}
+        signature = inspect.signature(cls)
+        common = {key: args.pop(key) for key in own & args.keys() if key not in signature.parameters}
         try:
             signature.bind(**args)
         except TypeError as error:

@@ -14,7 +14,7 @@ from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, c
 from ..errors import OWN_CODE, UsageError, first_line, named, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, cast, flatten
-from ..models.weights import started_from
+from ..models.weights import started_from, trained_in_part
 from ..rng import global_seed
 from ..tasks import Task
 from ..tasks.losses import check as check_loss
@@ -25,10 +25,9 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
 
     Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
     """
-    if given:
-        return _sized(config, given, dataset)
-    task = _sized(config, _configured(config, dataset), dataset)
-    return replace(task, make_model=started_from(config.model, task.make_model))
+    task = _sized(config, given or _configured(config, dataset), dataset)
+    section = None if given else config.model
+    return replace(task, make_model=trained_in_part(section, started_from(section, task.make_model)))
 
 
 def check_dataset(config: Config, dataset: Dataset) -> None:
@@ -102,7 +101,7 @@ def laid_out(
     """
     try:
         module = task.model(config.run.seed)
-        spec, flat = FlatSpec.of(module), FlatModule(task.model(config.run.seed), device)
+        spec, flat = FlatSpec.of(module, whole=True), FlatModule(task.model(config.run.seed), device)
         flat.module.eval()
     except UsageError:
         raise

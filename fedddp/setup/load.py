@@ -226,7 +226,7 @@ def _device(config: ResolvedConfig, place: Place) -> torch.device:
 
 def _signature(config: ResolvedConfig, spec: FlatSpec, dataset: Dataset, partition: Partition) -> dict[str, str]:
     """Return what must be equal on every rank: the layout of the model, the partition, and all keys but `LOCAL`."""
-    layout = repr((spec.names, spec.shapes, spec.dtype)).encode()
+    layout = repr((spec.names, spec.shapes, spec.dtype, spec.constants)).encode()
     keys = {k: repr(v) for k, v in flatten(to_dict(config)).items() if k not in LOCAL}
     owners = partition.fingerprint(dataset.train.y.numpy())
     sums = {"model parameters": hashlib.sha256(layout).hexdigest(), "data and partition": owners}

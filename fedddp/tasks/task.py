@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..flat import flatten
+from ..flat import flatten, settle
 from ..rng import global_seed
 from .losses import CrossEntropy, Loss
 
@@ -27,9 +27,9 @@ class Task:
     """True if outputs are scores of classes: then there is an accuracy, and an example has a gradient of its own."""
 
     def model(self, seed: int) -> nn.Module:
-        """The model with its initial parameters, a function of the seed alone."""
+        """The model with its initial parameters, a function of the seed alone; frozen parts stay in evaluation mode."""
         with global_seed(seed, "model"):
-            return self.make_model()
+            return settle(self.make_model())
 
     def initial_params(self, seed: int) -> Tensor:
         """w_0 [D]."""

@@ -57,7 +57,7 @@ CHANGED = {
     "a shape": ({"a": (784, 5), "b": (784, 5), "head": (5, 10)}, (), "a.weight [4, 784] there, a.weight [5, 784]"),
     "a layer more": ({**LAYERS, "z": (784, 4)}, (), "tensor 7 is nothing there, z.weight [4, 784] here"),
     "a layer less": ({"a": (784, 4), "head": (4, 10)}, (), "tensor 3 is b.weight [4, 784] there, head.weight"),
-    "a frozen layer": (LAYERS, ("head",), "trainable"),
+    "a frozen layer": (LAYERS, ("head",), "tensor 5 is head.weight [10, 4] there, nothing here"),
 }
 
 
@@ -73,6 +73,21 @@ def test_another_model_does_not_go_on_with_a_checkpoint(run, tmp_path, change):
     assert "\n" not in str(error.value)
     assert sorted(path for path in tmp_path.rglob("*") if path.name != "lock") == before
     assert run(net(LAYERS), 2).server.round == 2
+
+
+def test_a_run_does_not_go_on_with_other_frozen_weights(run):
+    frozen = net(LAYERS, ("a",))
+    run(frozen, 1)
+
+    class Other(frozen):
+        def __init__(self):
+            super().__init__()
+            self._modules["a"].bias.data.add_(1)
+
+    Other.__qualname__, Other.__name__ = frozen.__qualname__, frozen.__name__
+    with pytest.raises(UsageError, match=r"run.resume='auto': .* frozen parameters or constant buffers"):
+        run(Other, 2)
+    assert run(frozen, 2).server.round == 2
 
 
 def test_a_checkpoint_without_names_goes_on_with_a_warning_if_the_sizes_fit(run, tmp_path, caplog):

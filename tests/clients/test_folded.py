@@ -6,7 +6,7 @@ from torch import nn
 
 from fedddp.clients.folded import FoldedModel, convolution
 from fedddp.clients.folded.convolution import FoldedConv2d
-from fedddp.flat import FlatModule
+from fedddp.flat import FlatModule, settle
 from tests.helpers.zoo import FOLDED, SHAPE, Twice, images, start_of, task_of, trainers
 
 K, B = 3, 4
@@ -29,10 +29,10 @@ def random(*shape, seed=0):
 def folded(make, clients=K, **more):
     """A folded model, its clients' weights, and the plain module of each client."""
     torch.manual_seed(0)
-    plain = [make().double() for _ in range(clients)]
+    plain = [settle(make().double()) for _ in range(clients)]
     flat = [FlatModule(module) for module in plain]
     w = torch.stack([f.w for f in flat])
-    return FoldedModel(make().double(), **more), w, flat
+    return FoldedModel(settle(make().double()), **more), w, flat
 
 
 def collected(oracle, w, x, dy):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...flat import FlatSpec
+from ...flat import FlatSpec, frozen_parts
 from ...tasks import Task
 from .convolution import FoldedConv2d
 from .layer import FoldedLayer, FoldedLinear
@@ -16,8 +16,9 @@ class FoldedModel:
     """``module`` for K clients: it sees one batch of K B examples, client after client.
 
     Whatever has no parameters (activations, pooling, reshaping, a forward of one's own) acts on each example alone and
-    need not know of clients. Raises ValueError for a model with parameters or buffers outside of plain `nn.Linear` and
-    `nn.Conv2d` layers, shared or frozen ones. That nothing else mixes examples cannot be seen: `choose` tries it out.
+    need not know of clients; nor need frozen layers, which run once on all K B examples. Raises ValueError for a model
+    with trainable parameters or changing buffers outside of plain `nn.Linear` and `nn.Conv2d` layers, shared ones, or
+    layers frozen in part. That nothing else mixes examples cannot be seen: `choose` tries it out.
     """
 
     def __init__(
@@ -33,9 +34,9 @@ class FoldedModel:
         self.module = self._exchange(module.to(device), "", covered)
         left = [name for name in self.spec.names if name not in covered]
         left += sorted(covered.difference(self.spec.names))  # one parameter in two layers
-        left += [name for name, _ in self.module.named_parameters()]  # one layer in two places
-        if left or self.spec.num_trainable < self.spec.dim:
-            raise ValueError(f"{(left or ['a frozen parameter'])[0]} is not of one plain linear or conv layer alone")
+        left += [name for name, p in self.module.named_parameters() if p.requires_grad]  # one layer in two places
+        if left:
+            raise ValueError(f"{left[0]} is not of one plain linear or conv layer alone")
         self.module.train()
 
     def load(self, w: Tensor) -> None:
@@ -88,6 +89,8 @@ class FoldedModel:
 
     def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
         """``module`` with every plain layer below it replaced; adds their parameters to ``covered``."""
+        if frozen_parts(module) == [module]:
+            return module
         folded = _folded(module, path, self._layout)
         if folded is not None:
             self._layers.append(folded)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from ...flat import FlatSpec
+from ...flat import FlatSpec, frozen_parts
 from ...tasks import Task
 from ..local import arithmetic
 
@@ -95,11 +95,15 @@ class VmappedExamples:
 
 
 def mixing_layers(module: nn.Module) -> list[str]:
-    """Return the layers in which examples of a batch affect each other, or that keep their statistics: name (class)."""
+    """Return the layers in which examples of a batch affect each other, or that keep their statistics: name (class).
+
+    Layers of frozen parts do neither: their statistics are constants.
+    """
+    constant = {id(part) for frozen in frozen_parts(module) for part in frozen.modules()}
 
     def mixes(part: nn.Module) -> bool:
         keeps = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
-        return keeps or isinstance(part, nn.modules.batchnorm._BatchNorm)
+        return id(part) not in constant and (keeps or isinstance(part, nn.modules.batchnorm._BatchNorm))
 
     return [f"{name} ({type(part).__name__})" for name, part in module.named_modules() if mixes(part)]
 
