@@ -3,6 +3,7 @@
 from .apfl import APFL
 from .around import Around
 from .base import Algorithm, LocalTraining, Traits
+from .canaries import CanaryClients
 from .client_level import ClientLevel, QuantileClip
 from .ditto import Ditto
 from .fedavg import FedAvg
@@ -44,6 +45,7 @@ __all__ = [
     "QFFL",
     "Algorithm",
     "Around",
+    "CanaryClients",
     "ClientLevel",
     "ClientMomentum",
     "Ditto",

@@ -116,6 +116,21 @@ COMMANDS = {
         configured=True,
         stops=True,
     ),
+    "audit": Command(
+        about="bound epsilon from below by what canaries give away, beside what is claimed",
+        module="fedddp.cli.audit",
+        options=options.audit,
+        more="The run takes place as configured, but clients upload canaries (privacy.level=client), or the gradients "
+        "of examples are canaries (privacy.level=example), each with probability 1/2, and whoever sees what is "
+        "released guesses which. The same without noise shows what the audit could find. The exit code is 1 if a lower "
+        "bound exceeds what is claimed at that delta, or if missing noise would not have been noticed.",
+        examples=(
+            "fedddp audit --model=mlp --clients=20 --privacy.level=client --privacy.noise_multiplier=1",
+            "fedddp audit --model=mlp --clients=20 --privacy.level=example --privacy.noise_multiplier=1 --rounds=1",
+        ),
+        configured=True,
+        stops=True,
+    ),
     "generate": Command(
         about="draw images with a trained conditional GAN",
         module="fedddp.cli.generate",

@@ -70,6 +70,11 @@ def tune(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=user_path, metavar="FOLDER", help="[<run.dir>/<run.name>-tune]")
 
 
+def audit(parser: ArgumentParser) -> None:
+    parser.add_argument("--canaries", type=whole(100), default=1000, help="canaries in all [1000]")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="write what was found as JSON")
+
+
 def generate(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=user_path, metavar="RUN", help="run folder of a conditional GAN")
     parser.add_argument("classes", nargs="?", metavar="CLASSES", help="what to draw: 0123456789, or 3,14,15")

@@ -2,12 +2,13 @@
 
 from .choose import choose
 from .local import Correction, Local, LocalTrainingSpec, Trainer
-from .private import PrivateTrainer, choose_private, mixing_layers, private_steps, sampling_rate
+from .private import CanaryTrainer, PrivateTrainer, choose_private, mixing_layers, private_steps, sampling_rate
 from .sequential import SequentialTrainer, compared_layer
 from .store import ClientStore
 from .vectorized import VectorizedTrainer
 
 __all__ = [
+    "CanaryTrainer",
     "ClientStore",
     "Correction",
     "Local",

@@ -1,6 +1,7 @@
 """Differential privacy: accountants, budget, noise and secret randomness."""
 
 from .accounting import check_installed, compose, epsilon
+from .audit import Canaries
 from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog
 from .calibration import calibrate, calibrate_worst
 from .discrete_gaussian import discrete_gaussian
@@ -10,6 +11,7 @@ from .randomness import Randomness
 
 __all__ = [
     "Budget",
+    "Canaries",
     "ClientBudget",
     "ExampleBudget",
     "Guarantee",

@@ -90,7 +90,7 @@ class PrivateTrainer(Trainer):
             raise ValueError(f"clip={clip}: should be above 0; without a bound no noise is enough")
         if not 0 <= noise_multiplier < float("inf"):
             raise ValueError(f"noise_multiplier={noise_multiplier}: should be 0 or more")
-        self._oracle, self.width, self._randomness = oracle, width, randomness
+        self.oracle, self.width, self._randomness = oracle, width, randomness
         self._clip, self._sigma = clip, noise_multiplier
         self._trained: Local | None = None
 
@@ -114,9 +114,9 @@ class PrivateTrainer(Trainer):
             for n, k in zip(local.num_examples.tolist(), local.ids, strict=True)
         ]
         w = start.expand(len(clients), -1).clone()
-        trainable = w[:, : self._oracle.spec.num_trainable]
+        trainable = w[:, : self.oracle.spec.num_trainable]
         g = torch.zeros_like(trainable)
-        self._oracle.collect(w, g)
+        self.oracle.collect(w, g)
         rows = list(trainable)
         with torch.no_grad():
             optimizer = local.optimizer
@@ -148,8 +148,12 @@ class PrivateTrainer(Trainer):
             return
         index = torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True)  # [A, most drawn]
         mask = (torch.arange(index.shape[1]) < sizes.unsqueeze(1)).to(g.device)
+        self.oracle.step(self._task, *self._gather(ids, index), mask, self._clip)
+
+    def _gather(self, ids: Sequence[int], index: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples at ``index [K, B]`` of each client's own: [K, B, ...] and labels."""
         x, y = self.data.gather(ids, index.unsqueeze(0))
-        self._oracle.step(self._task, x[0], y[0], mask, self._clip)
+        return x[0], y[0]
 
     def _make_private(self, total: Tensor, client: _Client) -> None:
         """Noise on a client's sum [P], then the division by what a batch is expected to hold."""

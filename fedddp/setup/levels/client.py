@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ...aggregation import Pipeline, SilentTally
-from ...algorithms import ClientLevel
+from ...algorithms import CanaryClients, ClientLevel
 from ...comm import Purpose
 from ...config import ResolvedConfig
-from ...privacy import Budget, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
+from ...federation import Federation
+from ...privacy import Budget, Canaries, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
+from ...rng import generator
 from ...sampling import Losses, Sampler, home_rank
 from ...secure import quorum
 from ...types import ServerState
@@ -56,6 +60,19 @@ class ClientPrivacy(Private):
         key = torch.frombuffer(bytearray(own.int64(4).numpy().tobytes()), dtype=torch.uint8)
         shared = Randomness(bytes(comm.broadcast(key, Purpose.PRIVACY).tolist()), predictable=own.predictable)
         return PoissonSampler(population, self._rate, shared)
+
+    def planted(self, f: Federation, canaries: Canaries, most: int) -> Federation:
+        """See `Plain.planted`; every client is a canary."""
+        clip, expected = self._keys.clip, self._expected
+        stream = generator(self._p.config.run.seed, "audit")
+        rows = canaries.add(self._p.data.num_clients, stream)
+
+        def see(mean: Tensor) -> None:
+            if self._comm.rank == 0:  # all ranks see the same
+                canaries.see(rows, mean * (expected / clip), self._rate)
+
+        planted = CanaryClients.around(self._configured, self._p.spec, canaries.included[rows], stream, clip, see)
+        return replace(f, algorithm=replace(self.algorithm, inner=planted))
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         return ClientBudget(self._rate, self._limits(spend_file))

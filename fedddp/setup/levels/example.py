@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
 from ...aggregation import CountTally, Pipeline
-from ...clients import LocalTrainingSpec, Trainer, choose_private
+from ...clients import CanaryTrainer, LocalTrainingSpec, PrivateTrainer, Trainer, choose_private
 from ...config import ResolvedConfig
 from ...data import ClientData, Examples
-from ...privacy import Budget, ExampleBudget, Limits, Randomness, SpendLog
+from ...federation import Federation
+from ...privacy import Budget, Canaries, ExampleBudget, Limits, Randomness, SpendLog
+from ...rng import generator
 from ...tasks import Task
 from ..noise import example_level_work
 from .plain import Plain
@@ -57,6 +64,28 @@ class ExamplePrivacy(Private):
             name=execution.name,
             width=execution.width,
         )
+
+    def planted(self, f: Federation, canaries: Canaries, most: int) -> Federation:
+        """See `Plain.planted`; all examples of the clients that spend most are canaries, and other clients idle."""
+        p, sizes, rounds = self._p, self._p.data.sizes, torch.zeros(self._p.data.num_clients)
+        for t in range(f.rounds):
+            rounds[list(f.sampler.cohort(t).ids)] += 1
+        rate, steps = example_level_work(p.config, sizes)
+        base, _ = self.trainer(p.config, p.task, p.data, p.test, p.training)  # of its own: no noise is drawn twice
+        assert isinstance(base, PrivateTrainer)
+        trainer, stream = CanaryTrainer(base), generator(p.config.run.seed, "audit")
+        at: dict[int, Tensor] = {}
+        rows: dict[int, slice] = {}
+        for k in (rate * (steps * rounds).sqrt()).argsort(descending=True, stable=True).tolist():
+            own = min(int(sizes[k]), len(trainer.coordinates), most)
+            if own and rounds[k]:
+                rows[k], most = canaries.add(own, stream), most - own
+                at[k] = trainer.coordinates[torch.randperm(len(trainer.coordinates), generator=stream)[:own]]
+        trainer.plant(
+            {k: (at[k], canaries.included[rows[k]]) for k in at},
+            lambda k, x: canaries.see(rows[k], x, float(rate[k])),
+        )
+        return replace(f, trainer=trainer)
 
     def pipeline(self) -> Pipeline:
         return self._pipeline(self._reduce(), CountTally)

@@ -27,7 +27,8 @@ from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
 from ...config import ResolvedConfig
 from ...data import ClientData, Examples
-from ...privacy import Budget, NoBudget, SpendLog
+from ...federation import Federation
+from ...privacy import Budget, Canaries, NoBudget, SpendLog
 from ...sampling import Losses, Sampler
 from ...secure import HelloError, Roster, SecureExchange, identity_of
 from ...tasks import Task
@@ -96,6 +97,13 @@ class Plain:
     def budget(self, spend_file: SpendLog | None) -> Budget:
         """Return the privacy budget; ``spend_file`` records what is spent, on rank 0."""
         return NoBudget()
+
+    def planted(self, f: Federation, canaries: Canaries, most: int) -> Federation:
+        """Return ``f`` with up to ``most`` more ``canaries`` in place of what clients upload or learn, and an observer.
+
+        Of a level that claims nothing, ``f`` itself.
+        """
+        return f
 
     @staticmethod
     def largest_cohort(config: ResolvedConfig) -> int:
