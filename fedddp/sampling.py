@@ -4,6 +4,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
@@ -200,6 +201,7 @@ class Schedule:
         rank: this rank.
         world_size: the number of ranks.
         bound: whether clients stay on their home rank, since only that has their data or their state.
+        least: how many clients this rank trains at least, of its own: after the cohort's, others of equal work.
     """
 
     sizes: Tensor  # [N]
@@ -207,12 +209,15 @@ class Schedule:
     rank: int
     world_size: int
     bound: bool
+    least: int = 0
 
     def mine(self, cohort: Cohort, load: int = 0) -> tuple[int, ...]:
         """Return this rank's clients, most work first; rank 0 has other work worth ``load`` examples."""
         work = self.work(self.sizes[list(cohort.ids)])
         if self.bound:
-            return at_home(cohort, work, self.world_size)[self.rank]
+            mine = at_home(cohort, work, self.world_size)[self.rank]
+            idle = (k for k in range(self.rank, len(self.sizes), self.world_size) if k not in mine)
+            return (*mine, *islice(idle, max(0, self.least - len(mine))))
         return assign(cohort, work, self.world_size, load=load)[self.rank]
 
 

@@ -9,6 +9,7 @@ import torch
 from fedddp.sampling import (
     PowerOfChoiceSampler,
     Punctual,
+    Schedule,
     SizeSampler,
     UniformSampler,
     assign,
@@ -217,3 +218,9 @@ def test_blocks_are_few_and_alike(count, width):
     lengths = {len(run) for run in runs}
     assert max(lengths) <= width
     assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize(("drawn", "expected"), [((), (1, 4, 7)), ((4,), (4, 1, 7)), ((1, 4, 6, 7, 10), (1, 4, 7, 10))])
+def test_a_rank_of_equal_work_fills_up_with_its_own_clients_and_trains_all_that_are_drawn(drawn, expected):
+    schedule = Schedule(torch.full((12,), 5), lambda sizes: sizes, rank=1, world_size=3, bound=True, least=3)
+    assert schedule.mine(Cohort(0, drawn, 12)) == expected

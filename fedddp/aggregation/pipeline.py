@@ -56,7 +56,7 @@ class Pipeline:
         perturb: Callable[[ServerState], None] | None = None,
         begin: Callable[[ServerState], None] | None = None,
     ) -> None:
-        self._shown = False
+        self._shown, self.told = False, set[str]()
         self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
@@ -94,6 +94,7 @@ class Inbox:
     def __init__(self, pipeline: Pipeline, cohort: Cohort, server: ServerState) -> None:
         self._pipeline, self._cohort, self._server = pipeline, cohort, server
         self._failures: dict[str, FailedClients] = {}
+        self._drawn = frozenset(cohort.ids)
         examples, ranks = pipeline.sizes[list(cohort.ids)], pipeline.comm.world_size
         self._tally = pipeline.tally(cohort, examples, ranks)
         total_weight = float(examples.clamp(min=1).sum())
@@ -128,7 +129,12 @@ class Inbox:
                 self._failed(ids[0], f"{type(error).__name__}: {error}", error)
 
     def _failed(self, client: int, reason: str, error: BaseException | None = None) -> None:
-        """Record a failure. Reasons that differ in their numbers only are one, in the first one's words."""
+        """Record a failure. Reasons that differ in their numbers only are one, in the first one's words.
+
+        A client outside the cohort cannot fail: it trains for the sake of the time that it takes.
+        """
+        if client not in self._drawn:
+            return
         line = (reason.splitlines() or [""])[0]
         kind = re.sub(r"\d+(\.\d+)?(e[+-]?\d+)?", "#", line)
         if kind not in self._failures:
@@ -139,6 +145,8 @@ class Inbox:
 
     def add(self, ids: Sequence[int], update: Update, result: LocalResult) -> list[int]:
         """Accumulate the updates of the clients ``ids``; one that is not finite or of another shape is a failure.
+
+        The update of a client outside the cohort has weight 0.
 
         Returns:
             The rows that were accepted: only these clients took part, and only their state may change.
@@ -154,7 +162,7 @@ class Inbox:
         if not (largest <= self._pipeline.reduce.bound).all():
             largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
         limit = self._pipeline.sizes[list(ids)].clamp(min=1)
-        weight = update.weight
+        weight = update.weight.masked_fill(torch.tensor([k not in self._drawn for k in ids]), 0)
         usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()
         keep = [row for row, good in enumerate(usable) if good]
         for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
@@ -170,7 +178,7 @@ class Inbox:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
         self._tally.add(kept_ids, kept)  # last: what the sum refused is a failure
-        return keep
+        return [row for row in keep if ids[row] in self._drawn]
 
     def _check_shapes(self, k: int, update: Update, result: LocalResult) -> None:
         layout = {name: [k, length] for name, length in self._pipeline.layout.items()}
@@ -186,9 +194,13 @@ class Inbox:
         """
         pipeline, comm = self._pipeline, self._pipeline.comm
         seconds = time.perf_counter() - self._began
-        for group in self._failures.values():
+        for kind, group in self._failures.items():
             error = pipeline.first(group.error) if group.error else None
-            log.warning("round %d: %s", self._cohort.round + 1, group, exc_info=error)
+            if self._tally.names_failed:
+                log.warning("round %d: %s", self._cohort.round + 1, group, exc_info=error)
+            elif kind not in pipeline.told:
+                pipeline.told.add(kind)
+                log.warning("a client failed; its update is ignored (said once): %s", group.reason, exc_info=error)
         self._tally.close(seconds, comm.rank, {group.reason: len(group.clients) for group in self._failures.values()})
         self._checksum[comm.rank] = checksum(self._server.w)
         pipeline.perturb(self._server)

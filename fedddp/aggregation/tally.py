@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,14 @@ from ..types import Cohort, LocalResult, Report, RoundReport, SummedReport
 
 
 class Tally:
-    """The account of one round. This base class sends nothing: the report has this rank's training time only.
+    """The account of one round. This base class sends and reports nothing.
 
     Slots that one rank writes and that are zero elsewhere are gathered by the sum.
+
+    ``names_failed``: whether this rank may log in which round which of its clients failed.
     """
+
+    names_failed: ClassVar[bool] = True
 
     def __init__(self, cohort: Cohort, examples: Tensor, ranks: int) -> None:
         """``examples [m]``: how many the cohort's clients own."""
@@ -45,7 +50,7 @@ class Tally:
 
     def report(self) -> tuple[int | None, Report]:
         """How many clients contributed (None: not reported) and the report, once the slots hold sums over ranks."""
-        return None, SummedReport((self._own_seconds,))
+        return None, SummedReport(())
 
     def aborted(self) -> Report:
         """The report of an aborted round."""
@@ -55,8 +60,10 @@ class Tally:
 class SilentTally(Tally):
     """Nothing leaves the rank: where the cohort is secret, even training times would show who has sampled clients."""
 
+    names_failed = False
+
     def aborted(self) -> Report:
-        return SummedReport((self._own_seconds,), aborted=True)  # failures would be the number of sampled clients
+        return SummedReport((), aborted=True)  # failures would be the number of sampled clients
 
 
 class ClientTally(Tally):

@@ -1,6 +1,7 @@
 """Keep client states in a folder that only their own rank reads; checkpoints hold the SHA-256 of each file."""
 
 import hashlib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ class OwnClients:
         """Write the states after ``round``, and return the file's SHA-256. Raises OSError."""
         for folder in (self.root, self.folder.parent, self.folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_tensors(self._file(round), clients)
+        # random: else an equal hash in the run folder would tell that none of this rank's clients was drawn
+        write_tensors(self._file(round), clients, {"salt": secrets.token_hex()})
         return sha256(self._file(round))
 
     def read(self, round: int, digest: str) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ CHANGEABLE = (
     "run.backend",
     "run.threads",
     "privacy.guard",
+    "privacy.equal_work",
     "privacy.trust_network",
     "privacy.target_epsilon",
     "privacy.secure_aggregation.key",

@@ -243,8 +243,7 @@ class Comm:
         group = self._group
         if group is None or not group.formed:
             raise LostRank(f"{purpose}: a rank was lost, and the others have not regrouped")
-        self._heartbeat.reached += 1
-        self._heartbeat.enter(purpose)
+        self._heartbeat.join(purpose)
         staged = group.staged(x)
         if self.watch:
             self.watch(purpose, staged)
@@ -258,6 +257,7 @@ class Comm:
             cause = str(error) if isinstance(error, CommError) else self._cause(purpose, error)
             group.abandon()
             raise LostRank(cause) from error
+        self._heartbeat.joined()
         self.synced_at = time.perf_counter()
         if staged is not x:
             x.copy_(staged)
@@ -274,7 +274,11 @@ class Comm:
     def enter(self, phase: str) -> None:
         """Report what this rank does now, so that others can name it if this rank is lost."""
         interrupt.check()
-        self._heartbeat.enter(phase)
+        self._heartbeat.work(phase)
+
+    def keep_discreet(self, discreet: bool) -> None:
+        """From now on send no message, or again all, that depends on how long this rank works, see `heartbeat`."""
+        self._heartbeat.discreet = discreet
 
     def check_signature(self, signature: Mapping[str, str]) -> None:
         """Compare entries that must be equal on every rank with rank 0's; a tensor of another size would abort in C++.

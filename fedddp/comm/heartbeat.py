@@ -4,6 +4,10 @@ A rank's heartbeat message is its phase, the number of the collective it has rea
 rank that works renews it every few seconds. The number of steps is not in it, since that could show which of its
 clients were drawn. When a collective does not complete, the messages show who is missing. Which ranks are left when one
 asks to continue without the missing ones is decided in `membership`.
+
+A `discreet` heartbeat does not tell either how long a rank works: from the beginning of the work to the end of the
+next collective the message stays the same but for its number, which is renewed at fixed times, whether the rank works
+or waits. When a collective fails, ranks tell where they are, and who is missing is who neither does that nor renews.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from . import interrupt
 from .ledger import Purpose
 
 __all__ = ["CommError", "Heartbeat", "LostRank"]
+
+Messages = dict[int, tuple[int, str, str]]
+"""Of each rank, as `Heartbeat.read` returns them."""
 
 
 class CommError(RuntimeError):
@@ -63,18 +70,23 @@ class Heartbeat:
         self.epoch = 0
         """How often the members have changed."""
         self.timeout = timeout
+        self.discreet = False
+        """Whether no message may depend on how long this rank works."""
         self._open, self.rank, self._account = store, rank, account
-        self._phase, self._sent = "start", 0
+        self._phase, self._sent, self._told = "start", 0, (0, "start")
+        self._quiet = False
 
     @property
     def store(self) -> Store:
         assert self._open is not None
         return self._open
 
-    def put(self, key: str, value: str, purpose: Purpose) -> None:
+    def put(self, key: str, value: str, purpose: Purpose | None) -> None:
+        """Write to the store; what has no purpose is not accounted for."""
         store = self._open  # `close` may unset it while the renewing thread writes
         if store is not None:
-            self._account(key, value, purpose)
+            if purpose:
+                self._account(key, value, purpose)
             store.set(key, value)
 
     def close(self) -> None:
@@ -85,32 +97,57 @@ class Heartbeat:
 
     def enter(self, phase: str) -> None:
         """Report what this rank does now. Raises CommError if the store is gone."""
-        self._phase = phase
+        self._phase, self._told, self._quiet = phase, (self.reached, phase), False
         try:
-            self._send()
+            self.put(f"at/{self.rank}", self._message(), Purpose.PROGRESS)
         except CommError:
             raise
         except RuntimeError as error:
             raise CommError(f"{phase}: the launcher's store is gone ({first_line(error)})") from error
 
-    def _send(self) -> None:
+    def work(self, phase: str) -> None:
+        """Report that this rank begins work of its own, up to the next collective."""
+        self.enter(phase)
+        self._quiet = self.discreet
+
+    def join(self, purpose: str) -> None:
+        """Report that this rank has reached its next collective."""
+        self.reached += 1
+        if self._quiet:
+            self._phase = purpose
+        else:
+            self.enter(purpose)
+
+    def joined(self) -> None:
+        """Record that the collective is completed: all ranks have worked, whatever each had to do."""
+        self._quiet = False
+
+    def _message(self) -> str:
+        """The message that was last told, under a number of fixed length: how many there were is no matter of size."""
         self._sent += 1
-        self.put(f"at/{self.rank}", f"{self.reached}|{self._sent}|{self._phase}", Purpose.PROGRESS)
+        reached, phase = self._told
+        return f"{reached}|{self._sent:08d}|{phase}"
 
     def renew(self) -> None:
         """Renew the message from now on, in a thread, as long as this rank passes safe points."""
         threading.Thread(target=self._renew, daemon=True).start()
 
     def _renew(self) -> None:
-        reported = -1
+        reported, since = -1, time.monotonic()
         while self._open is not None:
             time.sleep(self.interval)
             if interrupt.passed != reported:
-                reported = interrupt.passed
-                try:
-                    self._send()
-                except RuntimeError:
-                    return
+                reported, since = interrupt.passed, time.monotonic()
+            elif not self._quiet or time.monotonic() - since > self.timeout / 2:  # a long step would show as silence
+                continue
+            try:
+                self.again()
+            except RuntimeError:
+                return
+
+    def again(self) -> None:
+        """Renew the message; if discreet not in the ledger, where the number of messages would be one of seconds."""
+        self.put(f"at/{self.rank}", self._message(), None if self.discreet else Purpose.PROGRESS)
 
     @property
     def interval(self) -> float:
@@ -130,20 +167,20 @@ class Heartbeat:
 
     def diagnosis(self) -> str:
         """A sentence that names the ranks missing from the collective that this rank waits in."""
-        time.sleep(0.2)  # let the others' last messages arrive
         try:
-            behind = {other: phase for other, (_, phase, _) in self._behind().items()}
+            if self._quiet:
+                self.enter(self._phase)
+            before = self._behind()
+            time.sleep(1.5 * self.interval if self.discreet else 0.2)  # let the others' last messages arrive
+            behind = self._behind()
         except RuntimeError:
             return "the store is gone, and with it the launcher or the rank that held it (rank 0)"
-        missing = [
-            f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
-            for other, phase in behind.items()
-        ]
-        return "; ".join(missing) or "all ranks joined; one disconnected during the collective"
+        missing = _named(_still(before, behind) if self.discreet else behind)
+        return missing or "all ranks joined; one disconnected during the collective"
 
-    def _behind(self) -> dict[int, tuple[int, str, str]]:
-        """The messages of the members that are missing; equal as long as they make no progress."""
-        messages = {other: self.read(other) for other in self.members}
+    def _behind(self) -> Messages:
+        """The messages of the members that are not known to have come; equal as long as they make no progress."""
+        messages = {other: self.read(other) for other in self.members if other != self.rank}
         return {other: message for other, message in messages.items() if message[0] < self.reached}
 
     # -- waiting ----------------------------------------------------------------------------------------------
@@ -154,7 +191,8 @@ class Heartbeat:
         Raises:
             LostRank: a missing rank makes no progress for the timeout, or another rank asks to regroup.
         """
-        began, pause, before = time.monotonic(), 2e-5, None
+        began, pause = time.monotonic(), 2e-5
+        before: Messages = {}
         look, ask = began + self.timeout / 2, began + 0.2
         while not completed():
             interrupt.check()
@@ -164,8 +202,8 @@ class Heartbeat:
                 ask = time.monotonic() + 0.2
             if time.monotonic() > look:
                 behind = self._behind()
-                if behind == before:
-                    waited = f"waited {time.monotonic() - began:.0f} s; {self.diagnosis()}"
+                if still := _still(before, behind):
+                    waited = f"waited {time.monotonic() - began:.0f} s; {_named(still)}"
                     raise LostRank(f"{purpose}: {waited} (run.timeout is how long a rank may go without progress)")
                 look, before = time.monotonic() + self.timeout / 2, behind
             time.sleep(pause)
@@ -214,3 +252,15 @@ class Heartbeat:
         if differ:
             entries = "; ".join(f"{k} is {signature.get(k)} here, {theirs.get(k)} on rank 0" for k in differ[:4])
             raise CommError(f"rank {self.rank} does not match rank 0: {entries}")
+
+
+def _still(before: Messages, now: Messages) -> Messages:
+    """Those that have not changed."""
+    return {other: message for other, message in now.items() if before.get(other) == message}
+
+
+def _named(missing: Messages) -> str:
+    return "; ".join(
+        f"rank {other} is missing, last seen in {phase!r}" if phase else f"rank {other} never came"
+        for other, (_, phase, _) in missing.items()
+    )

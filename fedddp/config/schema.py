@@ -258,6 +258,11 @@ class PrivacySection(Section):
         description="randomness of cohorts, batches and noise: seeded is reproducible, for "
         "tests, and guarantees nothing",
     )
+    equal_work: bool = Field(
+        default=False,
+        description="each rank trains the same number of clients in every round, some for nothing, so that time does "
+        "not tell how many were drawn",
+    )
     adaptive_clip: AdaptiveClipSection = AdaptiveClipSection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
 

@@ -6,7 +6,7 @@ from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, Spend
 from .calibration import calibrate, calibrate_worst
 from .discrete_gaussian import discrete_gaussian
 from .guarantee import Guarantee
-from .poisson import PoissonSampler
+from .poisson import PoissonSampler, rarely_more
 from .randomness import Randomness
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "compose",
     "discrete_gaussian",
     "epsilon",
+    "rarely_more",
 ]

@@ -10,9 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch.distributions import Binomial
+
 from ..sampling import Sampler
 from ..types import Cohort
 from .randomness import Randomness
+
+RARELY = 1e-4
+"""How probable it is at most that in a round more of a rank's clients are drawn than `rarely_more` says."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +44,9 @@ class PoissonSampler(Sampler):
         drawn = self.randomness.child("cohort", round).bernoulli(len(clients), self.q).tolist()
         ids = tuple(k for k, takes_part in zip(clients, drawn, strict=True) if takes_part)
         return Cohort(round, ids, self.population)
+
+
+def rarely_more(clients: int, q: float, rarely: float = RARELY) -> int:
+    """Return the smallest M with P[more than M of ``clients`` are drawn] <= ``rarely``, at rate ``q``."""
+    at_least = Binomial(clients, torch.tensor(q, dtype=torch.float64)).log_prob(torch.arange(clients + 1.0)).exp()
+    return int((at_least.flip(0).cumsum(0).flip(0)[1:] > rarely).sum())

@@ -75,6 +75,7 @@ def _assembled(
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = LEVELS[config.privacy.level](p, comm)
+    comm.keep_discreet(protection.hides_cohort)
     seed, algorithm = config.run.seed, config.adversary.around(protection.algorithm, p.spec)
     if config.evaluate.clients_mean:
         algorithm = LastModels(algorithm)
@@ -82,7 +83,7 @@ def _assembled(
     protection.check_start(start.w)
     store = ClientStore(comm.device, beside=protection.memory)
     stateful = bool(algorithm.init_client(start) or config.aggregation.compression.init_client(protection.columns))
-    telemetry = _telemetry(p, folder, sinks)
+    telemetry = _telemetry(p, folder, sinks, timed=not protection.hides_cohort)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
     checkpoints = Checkpoints(
@@ -105,7 +106,7 @@ def _assembled(
         algorithm=algorithm,
         trainer=trainer,
         sampler=_punctual(p, protection.sampler(_losses(trainer, comm))),
-        schedule=_schedule(p, bound=p.data.placement == "home" or stateful),
+        schedule=_schedule(p, bound=p.data.placement == "home" or stateful, least=protection.least_trained),
         pipeline=protection.pipeline(),
         store=store,
         evaluation=_evaluation(p, algorithm, comm),
@@ -226,13 +227,13 @@ def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
     return torch.ones_like(sizes) if uniform and not config.cohort.sampler.by_size else sizes
 
 
-def _schedule(p: Prepared, *, bound: bool) -> Schedule:
+def _schedule(p: Prepared, *, bound: bool, least: int) -> Schedule:
     full = p.training.work
 
     def work(sizes: torch.Tensor) -> torch.Tensor:
         return full.most(sizes) * (full.batch_size or sizes)
 
-    return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound)
+    return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound, least)
 
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
@@ -257,26 +258,26 @@ def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) ->
     return ServerState(w, start.spec, extra, done)
 
 
-def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink]) -> Telemetry:
+def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, timed: bool) -> Telemetry:
     if folder is None:
-        return Telemetry()
+        return Telemetry(timed=timed)
     done, rounds, keys = p.saved.round if p.saved else 0, p.config.run.rounds, p.config.telemetry
     folder.write("config.toml", to_toml(p.config))
     history = rewind(folder, done)
     folder.status("running", round=done, rounds=rounds)
     side = SideWork()
     shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
-    files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side), *sinks]
-    return Telemetry(files, history, p.config.evaluate.target_accuracy)
+    files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side, timed=timed), *sinks]
+    return Telemetry(files, history, p.config.evaluate.target_accuracy, timed=timed)
 
 
-def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork) -> list[Sink]:
+def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork, *, timed: bool) -> list[Sink]:
     keys, path = p.config, folder.path / "tensorboard"
     if not keys.telemetry.tensorboard or p.output is None:
         return []
     with side("TensorBoard"):
         from ..telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.output.counts, side)
+        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.output.counts, side, timed=timed)
         return [InBackground(Beside("TensorBoard", pages, side))]
     return []  # it could not be begun

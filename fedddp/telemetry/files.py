@@ -27,7 +27,8 @@ class Files:
             self._metrics.flush()
             self._ledger.write(json.dumps({"round": record.metrics["round"], "sent": sent}) + "\n")
             self._ledger.flush()
-        self._folder.status("running", round=record.metrics["round"], rounds=self._rounds)
+        undated = {"updated": None} if record.metrics["seconds"] is None else {}
+        self._folder.status("running", round=record.metrics["round"], rounds=self._rounds, **undated)
 
     def close(self, summary: Metrics | None) -> None:
         with writing(f"the end of the run in {self._folder.path}", GO_ON):

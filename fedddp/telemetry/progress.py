@@ -73,10 +73,11 @@ class ProgressLines:
             parts.append(f"{m['participants']} client{many}" + (f", {m['failures']} failed" if m["failures"] else ""))
         if m.get("epsilon") is not None:
             parts.append(f"epsilon {m['epsilon']:.3f}")
-        parts.append(
-            f"{m['seconds']:.1f} s (train {m['seconds_train']:.1f}, aggregate {m['seconds_aggregate']:.2f}, "
-            f"evaluate {m['seconds_evaluate']:.1f})"
-        )
+        if m["seconds"] is not None:
+            parts.append(
+                f"{m['seconds']:.1f} s (train {m['seconds_train']:.1f}, aggregate {m['seconds_aggregate']:.2f}, "
+                f"evaluate {m['seconds_evaluate']:.1f})"
+            )
         print("  ".join(parts), flush=True)
 
     def close(self, summary: Metrics | None) -> None:

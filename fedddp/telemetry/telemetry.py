@@ -69,7 +69,7 @@ class Stopwatch:
     def aggregated(self, report: Report) -> None:
         """Record that the server's step is done."""
         self._mark = time.perf_counter()
-        self.train = max(report.seconds_train)
+        self.train = max(report.seconds_train, default=0.0)
         last_arrival = max(self._arrived, self._synced_at + self.train)
         self.aggregate = max(0.0, self._mark - last_arrival)
 
@@ -79,13 +79,21 @@ class Stopwatch:
 
 
 class Telemetry:
-    """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0."""
+    """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0.
+
+    ``timed``: whether times are recorded; else they are None.
+    """
 
     def __init__(
-        self, sinks: Sequence[Sink] = (), history: Sequence[Metrics] = (), target: float | None = None
+        self,
+        sinks: Sequence[Sink] = (),
+        history: Sequence[Metrics] = (),
+        target: float | None = None,
+        *,
+        timed: bool = True,
     ) -> None:
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
-        self._bytes_before = 0
+        self._bytes_before, self._timed = 0, timed
         self._resumed_after = len(self.history)
         self._failed = 0  # since the start or the resume
         self._recorded_at = time.perf_counter()
@@ -109,6 +117,13 @@ class Telemetry:
             clients: the scores of clients' own models, if these were evaluated.
         """
         now, sent = time.perf_counter(), comm.ledger.take()
+        times = {
+            "seconds": now - self._recorded_at,  # since the last record: with what was written in between
+            "seconds_train": clock.train,
+            "seconds_aggregate": clock.aggregate,
+            "seconds_evaluate": clock.evaluate,
+            "imbalance": clock.train * len(report.seconds_train) / (sum(report.seconds_train) or 1.0),
+        }
         metrics: Metrics = {
             "round": server.round,
             "test_accuracy": score.accuracy if score else None,
@@ -117,11 +132,7 @@ class Telemetry:
             "participants": mean.count,
             "failures": report.failures,
             "examples": report.trained_on,
-            "seconds": now - self._recorded_at,  # since the last record: with what was written in between
-            "seconds_train": clock.train,
-            "seconds_aggregate": clock.aggregate,
-            "seconds_evaluate": clock.evaluate,
-            "imbalance": max(report.seconds_train) * len(report.seconds_train) / (sum(report.seconds_train) or 1.0),
+            **(times if self._timed else dict.fromkeys(times)),
             "bytes_sent": comm.bytes_sent - self._bytes_before,
             "sent": by_purpose(sent),
         }
@@ -144,7 +155,7 @@ class Telemetry:
         accuracies = [m["test_accuracy"] for m in self.history if m["test_accuracy"] is not None]
         target = self._target if self._target is not None else math.inf
         reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
-        trained = sum(m["seconds_train"] for m in self.history)
+        trained = sum(m["seconds_train"] or 0.0 for m in self.history)
         clients = [m["participants"] for m in self.history]
         beside = {name: m[name] for m in self.history for name in BESIDE if name in m}
         return {
@@ -156,7 +167,7 @@ class Telemetry:
             **{f"final_{name}": value for name, value in beside.items()},
             "failures": self.failures if any(m["failures"] is not None for m in self.history) else None,
             **more,
-            "seconds_total": sum(m["seconds"] for m in self.history),
+            "seconds_total": sum(m["seconds"] for m in self.history) if self._timed else None,
             "clients_per_second": sum(clients) / trained if trained and None not in clients else None,
         }
 

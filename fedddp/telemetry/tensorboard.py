@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,25 @@ class TensorBoard:
 
     Figures are not drawn each round, since that takes tenths of a second and a round may take less. After a resume,
     later rounds of an earlier attempt are hidden. A piece that cannot be drawn or written is left out by ``side``.
+    Unless ``timed``, every event has the time at which the file was begun.
     """
 
     def __init__(
-        self, folder: Path, done: int, config: str, keys: Mapping[str, Any], owners: Excerpt, side: SideWork
+        self,
+        folder: Path,
+        done: int,
+        config: str,
+        keys: Mapping[str, Any],
+        owners: Excerpt,
+        side: SideWork,
+        *,
+        timed: bool = True,
     ) -> None:
         self._side = side
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         _not_printed(self._writer)
+        if not timed:
+            _undated(self._writer)
         self._hparams = {k: v for k, v in keys.items() if isinstance(v, PLAIN)}
         self._last: tuple[int, Score] | None = None
         self._drawn = 0
@@ -146,6 +158,12 @@ class TensorBoard:
             self._writer._get_file_writer().add_summary(part)
         for name, value in results.items():
             self._writer.add_scalar(name, value, t)
+
+
+def _undated(writer: SummaryWriter) -> None:
+    """Give every event from now on the present time."""
+    file, now = writer._get_file_writer(), time.time()
+    file.add_event = lambda event, step=None, walltime=None: type(file).add_event(file, event, step, now)
 
 
 def _not_printed(writer: SummaryWriter) -> None:

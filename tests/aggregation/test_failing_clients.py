@@ -13,7 +13,8 @@ from fedddp.errors import UsageError
 from fedddp.federation import federate
 from fedddp.models import MLP
 from fedddp.tasks import Task
-from tests.helpers.support import REDUCES, D, Recorder, aggregated, assemble, opened, rows, send
+from fedddp.types import Cohort, ServerState
+from tests.helpers.support import REDUCES, D, Recorder, aggregated, assemble, flat, opened, rows, send
 from tests.helpers.zoo import CLASSES, SHAPE, images
 
 CLIENTS = (11, 4, 10, 9, 1, 9)
@@ -126,6 +127,19 @@ def test_failures_of_a_round_are_told_once_a_reason(case, logged):
     assert report.reasons == reasons
     assert len(logged) == len(reasons)
     assert all(reason in line for line, reason in zip(logged, reasons, strict=True))
+
+
+def test_where_the_cohort_is_secret_a_reason_is_told_once_without_client_and_round(logged):
+    pipeline = opened(REDUCES["fast"](), tally=SilentTally)._pipeline
+    for t, reason in enumerate(["a secret", "a secret", "another"]):
+        inbox = pipeline.open(Cohort(t, (3,), 6), ServerState(torch.zeros(D), flat(D)))
+        with inbox.tolerate((3,)):
+            raise ValueError(reason)
+        inbox.mean()
+    assert logged == [
+        f"a client failed; its update is ignored (said once): ValueError: {reason}"
+        for reason in ("a secret", "another")
+    ]
 
 
 @pytest.mark.parametrize("tally", [CountTally, SumTally, SilentTally])

@@ -254,8 +254,9 @@ def test_with_gloo_there_is_nothing_to_send_through_but_comm(run_ranks):
     assert run_ranks(no_default_group, 2) == [False, False]
 
 
-def missing(comm, how):
+def missing(comm, how, discreet):
     """Rank 1 does not come to the second collective."""
+    comm.keep_discreet(discreet)
     comm.barrier("first")
     comm.enter("train in round 3")
     if comm.rank == 1:
@@ -269,9 +270,10 @@ def missing(comm, how):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("discreet", [False, True])
 @pytest.mark.parametrize("how", ["hang", "kill", "exit"])
-def test_the_missing_rank_and_its_phase_are_named(run_ranks, how):
-    for message in run_ranks(missing, 3, how, timeout=3.0, lost=(1,))[::2]:
+def test_the_missing_rank_and_its_phase_are_named(run_ranks, how, discreet):
+    for message in run_ranks(missing, 3, how, discreet, timeout=3.0, lost=(1,))[::2]:
         assert message.startswith("aggregate: ")
         assert "rank 1 is missing, last seen in 'train in round 3'" in message
         assert "rank 0 is" not in message

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedddp.checkpoints.own_clients import OwnClients
 from fedddp.comm import CommError, Place
 from fedddp.config import UsageError, build
 from fedddp.setup.assemble import _run_folder
@@ -54,6 +55,14 @@ def test_scaffold_tells_each_update_in_the_run_folder_unless_clients_are_kept_ap
         (file,) = (tmp_path / "own" / str(rank)).rglob("*.safetensors")
         assert torch.allclose(-4 * LR * load_file(file)[f"{rank}/control"], stolen[rank], atol=1e-5)
         assert stat.S_IMODE(os.stat(file.parent).st_mode) == 0o700
+
+
+def test_equal_states_have_unequal_hashes(tmp_path):
+    """An equal hash would tell readers of the run folder that none of a rank's clients took part."""
+    own, states = OwnClients(tmp_path / "own", tmp_path / "run", 0), {"3/control": torch.ones(4)}
+    first, second = own.write(1, states), own.write(2, states)
+    assert first != second
+    assert own.read(1, first)["3/control"].equal(own.read(2, second)["3/control"])
 
 
 def test_a_run_goes_on_with_what_each_rank_kept(run_ranks, tmp_path):

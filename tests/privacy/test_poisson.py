@@ -1,12 +1,14 @@
 """Poisson cohorts: the right rate, independent, the same whenever asked for, and a loop that survives an empty one."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from fedddp.federation import federate
-from fedddp.privacy import PoissonSampler, Randomness
+from fedddp.privacy import PoissonSampler, Randomness, rarely_more
+from fedddp.privacy.poisson import RARELY
 from tests.helpers.support import Recorder, assemble, few_digits
 
 SEEDED = Randomness.seeded(3, "cohorts")
@@ -43,6 +45,18 @@ def test_a_rank_draws_its_own_clients_only():
     assert sampler.cohort(0).population == 10
     few = PoissonSampler(10, 0.5, Randomness.secret(), [7, 1, 4])
     assert {k for t in range(50) for k in few.cohort(t).ids} == {1, 4, 7}
+
+
+@pytest.mark.parametrize(("clients", "q"), [(0, 0.5), (3, 0.5), (4, 1.0), (20, 0.2), (1000, 0.01)])
+def test_more_are_drawn_rarely(clients, q):
+    """The tail of the binomial, summed as it stands; one client less would be too few."""
+
+    def more(than):
+        return sum(math.comb(clients, k) * q**k * (1 - q) ** (clients - k) for k in range(than + 1, clients + 1))
+
+    most = rarely_more(clients, q)
+    assert more(most) <= RARELY
+    assert most == 0 or more(most - 1) > RARELY
 
 
 @pytest.mark.parametrize("q", [0.0, -0.1, 1.1])

@@ -17,6 +17,7 @@ from tests.helpers.checks import (
     PERSONAL,
     TEN,
     attack,
+    checked_run,
     private,
     refused,
     rule,
@@ -25,6 +26,7 @@ from tests.helpers.checks import (
 
 POWER = {"cohort": {"size": 2, "sampler": {"name": "power_of_choice"}}}
 IFCA = {"algorithm": {"name": "ifca", "clusters": 2}}
+EQUAL, ONE = private("client", equal_work=True), {"client": {"execution": {"width": 1}}}
 MEAN = {"evaluate": {"clients_mean": True}}
 ADAM = {"client": {"optimizer": {"name": "adam"}}}
 EXACT = {"aggregation": {"sum": "exact"}}
@@ -48,6 +50,10 @@ CONFIGURATIONS = [
         "algorithm.weighting",
         [{"cohort": {"size": 2, "sampler": {"name": "size"}}, "algorithm": {"weighting": "examples"}}],
     ),
+    ("equal-work-level", "privacy.equal_work", [private("example", equal_work=True), ONE]),
+    ("equal-work-shared", "privacy.equal_work", [EQUAL, ONE, TEN]),
+    ("equal-work-width", "privacy.equal_work", [EQUAL]),
+    ("equal-work-sizes", "privacy.equal_work", [EQUAL, ONE]),
     ("personal-holdout", "evaluate.personal_every", [{"evaluate": {"personal_every": 3}}]),
     ("personal-private", "evaluate.personal_every", [secure(), PERSONAL]),
     ("personal-private", "evaluate.personal_every", [EXAMPLE, PERSONAL]),
@@ -177,6 +183,26 @@ def test_a_configuration_that_cannot_run_is_refused(code, key, layers):
     sizes = torch.tensor([10, 7000, 0, 20]) if code in ("work-epochs", "work-steps") else None
     error = refused(*layers, sizes=sizes)
     assert (error.code, error.key) == (code, key)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "client", "algorithm", "runs"),
+    [
+        ([10, 10, 10, 10], {"local_epochs": 2}, "fedavg", True),
+        ([10, 30, 7, 20], {"local_epochs": 2}, "fedavg", False),
+        ([10, 30, 7, 20], {"local_steps": 4}, "fedavg", True),
+        ([10, 30, 4, 20], {"local_steps": 4}, "fedavg", False),  # batches of 4, not of 5
+        ([10, 30, 7, 20], {"local_steps": 4}, "ditto", False),  # epochs for the personal model
+        ([10, 10, 10, 10], {"local_epochs": 2}, "ditto", True),
+        ([10, 10, 10, 10], {"local_epochs": 2, "stragglers": 0.5}, "fedavg", False),
+    ],
+)
+def test_equal_work_needs_clients_of_equal_work(sizes, client, algorithm, runs):
+    layers = EQUAL, ONE, {"client": client, "algorithm": {"name": algorithm}, "checkpoint": {"clients_dir": "own"}}
+    if runs:
+        checked_run(*layers, sizes=torch.tensor(sizes))
+    else:
+        assert refused(*layers, sizes=torch.tensor(sizes)).code == "equal-work-sizes"
 
 
 def test_codes_are_unique_and_keys_are_those_of_the_configuration():

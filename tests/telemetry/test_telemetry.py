@@ -69,6 +69,19 @@ def test_a_round_has_the_contracts_keys_and_means_over_the_clients_that_succeede
     assert telemetry.history == [m]
 
 
+def test_where_times_would_tell_who_was_drawn_nothing_has_one(tmp_path, capsys):
+    folder = RunFolder(tmp_path, resumed=False)
+    telemetry = Telemetry([Files(folder, 3), *progress("lines", 0, 3)], timed=False)
+    tell(telemetry, 1, 0.8, report=replace(report(), seconds_train=()))
+    (m,) = telemetry.history
+    assert list(m) == METRICS
+    assert {key for key in m if m[key] is None} == {*METRICS[7:11], "imbalance"}
+    assert json.loads((tmp_path / "status.json").read_text())["updated"] is None
+    assert " s" not in capsys.readouterr().out.replace("clients", "")
+    summary = telemetry.summary()
+    assert (summary["seconds_total"], summary["clients_per_second"]) == (None, None)
+
+
 def test_what_is_not_known_or_not_finite_is_null():
     telemetry = Telemetry()
     tell(telemetry, 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from fedddp.data import Excerpt
 from fedddp.evaluation.server import Mistake, Score
@@ -47,11 +48,10 @@ def record(t, evaluated=True):
     return RoundRecord(metrics, report, Score(t / 10, 0.7, CONFUSION, (mistake,)) if evaluated else None)
 
 
-def board(folder, done=0):
+def board(folder, done=0, **more):
     owners = Excerpt(np.arange(2), np.array([[3, 0], [1, 5]]), 2)
-    return TensorBoard(
-        folder, done, 'model = "cnn"\n', {"run.seed": 0, "model.name": "cnn", "off": None}, owners, SideWork()
-    )
+    keys = {"run.seed": 0, "model.name": "cnn", "off": None}
+    return TensorBoard(folder, done, 'model = "cnn"\n', keys, owners, SideWork(), **more)
 
 
 def read(folder):
@@ -100,6 +100,19 @@ def test_histograms_text_and_hyperparameters_are_there(events):
     (config,) = events.Tensors("config/text_summary")
     assert b'model = "cnn"' in config.tensor_proto.string_val[0]
     assert b"run.seed" in events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_events_have_the_time_of_their_round_or_that_of_the_first(tmp_path, monkeypatch, timed):
+    now = iter(range(10**6, 2 * 10**6))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    pages = board(tmp_path, timed=timed)
+    for t in (3, 4):
+        pages.round(record(t))
+    pages.close(None)
+    events = EventFileLoader(str(next(tmp_path.glob("events*")))).Load()
+    times = {event.wall_time for event in events if event.HasField("summary")}
+    assert (len(times) == 1) != timed
 
 
 def test_the_last_evaluation_is_drawn_at_the_end(tmp_path):

@@ -6,7 +6,7 @@ partition) are checked by its class.
 
 from typing import Any
 
-from .configuration import AGGREGATION, CONFIGURATION, EVALUATION, PARTICIPATION
+from .configuration import AGGREGATION, CONFIGURATION, EQUAL_WORK, EVALUATION, PARTICIPATION
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
 from .privacy import PRIVACY, REMEMBERED, RING, SECURE
 from .table import Check, refuse
@@ -17,6 +17,7 @@ AFTER_NOISE = (*RING, *COMPRESSION, *REMEMBERED)
 """Checks made once the noise multiplier is known."""
 GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Local work and cohorts": PARTICIPATION,
+    "Equal work": EQUAL_WORK,
     "Evaluation": EVALUATION,
     "Algorithm and aggregation": AGGREGATION,
     "Machine": MACHINE,

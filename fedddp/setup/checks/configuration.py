@@ -117,6 +117,37 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     ),
 )
 
+
+def _equal_work(code: str, other: str, applies: Any, reason: str, remedy: str) -> Check[ResolvedConfig]:
+    """A row on ``privacy.equal_work`` where it would hide nothing."""
+    keys = ("privacy.equal_work", other)
+    return Check(f"equal-work-{code}", keys, lambda c: c.privacy.equal_work and applies(c), reason, remedy)
+
+
+EQUAL_WORK: tuple[Check[ResolvedConfig], ...] = (
+    _equal_work(
+        "level",
+        "privacy.level",
+        lambda c: not level_of(c).hides_cohort,
+        "hides how many clients are drawn, which only privacy.level=client keeps secret",
+        "leave it off",
+    ),
+    _equal_work(
+        "shared",
+        "data.placement",
+        lambda c: c.placement == "shared",
+        "with data.placement=shared all ranks draw the cohort and know it",
+        "use data.placement=home",
+    ),
+    _equal_work(
+        "width",
+        "client.execution.width",
+        lambda c: c.client.execution.width != 1,
+        "how long clients take that are trained together depends on how many they are",
+        "use client.execution.width=1",
+    ),
+)
+
 EVALUATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "personal-holdout",
@@ -295,5 +326,5 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
     ),
 )
 
-CONFIGURATION = (*PARTICIPATION, *EVALUATION, *AGGREGATION)
+CONFIGURATION = (*PARTICIPATION, *EQUAL_WORK, *EVALUATION, *AGGREGATION)
 """Checks of a resolved configuration, in the order in which they are made."""

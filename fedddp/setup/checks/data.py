@@ -146,6 +146,15 @@ def _sampler(f: Facts) -> Values | None:
     return failure(lambda: c.cohort.sampler.sampler(f.sizes, c.cohort_size, c.run.seed, lambda cohort, w: f.sizes))
 
 
+def _unequal_work(f: Facts) -> Values | None:
+    """Return the work of clients in examples a round if it differs, be it in further passes over all they own."""
+    work = f.work.planned(f.sizes)
+    more = f.config.algorithm.traits.trainings > 1 and len(f.sizes.unique()) > 1
+    if not f.config.privacy.equal_work or not (more or f.work.stragglers or len(work.unique()) > 1):
+        return None
+    return {"least": int(work.min()), "most": int(work.max()), "smallest": max(1, int(f.sizes.min()))}
+
+
 def _incompressible(f: Facts) -> bool:
     if not compressed(f.config):
         return False
@@ -180,6 +189,14 @@ POPULATION: tuple[Check[Facts], ...] = (
         lambda f: bool(f.config.evaluate.personal_every) and f.held is not None and not f.held.sizes.any(),
         "only Byzantine clients have examples to be scored on",
         "use personal_every=0, or fewer Byzantine clients",
+    ),
+    Check(
+        "equal-work-sizes",
+        ("privacy.equal_work", "client.local_steps", "client.batch_size", "client.stragglers", "algorithm.name"),
+        _unequal_work,
+        "clients differ in work (steps on {least} to {most} examples a round), so time would tell who was drawn",
+        "set client.local_steps and client.batch_size={smallest} or less, without stragglers, for an algorithm that "
+        "trains once a round, such as fedavg",
     ),
     Check("cohort-sampler", ("cohort.sampler.name", "cohort.size"), _sampler, "cannot draw these cohorts: {why}"),
 )

@@ -14,7 +14,16 @@ from ...algorithms import CanaryClients, ClientLevel
 from ...comm import Purpose
 from ...config import ResolvedConfig
 from ...federation import Federation
-from ...privacy import Budget, Canaries, ClientBudget, PoissonSampler, Randomness, SpendLog, discrete_gaussian
+from ...privacy import (
+    Budget,
+    Canaries,
+    ClientBudget,
+    PoissonSampler,
+    Randomness,
+    SpendLog,
+    discrete_gaussian,
+    rarely_more,
+)
 from ...rng import generator
 from ...sampling import Losses, Sampler, home_rank
 from ...secure import quorum
@@ -30,6 +39,7 @@ class ClientPrivacy(Private):
 
     unit = "client"
     clips_updates = True
+    hides_cohort = True
     _warned = False
 
     @cached_property
@@ -50,12 +60,21 @@ class ClientPrivacy(Private):
     def largest_cohort(config: ResolvedConfig) -> int:
         return config.num_clients
 
+    @property
+    def _at_home(self) -> list[int]:
+        ranks, rank = self._comm.world_size, self._comm.rank
+        return [k for k in range(self._p.data.num_clients) if home_rank(k, ranks) == rank]
+
+    @property
+    def least_trained(self) -> int:
+        """With ``privacy.equal_work`` as many as are drawn in nearly every round."""
+        return rarely_more(len(self._at_home), self._rate) if self._keys.equal_work else 0
+
     def sampler(self, losses: Losses) -> Sampler:
         """Each rank draws its own clients in secret; where any rank may train any client, all ranks draw the same."""
         population, comm = self._p.data.num_clients, self._comm
         if self._p.data.placement == "home":
-            mine = [k for k in range(population) if home_rank(k, comm.world_size) == comm.rank]
-            return PoissonSampler(population, self._rate, self._randomness("cohorts", comm.rank), mine)
+            return PoissonSampler(population, self._rate, self._randomness("cohorts", comm.rank), self._at_home)
         own = self._randomness("cohorts")
         key = torch.frombuffer(bytearray(own.int64(4).numpy().tobytes()), dtype=torch.uint8)
         shared = Randomness(bytes(comm.broadcast(key, Purpose.PRIVACY).tolist()), predictable=own.predictable)

@@ -43,11 +43,14 @@ class Plain:
         unit: what the guarantee hides, "example" or "client"; empty without a guarantee.
         clips_gradients: whether each example's gradient is clipped, in as many steps as the accountant counts.
         clips_updates: whether each client's update is clipped and noise is added to the sum.
+        hides_cohort: whether who is drawn is secret: neither the run folder nor a message to other ranks then has a
+            time, or a count, that depends on it.
     """
 
     unit: ClassVar[str] = ""
     clips_gradients: ClassVar[bool] = False
     clips_updates: ClassVar[bool] = False
+    hides_cohort: ClassVar[bool] = False
 
     def __init__(self, p: Prepared, comm: Comm) -> None:
         self._p, self._comm, self._keys = p, comm, p.config.privacy
@@ -93,6 +96,11 @@ class Plain:
         """Return the sampler of cohorts; ``losses`` computes the clients' losses."""
         config = self._p.config
         return config.cohort.sampler.sampler(self._p.data.sizes, config.cohort_size, config.run.seed, losses)
+
+    @property
+    def least_trained(self) -> int:
+        """How many clients this rank trains in a round at least; those outside the cohort are not in the sum."""
+        return 0
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         """Return the privacy budget; ``spend_file`` records what is spent, on rank 0."""
