@@ -6,14 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..flat import FlatSpec
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
 from .around import Around
-from .base import Algorithm, LocalTraining
-
-BEYOND = 10.0
-"""Norm of a canary in units of the clip: without the clip it would show ten times as much. No entry exceeds the clip,
-which a sum of integers would refuse."""
+from .base import LocalTraining
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +29,6 @@ class CanaryClients(Around):
     signs: Tensor
     norm: float
     see: Callable[[Tensor], None]
-
-    @classmethod
-    def around(
-        cls,
-        inner: Algorithm,
-        spec: FlatSpec,
-        included: Tensor,
-        stream: torch.Generator,
-        clip: float,
-        see: Callable[[Tensor], None],
-    ) -> "CanaryClients":
-        """Return canaries with random signs, of up to ``BEYOND`` times the clip."""
-        per_client = sum(inner.vectors(spec).values()) // len(included)
-        signs = 2.0 * torch.randint(2, (per_client, len(included)), generator=stream) - 1
-        return cls(inner, included, signs, min(BEYOND, per_client**0.5) * clip, see)
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining

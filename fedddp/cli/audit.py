@@ -82,11 +82,8 @@ def run(args: Namespace) -> int:
 def prepared(layers: Sequence[Any], place: Place) -> Prepared:
     """Prepare the run without what an audit does not need. Raises UsageError for a run that claims no epsilon."""
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
-    once = {
-        "evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, "target_accuracy": "off"},
-        "run": {"resume": "never"},
-    }
-    config = resolve(build(*layers, quiet, once), place)
+    blind = {"evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, "target_accuracy": "off"}}
+    config = resolve(build(*layers, quiet, blind, {"run": {"resume": "never"}}), place)
     keys, level = config.privacy, LEVELS[config.privacy.level]
     if not level.unit:
         raise UsageError("privacy.level='none': claims no epsilon that an audit could test; use client or example")
@@ -190,7 +187,7 @@ def report(found: Found) -> None:
                 f"the guarantee does not hold: at delta {row.delta:g} it claims epsilon {row.claimed:.3g} at most, the "
                 f"audit finds {row.found:.3g} at least"
             )
-    if not found.powerful:
-        print("the audit has no power: it would not notice if the noise were missing; use more --canaries")
-    elif found.holds:
+    if found.holds and found.powerful:
         print("no contradiction with the claim; missing noise would have been noticed")
+    elif found.holds:
+        print("the audit has no power: it would not notice if the noise were missing; use more --canaries")

@@ -2,7 +2,8 @@
 
 A canary's gradient is long and lies along one coordinate of the model ("Dirac canary": Nasr et al. 2023, "Tight
 auditing of differentially private machine learning"), so that canaries do not see each other. The label of an example
-stands for its coordinate; a label below 0 is an example without gradient. No example goes through the model.
+is the number of its canary's coordinate among ``coordinates``; one below 0 has no gradient. No example goes through the
+model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from ...tasks import Task
 from ...types import LocalResult
 from ..local import Correction, Local
 from .ghost import Captured, CapturingConv2d, CapturingLinear, GhostExamples
-from .oracle import ClippedSums, VmappedExamples
+from .oracle import VmappedExamples
 from .trainer import PrivateTrainer, private_steps, sampling_rate
 
 BEYOND = 1e6
@@ -22,7 +23,7 @@ BEYOND = 1e6
 
 
 class DiracExamples(VmappedExamples):
-    """`VmappedExamples` with gradients along the coordinates that the labels name."""
+    """`VmappedExamples` whose examples are canaries of length ``size``."""
 
     size = 0.0
 
@@ -39,49 +40,38 @@ class DiracExamples(VmappedExamples):
 
 
 class DiracGhosts(GhostExamples):
-    """`GhostExamples` with gradients along the weights that the labels name: dy x^T with a single entry each."""
+    """`GhostExamples` whose examples are canaries of length ``size``: a single entry of dy x^T in the largest layer."""
 
     size = 0.0
 
     def __init__(self, of: GhostExamples) -> None:
         vars(self).update(vars(of))
         places = self.spec.views(torch.arange(self.spec.dim).unsqueeze(0))
-        shaped = [self._rows(layer, places[f"{layer.name}weight"]) for layer in self._layers]  # [o, i] each
-        self.coordinates = torch.cat([index.flatten() for index in shaped]).sort().values
-        self._at = torch.zeros(3, self.spec.dim, dtype=torch.long)  # layer, output and input of each weight
-        for n, index in enumerate(shaped):
-            o, i = (part.flatten() for part in torch.meshgrid(*map(torch.arange, index.shape), indexing="ij"))
-            self._at[:, index.flatten()] = torch.stack([torch.full_like(o, n), o, i])
-        self._shapes = [index.shape for index in shaped]
-
-    @staticmethod
-    def _rows(layer: torch.nn.Module, weight: Tensor) -> Tensor:
-        """``weight [1, *shape]`` as the layer's rows are, [o, i]."""
-        assert isinstance(layer, CapturingLinear | CapturingConv2d)
-        return layer.into(weight)[0].flatten(1)
+        self._rows: list[Tensor] = []  # of each layer's weight, where its entries lie, [o, i]
+        for layer in self._layers:
+            assert isinstance(layer, CapturingLinear | CapturingConv2d)
+            self._rows.append(layer.into(places[f"{layer.name}weight"])[0].flatten(1))
+        self._largest = max(self._rows, key=Tensor.numel)
+        self.coordinates = self._largest.flatten()
 
     def _pass(self, task: Task, x: Tensor, y: Tensor) -> list[Captured]:
         """See `GhostExamples._pass`."""
-        layers, outputs, inputs = self._at.to(y.device)[:, y.clamp(min=0)].unsqueeze(3)  # [K, B, 1] each
         captured = []
-        for n, (layer, (o, i)) in enumerate(zip(self._layers, self._shapes, strict=True)):
-            mine = ((layers == n) & (y >= 0).unsqueeze(2)).to(self.spec.dtype)
-            a, dy = mine.new_zeros(*y.shape, 1, i), mine.new_zeros(*y.shape, 1, o)
-            a[..., 0, :].scatter_(2, inputs.clamp(max=i - 1), self.size * mine)
-            dy[..., 0, :].scatter_(2, outputs.clamp(max=o - 1), mine)
-            captured.append(Captured(a, dy, layer.bias is not None))
+        for layer, rows in zip(self._layers, self._rows, strict=True):
+            o, i = rows.shape
+            there = (y >= 0).to(self.spec.dtype).unsqueeze(2) * float(rows is self._largest)
+            a, dy = there.new_zeros(*y.shape, i), there.new_zeros(*y.shape, o)
+            a.scatter_(2, (y.clamp(min=0) % i).unsqueeze(2), self.size * there)
+            dy.scatter_(2, (y.clamp(min=0) // i % o).unsqueeze(2), there)
+            captured.append(Captured(a.unsqueeze(2), dy.unsqueeze(2), layer.bias is not None))
         return captured
 
 
-DIRAC: dict[type, Callable[..., "DiracExamples | DiracGhosts"]] = {
+DIRAC: dict[type, Callable[..., DiracExamples | DiracGhosts]] = {
     VmappedExamples: DiracExamples,
     GhostExamples: DiracGhosts,
 }
-
-
-def dirac(oracle: ClippedSums) -> DiracExamples | DiracGhosts:
-    """Return an oracle like ``oracle``, with its model and memory, whose examples are canaries."""
-    return DIRAC[type(oracle)](oracle)
+"""From an oracle to one with its model and memory whose examples are canaries."""
 
 
 class CanaryTrainer(PrivateTrainer):
@@ -96,53 +86,51 @@ class CanaryTrainer(PrivateTrainer):
 
     def __init__(self, of: PrivateTrainer) -> None:
         vars(self).update(vars(of))
-        self.oracle = self._dirac = dirac(of.oracle)
+        self.oracle = self._dirac = DIRAC[type(of.oracle)](of.oracle)
         self.coordinates = self._dirac.coordinates
 
     def plant(self, canaries: Mapping[int, tuple[Tensor, Tensor]], see: Callable[[int, Tensor], None]) -> None:
         """Give clients their canaries.
 
         Args:
-            canaries: by client, the coordinates of its first examples, [m_k], and which of them take part, bool [m_k].
+            canaries: by client, the numbers of its first examples' coordinates, [m_k], and which of these examples
+                take part, bool [m_k].
             see: receives a client, and the component of a step's noisy sum along each of its canaries, in units of the
                 clip and times the canary's sign, [m_k].
         """
-        self._planted, self._see = {k: at for k, (at, _) in canaries.items()}, see
-        self._labels = {k: torch.full((int(self.data.sizes[k]),), -1) for k in canaries}
-        for k, (at, included) in canaries.items():
-            self._labels[k][: len(at)] = torch.where(included, at, -1)
+        self._see, self._labels = see, {k: torch.full((int(self.data.sizes[k]),), -1) for k in canaries}
+        for k, (numbers, included) in canaries.items():
+            self._labels[k][: len(numbers)] = torch.where(included, numbers, -1)
+        self._at = {k: self.coordinates[numbers] for k, (numbers, _) in canaries.items()}
 
     def train(self, local: Local, start: Tensor, correct: Correction | None) -> LocalResult:
         """See `Local.train`."""
         sizes, work, step = local.num_examples.tolist(), self._training.work, 0
-        if not self._planted.keys() & {*local.ids}:
+        if not self._at.keys() & {*local.ids}:
             nan = torch.full((len(sizes),), torch.nan, dtype=torch.float64)
             still = start.new_zeros(len(sizes), start.shape[-1])
             return LocalResult(start, still, torch.ones(len(sizes), dtype=torch.long), nan, nan)
         steps = [private_steps(n, work.epochs, work.batch_size) for n in sizes]
-
-        def signed() -> int:
-            return 1 - 2 * ((step + local.round) % 2)
+        sign = self._turned(1 - 2 * (local.round % 2))
 
         def seen(g: Tensor, w: Tensor) -> Tensor:
-            nonlocal step
+            nonlocal step, sign
             for row, (k, n) in enumerate(zip(local.ids, sizes, strict=True)):
-                if step < steps[row] and k in self._planted:
+                if step < steps[row] and k in self._at:
                     expected = sampling_rate(n, work.batch_size) * n
-                    along = g[row].cpu().double()[self._planted[k]]
-                    self._see(k, along * (signed() * expected / self._clip))
-            step += 1
-            self._dirac.size = signed() * BEYOND * self._clip
+                    self._see(k, g[row].cpu().double()[self._at[k]] * (sign * expected / self._clip))
+            step, sign = step + 1, self._turned(-sign)
             return correct(g, w) if correct else g
 
-        self._dirac.size = signed() * BEYOND * self._clip
         return super().train(local, start, seen)
 
+    def _turned(self, sign: int) -> int:
+        self._dirac.size = sign * BEYOND * self._clip
+        return sign
+
     def _gather(self, ids: Sequence[int], index: Tensor) -> tuple[Tensor, Tensor]:
-        """The drawn examples, [K, B, ...], with the coordinates of their canaries as labels, -1 without one."""
+        """The drawn examples, [K, B, ...], with their canaries' numbers as labels, -1 without one."""
         x, y = super()._gather(ids, index)
-        rows = [
-            self._labels[k][row] if k in self._labels else torch.full_like(row, -1)
-            for k, row in zip(ids, index, strict=True)
-        ]
-        return x, torch.stack(rows).to(y.device)
+        none = torch.full(index.shape[1:], -1)
+        labels = [self._labels[k][row] if k in self._labels else none for k, row in zip(ids, index, strict=True)]
+        return x, torch.stack(labels).to(y.device)

@@ -81,17 +81,18 @@ class ClientPrivacy(Private):
         return PoissonSampler(population, self._rate, shared)
 
     def planted(self, f: Federation, canaries: Canaries, most: int) -> Federation:
-        """See `Plain.planted`; every client is a canary."""
-        clip, expected = self._keys.clip, self._expected
-        stream = generator(self._p.config.run.seed, "audit")
-        rows = canaries.add(self._p.data.num_clients, stream)
+        """See `Plain.planted`; every client is a canary, ten times the clip or less: no entry may exceed the clip."""
+        inner, clip, n = self._configured, self._keys.clip, self._p.data.num_clients
+        stream, expected = generator(self._p.config.run.seed, "audit"), self._expected
+        rows, d = canaries.add(n, stream), sum(inner.vectors(self._p.spec).values()) // n
 
         def see(mean: Tensor) -> None:
             if self._comm.rank == 0:  # all ranks see the same
                 canaries.see(rows, mean * (expected / clip), self._rate)
 
-        planted = CanaryClients.around(self._configured, self._p.spec, canaries.included[rows], stream, clip, see)
-        return replace(f, algorithm=replace(self.algorithm, inner=planted))
+        signs = 2.0 * torch.randint(2, (d, n), generator=stream) - 1
+        uploads = CanaryClients(inner, canaries.included[rows], signs, clip * min(10.0, d**0.5), see)
+        return replace(f, algorithm=replace(self.algorithm, inner=uploads))
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         return ClientBudget(self._rate, self._limits(spend_file))

@@ -74,17 +74,15 @@ class ExamplePrivacy(Private):
         base, _ = self.trainer(p.config, p.task, p.data, p.test, p.training)  # of its own: no noise is drawn twice
         assert isinstance(base, PrivateTrainer)
         trainer, stream = CanaryTrainer(base), generator(p.config.run.seed, "audit")
-        at: dict[int, Tensor] = {}
         rows: dict[int, slice] = {}
+        given: dict[int, tuple[Tensor, Tensor]] = {}
         for k in (rate * (steps * rounds).sqrt()).argsort(descending=True, stable=True).tolist():
             own = min(int(sizes[k]), len(trainer.coordinates), most)
             if own and rounds[k]:
                 rows[k], most = canaries.add(own, stream), most - own
-                at[k] = trainer.coordinates[torch.randperm(len(trainer.coordinates), generator=stream)[:own]]
-        trainer.plant(
-            {k: (at[k], canaries.included[rows[k]]) for k in at},
-            lambda k, x: canaries.see(rows[k], x, float(rate[k])),
-        )
+                numbers = torch.randperm(len(trainer.coordinates), generator=stream)[:own]
+                given[k] = numbers, canaries.included[rows[k]]
+        trainer.plant(given, lambda k, x: canaries.see(rows[k], x, float(rate[k])))
         return replace(f, trainer=trainer)
 
     def pipeline(self) -> Pipeline:
