@@ -42,7 +42,9 @@ CHANGEABLE = (
     "privacy.secure_aggregation.min_clients",
     "privacy.secure_aggregation.roster",  # fewer parties need another one
 )
-CHANGEABLE_SECTIONS = ("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.")
+CHANGEABLE_SECTIONS = (
+    *("data.root", "data.download", "data.placement", "evaluate.", "checkpoint.", "telemetry.", "privacy.account."),
+)
 """Keys that may differ on resume: they do not affect what is learned."""
 FIXED = ("evaluate.holdout",)
 """Keys of these sections that may not differ."""
@@ -162,9 +164,14 @@ def _read(folder: Path) -> Saved:
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Differences that prevent ``now`` from continuing ``saved`` (dotted keys to values): "key is a there, b here"."""
-    keys = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
-    fixed = [k for k in keys if k in FIXED or (k not in CHANGEABLE and not k.startswith(CHANGEABLE_SECTIONS))]
-    return [f"{k} is {saved.get(k)!r} there, {now.get(k)!r} here" for k in fixed]
+    there, here = fixed(saved), fixed(now)
+    keys = [k for k in sorted({*there, *here}) if there.get(k) != here.get(k)]
+    return [f"{k} is {there.get(k)!r} there, {here.get(k)!r} here" for k in keys]
+
+
+def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration (dotted keys to values) that must not differ on resume."""
+    return {k: v for k, v in config.items() if k in FIXED or not (k in CHANGEABLE or k.startswith(CHANGEABLE_SECTIONS))}
 
 
 def sha256(path: Path) -> str:

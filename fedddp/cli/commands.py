@@ -85,6 +85,14 @@ COMMANDS = {
         module="fedddp.cli.show_configs",
         answers=True,
     ),
+    "show account": Command(
+        about="check and print a party's privacy account: its runs, epsilon of each and of all",
+        module="fedddp.cli.show_account",
+        options=options.show_account,
+        takes="FOLDER",
+        more="FOLDER is what privacy.account.dir stands for on this rank. The exit code is 1 for a changed record.",
+        examples=("fedddp show account ~/fedddp-account --key=keys/rank-0.key",),
+    ),
     "plot": Command(
         about="draw the accuracy curves of runs",
         module="fedddp.cli.plot",

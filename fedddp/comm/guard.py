@@ -94,6 +94,7 @@ class Guard:
             Purpose.PRIVACY: (
                 AllowedMessage("broadcast", ("int64", "float64"), 8 * clients),
                 AllowedMessage("broadcast", ("uint8",), 32),
+                *reduced("float32", limit=4),
             ),
             Purpose.RUN_FOLDER: (
                 AllowedMessage("broadcast", ("int64",), 8),

@@ -232,6 +232,27 @@ class AdaptiveClipSection(Section):
     lr: float = Field(default=0.2, gt=0, description="learning rate of the clip; 0.2 as in the paper")
 
 
+class PrivacyAccountSection(Section):
+    """This rank's own account of what was released about its clients, over runs."""
+
+    dir: Annotated[str, UserPath] = Field(
+        default="",
+        description="folder for this rank's record of releases, over runs; {rank} in it stands for the rank; "
+        "empty = no account",
+    )
+    key: Annotated[str, UserPath] = Field(
+        default="", description="file of the private key that signs the record (fedddp keygen); {rank} as in dir"
+    )
+    epsilon: Annotated[float | None, Off] = Field(
+        default=None,
+        gt=0,
+        description="this rank's own limit, over runs; a run whose rounds would exceed it is refused",
+    )
+    delta: Annotated[float | None, Off] = Field(
+        default=None, gt=0, lt=1, description="delta of the limit (default: privacy.delta)"
+    )
+
+
 class PrivacySection(Section):
     """What leaves a rank: guard, differential privacy, secure aggregation."""
 
@@ -264,6 +285,7 @@ class PrivacySection(Section):
         "not tell how many were drawn",
     )
     adaptive_clip: AdaptiveClipSection = AdaptiveClipSection()
+    account: PrivacyAccountSection = PrivacyAccountSection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
 
 

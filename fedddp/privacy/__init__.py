@@ -1,18 +1,21 @@
 """Differential privacy: accountants, budget, noise and secret randomness."""
 
-from .accounting import check_installed, compose, epsilon
+from .accounting import Composition, check_installed, compose, compose_runs, epsilon
 from .audit import Canaries
-from .budget import Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog
+from .budget import AccountLog, Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog
 from .calibration import calibrate, calibrate_worst
+from .composition import covered, curve, merged, zcdp
 from .discrete_gaussian import discrete_gaussian
 from .guarantee import Guarantee
 from .poisson import PoissonSampler, rarely_more
 from .randomness import Randomness
 
 __all__ = [
+    "AccountLog",
     "Budget",
     "Canaries",
     "ClientBudget",
+    "Composition",
     "ExampleBudget",
     "Guarantee",
     "Limits",
@@ -24,7 +27,12 @@ __all__ = [
     "calibrate_worst",
     "check_installed",
     "compose",
+    "compose_runs",
+    "covered",
+    "curve",
     "discrete_gaussian",
     "epsilon",
+    "merged",
     "rarely_more",
+    "zcdp",
 ]

@@ -27,6 +27,8 @@ log = logging.getLogger("fedddp")
 Accountant = Literal["prv", "rdp"]
 Segment = tuple[float, float, int]
 """(sigma, q, steps): so many steps alike."""
+Composition = tuple[Segment, ...]
+"""What a run released about one unit (an example, a client): one of these segments, which one depends on the unit."""
 
 WHOLE = (*range(2, 64), *(64, 80, 96, 128, 192, 256, 384, 512))
 BETWEEN = (*(1.02, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.75, 1.9), *(2 + x / 5 for x in range(1, 15)), 5.5, 6.5)
@@ -58,17 +60,31 @@ def compose(history: Sequence[Segment], delta: float, accountant: Accountant = "
     return _composed(tuple(sorted((sigma, q, steps) for (sigma, q), steps in merged.items())), delta, accountant)
 
 
+def compose_runs(runs: Sequence[Composition], delta: float, accountant: Accountant = "prv") -> float:
+    """Epsilon of runs one after another, for the unit that they cost most, whichever segment of each run is its own.
+
+    The smaller of two upper bounds. The first is `compose` of the largest rate and steps of each run. The second adds
+    Renyi divergences: at each order those of adaptive mechanisms add up, whatever their sigmas and rates (Mironov 2017,
+    Proposition 1), so the largest of each run bound every unit's sum. Where each run has one segment, the first is
+    exact composition, and the second is no better.
+    """
+    runs = [taken for run in runs if (taken := tuple(s for s in run if s[1] and s[2]))]
+    widest = [(min(s[0] for s in run), max(s[1] for s in run), max(s[2] for s in run)) for run in runs]
+    spent = compose(widest, delta, accountant)
+    return spent if math.isinf(spent) or not runs else min(spent, _renyi_epsilon(runs, delta))
+
+
 @lru_cache(maxsize=4096)
 def _composed(history: tuple[Segment, ...], delta: float, accountant: Accountant) -> float:
     if accountant == "rdp":
-        return _renyi_epsilon(history, delta)
+        return _renyi_epsilon(_alone(history), delta)
     if all(q == 1 for _, q, _ in history):
         return _gaussian_epsilon(math.sqrt(sum(steps / sigma**2 for sigma, _, steps in history)), delta)
     try:
-        return min(_renyi_epsilon(history, delta), _loss_epsilon(history, delta))  # each is a bound
+        return min(_renyi_epsilon(_alone(history), delta), _loss_epsilon(history, delta))  # each is a bound
     except (ArithmeticError, RuntimeError, ValueError) as error:
         log.info("the prv accountant cannot compose %s (%s): epsilon is the rdp accountant's", history, error)
-        return _renyi_epsilon(history, delta)
+        return _renyi_epsilon(_alone(history), delta)
 
 
 def rdp(sigma: float, q: float, steps: int, order: float) -> float:
@@ -87,19 +103,23 @@ def _divergence(sigma: float, q: float, order: float) -> float:
     return value if value >= 0 else math.inf
 
 
-def _renyi_epsilon(history: tuple[Segment, ...], delta: float) -> float:
-    spent, order = _whole_renyi_epsilon(history, delta)
+def _alone(history: Sequence[Segment]) -> list[Composition]:
+    return [(segment,) for segment in history]
+
+
+def _renyi_epsilon(runs: Sequence[Composition], delta: float) -> float:
+    spent, order = _converted(runs, delta, WHOLE)
     near = [x for x in BETWEEN if abs(x - order) < 1]
-    return min(spent, _converted(history, delta, near)[0]) if near else spent
+    return min(spent, _converted(runs, delta, near)[0]) if near else spent
 
 
 def _whole_renyi_epsilon(history: tuple[Segment, ...], delta: float) -> tuple[float, float]:
     """Epsilon by whole orders, and the best of them."""
-    return _converted(history, delta, WHOLE)
+    return _converted(_alone(history), delta, WHOLE)
 
 
-def _converted(history: tuple[Segment, ...], delta: float, orders: Sequence[float]) -> tuple[float, float]:
-    total = [sum(steps * _divergence(sigma, q, order) for sigma, q, steps in history) for order in orders]
+def _converted(runs: Sequence[Composition], delta: float, orders: Sequence[float]) -> tuple[float, float]:
+    total = [sum(max(n * _divergence(sigma, q, order) for sigma, q, n in run) for run in runs) for order in orders]
     with _quiet():
         spent, order = _opacus().rdp.get_privacy_spent(orders=list(orders), rdp=total, delta=delta)
     return max(0.0, float(spent)), float(order)

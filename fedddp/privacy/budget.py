@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..types import Cohort
 from . import accounting
-from .accounting import Accountant
+from .accounting import Accountant, Composition
 from .guarantee import Guarantee
 
 ALIKE = 1.002
@@ -28,7 +28,12 @@ ALIKE = 1.002
 
 
 class Budget(Protocol):
-    """What a round costs. All ranks hold the same one, whatever each knows of the cohort."""
+    """What a round costs. All ranks hold the same one, whatever each knows of the cohort.
+
+    ``account``: this rank's own record of it, if the rank keeps one.
+    """
+
+    account: AccountLog | None
 
     @property
     def epsilon(self) -> float | None:
@@ -59,6 +64,22 @@ class Budget(Protocol):
 
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
+        """What was spent about one of ``units`` (None: any), and would be after ``more`` rounds (of each unit: [N])."""
+        ...
+
+
+class AccountLog(Protocol):
+    """What a rank counts for itself, beyond the run, see `fedddp.setup.account.Account`."""
+
+    def append(self, budget: Budget, round: int) -> None:
+        """Record one more release, before it happens."""
+        ...
+
+    def release(self) -> None:
+        """End the account's part in the run."""
+        ...
+
 
 class SpendLog(Protocol):
     """A record of releases that outlives the process, see `fedddp.checkpoints.spend_file.SpendFile`."""
@@ -88,6 +109,7 @@ class NoBudget:
 
     epsilon: float | None = None
     guarantee: Guarantee | None = None
+    account: AccountLog | None = None
 
     def allows(self, cohort: Cohort) -> bool:
         return True
@@ -104,12 +126,16 @@ class NoBudget:
     def load(self, state: Mapping[str, Tensor]) -> None:
         pass
 
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
+        return ()
+
 
 class Counting(ABC):
     """A budget that counts how often each of ``units`` took part; what those counts cost is the level's to say."""
 
     adjacency: str
     sampling: str
+    account: AccountLog | None = None
 
     def __init__(self, units: int, limits: Limits) -> None:
         self._participations = torch.zeros(units, dtype=torch.int64)
@@ -123,6 +149,9 @@ class Counting(ABC):
 
     @abstractmethod
     def _cost(self, participations: Tensor) -> float: ...
+
+    @abstractmethod
+    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition: ...
 
     @property
     def epsilon(self) -> float:
@@ -143,6 +172,11 @@ class Counting(ABC):
         self._released += 1
         if self._limits.spend_file is not None:
             self._limits.spend_file.append(self._released, cohort.round, who)
+        if self.account is not None:
+            self.account.append(self, cohort.round)
+
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
+        return self._segments(self._participations + more, units)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -210,6 +244,9 @@ class ClientBudget(Counting):
     def _cost(self, participations: Tensor) -> float:
         return self._epsilon(self._q, int(participations))
 
+    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition:
+        return ((self._limits.sigma, self._q, int(participations)),)
+
 
 class ExampleBudget(Counting):
     """Example level: a client that takes part spends its ``steps`` at its ``q``; epsilon is the worst client's.
@@ -232,6 +269,11 @@ class ExampleBudget(Counting):
     def _cost(self, participations: Tensor) -> float:
         spent = participations.numpy() * self._steps
         return worst(self._q, spent, self._epsilon)
+
+    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition:
+        of = slice(None) if units is None else list(units)
+        front = undominated(self._q[of], participations.numpy()[of] * self._steps[of])
+        return tuple((self._limits.sigma, q, steps) for q, steps in front)
 
 
 def worst(q: np.ndarray, steps: np.ndarray, cost: Callable[..., float]) -> float:

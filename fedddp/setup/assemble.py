@@ -27,6 +27,7 @@ from ..privacy import Budget
 from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
 from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink, Telemetry, progress, rewind
 from ..types import Cohort, ServerState
+from .account import Account, opened
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import LEVELS, Plain
 from .prepared import Prepared
@@ -49,13 +50,18 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     """
     keep_freed_memory()
     folder = p.folder if p.folder and p.folder.resumed else None
-    run, owns_comm = p.config.run, comm is None
+    run, owns_comm, account = p.config.run, comm is None, None
     try:
+        keeps = bool(p.config.privacy.account.dir)
+        account = opened(p) if keeps and owns_comm else None  # before the process group starts; a given one has started
         comm = comm or Comm.connect(p.place, p.device, backend=run.backend, timeout=run.timeout)
         comm.check_signature(p.signature)
+        account = opened(p) if keeps and account is None else account
         folder = p.folder.claimed(p.place.launch) if p.folder else None
-        return _assembled(p, sinks, comm, folder, owns_comm=owns_comm)
+        return _assembled(p, sinks, comm, folder, account, owns_comm=owns_comm)
     except BaseException as error:
+        if account:
+            account.release()
         if folder:
             folder.ended(error)
         if comm is not None:
@@ -66,7 +72,13 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
 
 
 def _assembled(
-    p: Prepared, sinks: Sequence[Sink], comm: Comm, folder: RunFolder | None, *, owns_comm: bool
+    p: Prepared,
+    sinks: Sequence[Sink],
+    comm: Comm,
+    folder: RunFolder | None,
+    account: Account | None,
+    *,
+    owns_comm: bool,
 ) -> Experiment:
     config = p.config
     if comm.remark and comm.rank == 0:
@@ -119,6 +131,12 @@ def _assembled(
     if folder and done:
         spent = not federation.budget.allows(federation.sampler.cohort(done))
         log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
+    if account:
+        comm.enter("plan its privacy account")  # what the others are told if this rank refuses
+        account.plan(federation.budget, range(done, federation.rounds), run_folder.name)
+        federation.budget.account = account
+    if federation.budget.guarantee:
+        comm.barrier(Purpose.PRIVACY)  # nobody counts a release that another rank's account refuses
     return Experiment(federation, _restored(start, p.saved, comm, done), folder, p, owns_comm)
 
 

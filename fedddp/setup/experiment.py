@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..comm import CommError, Purpose, interrupt
 from ..config import ResolvedConfig, flatten, to_dict
 from ..errors import OWN_CODE, NothingLearned
 from ..federation import Federation, federate
+from ..privacy import curve, zcdp
 from ..telemetry import Metrics, Telemetry
 from ..types import ServerState
 from .levels import LEVELS
@@ -109,13 +111,20 @@ class Experiment:
         """Return the content of ``summary.json`` for a run that ended with ``server``."""
         p, guarantee = self.prepared, self.federation.budget.guarantee
         return self.federation.telemetry.summary(
-            **({"privacy": guarantee.text() + caveat(p.config)} if guarantee else {}),
+            **({"privacy": guarantee.text() + caveat(p.config), **self._privacy()} if guarantee else {}),
             model_sha256=vector_sha256(server.w),
             **(exported_sums(self.folder.path) if self.folder else {}),
             num_parameters=p.spec.num_trainable,
             world_size=p.place.world_size,
             num_clients=p.data.num_clients,
         )
+
+    def _privacy(self) -> Metrics:
+        """Return epsilon by delta, None where it has no bound, and the rho of zCDP."""
+        released = self.federation.budget.composition()
+        spent = curve(released, self.prepared.config.privacy.accountant)
+        finite = {delta: epsilon if math.isfinite(epsilon) else None for delta, epsilon in spent.items()}
+        return {"epsilon_by_delta": finite, "zcdp_rho": zcdp(released)}
 
     def close(self, summary: Metrics | None = None) -> None:
         """End the run in agreement with the other ranks: close its files, lift the guard, leave the process group."""
@@ -160,6 +169,8 @@ class Experiment:
     def _restore(self) -> None:
         self.federation.checkpoints.close()
         self.federation.comm.guard = None
+        if account := self.federation.budget.account:
+            account.release()
         if self.before:
             self.before.restore()
 

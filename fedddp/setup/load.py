@@ -37,6 +37,10 @@ LOCAL = (
     "model.weights",
     "privacy.secure_aggregation.roster",
     "privacy.secure_aggregation.key",
+    "privacy.account.dir",
+    "privacy.account.key",
+    "privacy.account.epsilon",
+    "privacy.account.delta",
 )
 """Keys that may differ between the ranks of a run."""
 

@@ -38,7 +38,7 @@ def with_noise(config: ResolvedConfig, sizes: Tensor) -> ResolvedConfig:
     steps = torch.tensor([config.run.rounds])
     if keys.level == "example":
         rate, steps = example_level_work(config, sizes)
-        steps = steps * _participations(config)
+        steps = steps * participations(config, range(config.run.rounds))
     try:
         sigma = calibrate_worst(target, rate.tolist(), steps.tolist(), keys.delta, keys.accountant)
     except ValueError as error:
@@ -90,13 +90,13 @@ def ring_fraction_bits(config: ResolvedConfig, ring: tuple[float, float, float])
     return fraction_bits(bound, weight, config.privacy.secure_aggregation.bits, noise)
 
 
-def _participations(config: ResolvedConfig) -> Tensor:
-    """Return the number of the run's rounds for which each client will be drawn, [N]."""
-    population, rounds = config.num_clients, config.run.rounds
+def participations(config: ResolvedConfig, rounds: range) -> Tensor:
+    """Return the number of ``rounds`` (0-based) for which each client will be drawn, [N]."""
+    population = config.num_clients
     sampler = UniformSampler(population, config.cohort_size, config.run.seed)
     if sampler.size == population:
-        return torch.full((population,), rounds)
+        return torch.full((population,), len(rounds))
     counts = torch.zeros(population, dtype=torch.long)
-    for t in range(rounds):
+    for t in rounds:
         counts[list(sampler.cohort(t).ids)] += 1
     return counts

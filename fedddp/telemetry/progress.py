@@ -118,12 +118,17 @@ def progress(kind: str, done: int, rounds: int) -> list[ProgressBar | ProgressLi
     return [ProgressLines(rounds)]
 
 
+def _counted(name: str, value: float | None) -> str:
+    """A failure with its number, or a delta with its epsilon."""
+    return f"{value:,} x {name}" if isinstance(value, int) else f"{'-' if value is None else f'{value:.4g}'} at {name}"
+
+
 def summary_table(summary: Metrics) -> None:
     """Print a run's summary as a table."""
     table = Table(title="fedddp", show_header=False)
     for key, value in summary.items():
         if isinstance(value, dict):
-            value = "\n".join(f"{n:,} x {reason}" for reason, n in value.items()) or 0
+            value = "\n".join(_counted(name, n) for name, n in value.items()) or 0
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
         table.add_row(key.replace("_", " "), "-" if value is None else shown)
     with SideWork()("summary table"):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from fedddp.aggregation import Pipeline, RingSum
-from fedddp.aggregation.ring import in_the_clear
+from fedddp.aggregation.ring import fraction_bits, in_the_clear, needed
 from fedddp.algorithms import FedAvg
 from fedddp.algorithms.client_level import BIT, CLIP, ClientLevel, QuantileClip, clipped
 from fedddp.comm import Comm
 from fedddp.federation import federate
 from fedddp.optim import SGD
-from fedddp.setup.noise import LEAST_NOISE
+from fedddp.setup.noise import LEAST_NOISE, NOISE_BEYOND
 from fedddp.types import Cohort, LocalResult, Mean, ServerState, Update
 from tests.helpers.support import assemble, few_digits, flat, logged  # noqa: F401
 
@@ -236,6 +236,18 @@ def test_the_smallest_clip_leaves_noise_enough_for_the_ring(tmp_path, logged, bi
     assert (clip > 8 * 2**-20) == (bits == 32)
     assert f.algorithm.noise_std(after)["delta"] * 2.0**ring.fraction_bits >= LEAST_NOISE
     assert len([line for line in logged if "the smallest value allowed" in line]) == 1
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_the_ring_has_room_for_the_largest_clip_not_only_for_the_first(tmp_path, bits):
+    """The clip rises to 1024 times the first: in 32 bits its sums would not fit a ring for the first."""
+    bound, sigma, first = 64.0, 2.0, 2.0**-4
+    f, server = private(tmp_path, 12, bits=bits, bound=bound, clip=first, quantile=0.99, lr=50.0, sigma=sigma)
+    noise, ring = NOISE_BEYOND * f.algorithm.adaptive.largest_noise(sigma), f.pipeline.reduce
+    assert needed(bound, len(SIZES), ring.fraction_bits, noise) < 2 ** (bits - 1)
+    small = fraction_bits(0.5, len(SIZES), bits, NOISE_BEYOND * sigma)  # of the first clip: its bits are +-1/2
+    assert (needed(bound, len(SIZES), small, noise) >= 2 ** (bits - 1)) == (bits == 32)
+    assert f.algorithm.current_clip(federate(f, server)) == bound
 
 
 def test_what_is_too_long_to_be_scaled_becomes_nan_and_what_is_not_is_clipped():

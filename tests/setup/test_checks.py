@@ -27,6 +27,7 @@ from tests.helpers.checks import (
 POWER = {"cohort": {"size": 2, "sampler": {"name": "power_of_choice"}}}
 IFCA = {"algorithm": {"name": "ifca", "clusters": 2}}
 EQUAL, ONE = private("client", equal_work=True), {"client": {"execution": {"width": 1}}}
+ACCOUNT = {"privacy": {"account": {"dir": "account", "key": "keys/{rank}.key"}}}
 MEAN = {"evaluate": {"clients_mean": True}}
 ADAM = {"client": {"optimizer": {"name": "adam"}}}
 EXACT = {"aggregation": {"sum": "exact"}}
@@ -133,6 +134,11 @@ CONFIGURATIONS = [
     ("identity-unreadable", "privacy.secure_aggregation", [secure(roster="no.toml", key="no.key")]),
     ("min-clients-unreachable", "privacy.secure_aggregation.min_clients", [secure(), {"cohort": {"size": 2}}]),
     ("min-clients-unreachable", "privacy.secure_aggregation.min_clients", [secure(min_clients=4)]),  # one owns nothing
+    ("account-idle", "privacy.account.dir", [{"privacy": {"account": {"dir": "a", "key": "k"}}}]),
+    ("account-seeded", "privacy.account.dir", [CLIENT, ACCOUNT, {"privacy": {"randomness": "seeded"}}]),
+    ("account-key-missing", "privacy.account.key", [EXAMPLE, ACCOUNT, {"privacy": {"account": {"key": ""}}}]),
+    ("account-epsilon-alone", "privacy.account.epsilon", [CLIENT, {"privacy": {"account": {"epsilon": 3.0}}}]),
+    ("account-delta-alone", "privacy.account.delta", [CLIENT, {"privacy": {"account": {"delta": 1e-6}}}]),
     ("ring-bound", "privacy.secure_aggregation.bound", [secure(bits=32, bound=1e9)]),
     (
         "ring-bound",

@@ -152,6 +152,7 @@ def test_divided_data_take_no_arguments_and_stay_with_their_owners(code, keys, t
         [private("example", noise_multiplier=0.0)],  # clipping alone, with an infinite epsilon
         [private("client", noise_multiplier=0.0), {"algorithm": {"weighting": "uniform"}}],
         [private("example", target_epsilon=8.0)],
+        [CLIENT, {"privacy": {"account": {"dir": "account", "key": "k", "epsilon": 3.0, "delta": 1e-6}}}],
         [{"client": {"local_steps": 5}}],
         [{"client": {"local_epochs": 3, "stragglers": 0.5}}],
     ],

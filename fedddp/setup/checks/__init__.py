@@ -6,12 +6,13 @@ partition) are checked by its class.
 
 from typing import Any
 
+from .account import ACCOUNT
 from .configuration import AGGREGATION, CONFIGURATION, EQUAL_WORK, EVALUATION, PARTICIPATION
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
 from .privacy import PRIVACY, REMEMBERED, RING, SECURE
 from .table import Check, refuse
 
-BEFORE_NOISE = (*TASK, *POPULATION, *PRIVACY, *SECURE)
+BEFORE_NOISE = (*TASK, *POPULATION, *PRIVACY, *ACCOUNT, *SECURE)
 """Checks of data and model, made before the noise multiplier is found for a target epsilon."""
 AFTER_NOISE = (*RING, *COMPRESSION, *REMEMBERED)
 """Checks made once the noise multiplier is known."""
@@ -24,6 +25,7 @@ GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Task and model": TASK,
     "Clients' examples": POPULATION,
     "Levels of privacy": PRIVACY,
+    "Privacy accounts": ACCOUNT,
     "Secure aggregation": SECURE,
     "Fixed-point sums": RING,
     "Compression": COMPRESSION,

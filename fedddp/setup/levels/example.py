@@ -15,7 +15,7 @@ from ...federation import Federation
 from ...privacy import Budget, Canaries, ExampleBudget, Limits, Randomness, SpendLog
 from ...rng import generator
 from ...tasks import Task
-from ..noise import example_level_work
+from ..noise import example_level_work, participations
 from .plain import Plain
 
 
@@ -46,6 +46,11 @@ class ExamplePrivacy(Private):
     def budget(self, spend_file: SpendLog | None) -> Budget:
         rate, steps = example_level_work(self._p.config, self._p.data.sizes)
         return ExampleBudget(rate, steps, self._limits(spend_file))
+
+    @staticmethod
+    def planned(config: ResolvedConfig, rounds: range) -> Tensor | int:
+        """See `Plain.planned`."""
+        return participations(config, rounds)
 
     @classmethod
     def trainer(

@@ -114,6 +114,11 @@ class Plain:
         return f
 
     @staticmethod
+    def planned(config: ResolvedConfig, rounds: range) -> Tensor | int:
+        """Return how often ``rounds`` (0-based) release something about each unit that the budget counts."""
+        return len(rounds)
+
+    @staticmethod
     def largest_cohort(config: ResolvedConfig) -> int:
         """Return the largest number of clients that a round can have."""
         return config.cohort_size
