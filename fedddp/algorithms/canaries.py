@@ -22,13 +22,13 @@ class CanaryClients(Around):
         included: which clients upload their canary, bool [N]; the others upload zeros.
         signs: +-1 for each coordinate, [d, N].
         norm: the L2 norm of an upload.
-        see: receives the component of the server's mean along each canary, [N], times the canary's sign.
+        see: receives the component of the server's mean along each canary, [N], and the sign that canaries had.
     """
 
     included: Tensor
     signs: Tensor
     norm: float
-    see: Callable[[Tensor], None]
+    see: Callable[[Tensor, int], None]
 
     def client_update(
         self, server: ServerState, client: ClientState, local: LocalTraining
@@ -47,7 +47,7 @@ class CanaryClients(Around):
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         d, n = self.signs.shape
         row = torch.cat([mean.vectors[name] for name in self.inner.vectors(server.spec)])[: d * n].double().cpu()
-        self.see((row.view(d, n) * self.signs).sum(dim=0) * (self._sign(server.round) / d**0.5))
+        self.see((row.view(d, n) * self.signs).sum(dim=0) / d**0.5, self._sign(server.round))
         return server.unchanged()
 
     def _sign(self, round: int) -> int:

@@ -75,7 +75,7 @@ class Canaries:
 
     def __init__(self) -> None:
         self.included = torch.zeros(0, dtype=torch.bool)  # [m]
-        self._seen: list[tuple[slice, Tensor, float]] = []
+        self._seen: list[tuple[slice, Tensor, float, Tensor]] = []
 
     def __len__(self) -> int:
         return len(self.included)
@@ -86,25 +86,32 @@ class Canaries:
         self.included = torch.cat([self.included, torch.rand(m, generator=stream) < 0.5])
         return rows
 
-    def see(self, rows: slice, x: Tensor, q: float) -> None:
-        """Note ``x``, a released sum's component along each of ``rows`` in units of the clip; ``q`` is their rate."""
-        self._seen.append((rows, x.float(), q))
+    def see(self, rows: slice, x: Tensor, q: float, adds: Tensor | float = 1.0) -> None:
+        """Note what one release shows of the canaries ``rows``.
+
+        Args:
+            rows: the canaries.
+            x: the release's component along each of them, in units of the clip, [m].
+            q: the probability that one that takes part is in the release.
+            adds: what it adds to the component then, [m].
+        """
+        self._seen.append((rows, x.float(), q, torch.as_tensor(adds, dtype=torch.float64)))
 
     def scores(self) -> Tensor:
         """Return the log-likelihood ratio of everything seen of each canary, with and without it, float64 [m].
 
-        One release: ln(1 - q + q exp((x - 1/2) / sigma^2)), as x is N(1, sigma^2) or, if not drawn, N(0, sigma^2).
-        The observer believes no claim and measures sigma: most components are noise alone, since a canary is drawn with
-        probability q / 2.
+        That of a release is ln(1 - q + q exp((a x - a^2 / 2) / sigma^2)), as x is N(a, sigma^2) or, if the canary was
+        not drawn, N(0, sigma^2). The observer believes no claim and measures sigma: most components are noise alone,
+        since a canary is drawn with probability q / 2.
         """
         scores = torch.zeros(len(self), dtype=torch.float64)
         if not self._seen:
             return scores
-        quartile = np.quantile(torch.cat([x for _, x, _ in self._seen]).abs().numpy(), 0.25)
+        quartile = np.quantile(torch.cat([x for _, x, _, _ in self._seen]).abs().numpy(), 0.25)
         sigma = max(float(quartile) / NORMAL_QUARTILE, LEAST_SIGMA)
-        for rows, x, q in self._seen:
-            shifted = (x.double() - 0.5) / sigma**2
-            scores[rows] += torch.logaddexp(torch.tensor(1 - q, dtype=torch.float64).log(), math.log(q) + shifted)
+        for rows, x, q, a in self._seen:
+            odds = (a * x.double() - a * a / 2) / sigma**2
+            scores[rows] += torch.logaddexp(torch.tensor(1 - q, dtype=torch.float64).log(), math.log(q) + odds)
         return scores
 
     def bounds(self, scores: Tensor, deltas: Sequence[float], p: float) -> list[float]:

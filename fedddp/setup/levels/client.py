@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -83,16 +84,21 @@ class ClientPrivacy(Private):
     def planted(self, f: Federation, canaries: Canaries, most: int) -> Federation:
         """See `Plain.planted`; every client is a canary, ten times the clip or less: no entry may exceed the clip."""
         inner, clip, n = self._configured, self._keys.clip, self._p.data.num_clients
-        stream, expected = generator(self._p.config.run.seed, "audit"), self._expected
+        stream = generator(self._p.config.run.seed, "audit")
         rows, d = canaries.add(n, stream), sum(inner.vectors(self._p.spec).values()) // n
+        unit, observed = self._expected / clip, self._observed(canaries, rows, f.rounds)
 
-        def see(mean: Tensor) -> None:
+        def see(mean: Tensor, sign: int) -> None:
             if self._comm.rank == 0:  # all ranks see the same
-                canaries.see(rows, mean * (expected / clip), self._rate)
+                observed(mean * unit, sign)
 
         signs = 2.0 * torch.randint(2, (d, n), generator=stream) - 1
         uploads = CanaryClients(inner, canaries.included[rows], signs, clip * min(10.0, d**0.5), see)
         return replace(f, algorithm=replace(self.algorithm, inner=uploads))
+
+    def _observed(self, canaries: Canaries, rows: slice, rounds: int) -> Callable[[Tensor, int], None]:
+        """Return what becomes of a release's components along the canaries ``rows``, and of the canaries' sign."""
+        return lambda x, sign: canaries.see(rows, x, self._rate, sign)
 
     def budget(self, spend_file: SpendLog | None) -> Budget:
         return ClientBudget(self._rate, self._limits(spend_file))
