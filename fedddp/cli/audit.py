@@ -83,7 +83,8 @@ def prepared(layers: Sequence[Any], place: Place) -> Prepared:
     """Prepare the run without what an audit does not need. Raises UsageError for a run that claims no epsilon."""
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
     blind = {"evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, "target_accuracy": "off"}}
-    config = resolve(build(*layers, quiet, blind, {"run": {"resume": "never"}}), place)
+    unrecorded = {"account": {"dir": "", "key": "", "epsilon": "off", "delta": "off"}}  # canaries are nobody's data
+    config = resolve(build(*layers, quiet, blind, {"run": {"resume": "never"}, "privacy": unrecorded}), place)
     keys, level = config.privacy, LEVELS[config.privacy.level]
     if not level.unit:
         raise UsageError("privacy.level='none': claims no epsilon that an audit could test; use client or example")

@@ -132,6 +132,12 @@ def test_what_was_found_is_printed_and_written(tmp_path, capsys, monkeypatch):
     assert "the guarantee does not hold" in capsys.readouterr().out
 
 
+def test_no_account_is_charged_for_canaries(tmp_path):
+    account = ["--privacy.account.dir", str(tmp_path / "account"), "--privacy.account.key", str(tmp_path / "none.key")]
+    assert main([*EXAMPLE, *account, "--privacy.account.epsilon=0.01", "--canaries=150"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_audit_without_power_says_so(capsys):
     assert main([*EXAMPLE, "--canaries=100", "--privacy.noise_multiplier=0.05"]) == 1
     assert "no power" in capsys.readouterr().out
