@@ -91,6 +91,12 @@ def test_a_hello_that_is_not_right_is_refused_with_its_reason(hello, reason):
             greeting(rank).meet(hellos)
 
 
+def test_without_a_roster_a_stranger_poses_as_a_rank():
+    """The control, and what docs say of runs without one: nobody knows whose key rank 1's is."""
+    sessions = meet(greeting(1, None, identity=Identity.new()).message, roster=None)
+    assert len({session.transcript for session in sessions}) == 1
+
+
 def test_two_parties_under_one_key_are_refused_without_a_roster():
     both = [greeting(rank, None, identity=IDENTITIES[min(rank, 2)]) for rank in range(N)]
     with pytest.raises(HelloError, match="rank 3 has the same key as rank 2"):
