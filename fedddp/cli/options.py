@@ -49,21 +49,10 @@ def show(parser: ArgumentParser) -> None:
     parser.add_argument("--images", type=user_path, metavar="FILE", help="draw the first examples of some clients")
 
 
-def fraction(word: str) -> float:
-    """The type of options that take a number between 0 and 1."""
-    try:
-        number = float(word)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1:
-        raise ArgumentTypeError(f"{word!r} should be a number between 0 and 1")
-    return number
-
-
 def show_account(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=user_path, metavar="FOLDER", help="the folder of the record")
     parser.add_argument("--key", type=user_path, metavar="FILE", help="the key that signs it: also finds a cut record")
-    parser.add_argument("--delta", type=fraction, default=1e-5, help="delta of the epsilons [1e-5]")
+    parser.add_argument("--delta", type=float, default=1e-5, help="delta of the epsilons [1e-5]")
 
 
 def plot(parser: ArgumentParser) -> None:

@@ -64,8 +64,14 @@ class Budget(Protocol):
 
     def load(self, state: Mapping[str, Tensor]) -> None: ...
 
-    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
-        """What was spent about one of ``units`` (None: any), and would be after ``more`` rounds (of each unit: [N])."""
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0, lost: int = 0) -> Composition:
+        """What was spent about one of ``units`` (None: any), as segments of which each unit has one.
+
+        Args:
+            units: their numbers.
+            more: how often each unit takes part in rounds to come, [N] or for all alike.
+            lost: releases about every unit that this budget does not know of.
+        """
         ...
 
 
@@ -126,7 +132,7 @@ class NoBudget:
     def load(self, state: Mapping[str, Tensor]) -> None:
         pass
 
-    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0, lost: int = 0) -> Composition:
         return ()
 
 
@@ -151,7 +157,11 @@ class Counting(ABC):
     def _cost(self, participations: Tensor) -> float: ...
 
     @abstractmethod
-    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition: ...
+    def _compositions(self, participations: Tensor) -> Tensor:
+        """How many compositions each unit's participations are."""
+
+    @abstractmethod
+    def _segments(self, compositions: Tensor, units: Sequence[int] | None) -> Composition: ...
 
     @property
     def epsilon(self) -> float:
@@ -175,8 +185,9 @@ class Counting(ABC):
         if self.account is not None:
             self.account.append(self, cohort.round)
 
-    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0) -> Composition:
-        return self._segments(self._participations + more, units)
+    def composition(self, units: Sequence[int] | None = None, more: Tensor | int = 0, lost: int = 0) -> Composition:
+        known, unknown = self._participations + more, torch.full_like(self._participations, lost)
+        return self._segments(self._compositions(known) + self._compositions(unknown), units)
 
     def state(self) -> dict[str, Tensor]:
         return {
@@ -242,10 +253,13 @@ class ClientBudget(Counting):
         return None
 
     def _cost(self, participations: Tensor) -> float:
-        return self._epsilon(self._q, int(participations))
+        return self._epsilon(self._q, int(self._compositions(participations)))
 
-    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition:
-        return ((self._limits.sigma, self._q, int(participations)),)
+    def _compositions(self, participations: Tensor) -> Tensor:
+        return participations
+
+    def _segments(self, compositions: Tensor, units: Sequence[int] | None) -> Composition:
+        return ((self._limits.sigma, self._q, int(compositions)),)
 
 
 class ExampleBudget(Counting):
@@ -258,7 +272,7 @@ class ExampleBudget(Counting):
     def __init__(self, q: Tensor, steps: Tensor, limits: Limits) -> None:
         """``q [N]``: at which rate each client draws its examples; ``steps [N]``: its steps in a round."""
         super().__init__(len(q), limits)
-        self._q, self._steps = q.numpy(force=True).astype(np.float64), steps.numpy(force=True).astype(np.int64)
+        self._q, self._steps = q.numpy(force=True).astype(np.float64), steps.cpu().long()
         self.adjacency = "with or without the gradient of one example; the number of examples of each client is public"
         rates = sorted({f"{self._q.min():.3g}", f"{self._q.max():.3g}"}, key=float)
         self.sampling = f"Poisson batches at rate {' to '.join(rates)}, the client that spent most"
@@ -267,12 +281,14 @@ class ExampleBudget(Counting):
         return None if len(cohort.ids) == len(self._q) else list(cohort.ids)
 
     def _cost(self, participations: Tensor) -> float:
-        spent = participations.numpy() * self._steps
-        return worst(self._q, spent, self._epsilon)
+        return worst(self._q, self._compositions(participations).numpy(), self._epsilon)
 
-    def _segments(self, participations: Tensor, units: Sequence[int] | None) -> Composition:
+    def _compositions(self, participations: Tensor) -> Tensor:
+        return participations * self._steps
+
+    def _segments(self, compositions: Tensor, units: Sequence[int] | None) -> Composition:
         of = slice(None) if units is None else list(units)
-        front = undominated(self._q[of], participations.numpy()[of] * self._steps[of])
+        front = undominated(self._q[of], compositions.numpy()[of])
         return tuple((self._limits.sigma, q, steps) for q, steps in front)
 
 

@@ -11,7 +11,7 @@ from ..comm import Comm
 from ..comm.world import rank_path
 from ..config import flatten, to_dict
 from ..errors import UsageError
-from ..privacy import Budget, Composition, compose_runs, covered
+from ..privacy import Budget, Composition, compose_runs, covered, merged
 from ..sampling import home_rank
 from ..secure import IdentityError
 from .levels import LEVELS
@@ -39,7 +39,7 @@ class Account:
         self._own = [k for k in range(p.data.num_clients) if home_rank(k, place.world_size) == place.rank]
         self._delta = config.privacy.account.delta or config.privacy.delta
         self._run: Run = ("", self._digest)
-        self._more = 0  # releases that the record has and the run's own count has not
+        self._lost = 0  # releases that the record has and the run's own count has not
         self._planned: Composition = ()
 
     def check_level(self) -> None:
@@ -68,21 +68,21 @@ class Account:
         """
         history, self._run = self._record.history, (name, self._digest)
         recorded, known = history.releases.get(self._run, 0), int(budget.state()["released"])
-        self._more = max(0, recorded - known)
-        if not _all_covered(history.spent.get(self._run, ()), budget.composition(self._own, self._more)):
-            self._more = recorded
-        if self._more:
+        self._lost = max(0, recorded - known)
+        if not _all_covered(history.spent.get(self._run, ()), budget.composition(self._own, lost=self._lost)):
+            self._lost = recorded
+        if self._lost:
             log.warning(
                 "%s has %d release(s) of %s that its run folder does not count; they stay counted here",
                 self._record.path,
-                self._more,
+                self._lost,
                 name,
             )
         planned = LEVELS[self._config.privacy.level].planned
 
         def after(n: int) -> Composition:
             coming = planned(self._config, range(rounds.start, rounds.start + n))
-            return budget.composition(self._own, self._more + coming)
+            return budget.composition(self._own, coming, self._lost)
 
         self._planned = after(len(rounds))
         limit, total = self._config.privacy.account.epsilon, self._total(self._planned)
@@ -95,10 +95,12 @@ class Account:
         while most - least > 1:
             middle = (least + most) // 2
             least, most = (middle, most) if self._total(after(middle)) <= limit else (least, middle)
-        fewer = f"use --run.rounds={rounds.start + least}, " if least else ""
+        target = self._config.privacy.target_epsilon
+        fewer = f"use --run.rounds={rounds.start + least}, " if least and target is None else ""
+        less = "more noise" if target is None else "a smaller privacy.target_epsilon"
         raise UsageError(
             f"privacy.account.epsilon={limit:g}: {self._spent()}; the {len(rounds)} rounds to come of this run would "
-            f"make it {total:.4g}; {fewer}more noise, or a higher limit",
+            f"make it {total:.4g}; {fewer}{less}, or a higher limit",
             code="account-epsilon",
         )
 
@@ -109,12 +111,12 @@ class Account:
             UsageError: it was not planned (`Federation.until`), and exceeds the limit.
             WriteError: it cannot be recorded.
         """
-        spent, limit = budget.composition(self._own, self._more), self._config.privacy.account.epsilon
+        spent, limit = budget.composition(self._own, lost=self._lost), self._config.privacy.account.epsilon
         if limit is not None and not _all_covered(spent, self._planned) and self._total(spent) > limit:
             raise UsageError(
                 f"privacy.account.epsilon={limit:g}: the run stops before round {round + 1}, which exceeds it"
             )
-        release = int(budget.state()["released"]) + self._more
+        release = int(budget.state()["released"]) + self._lost
         self._record.append(self._run, release, self._config.privacy.level, round, spent)
 
     def release(self) -> None:
@@ -123,8 +125,8 @@ class Account:
 
     def _total(self, mine: Composition) -> float:
         """Epsilon of all other runs and ``mine``, for the client or example that they cost most."""
-        others = [spent for run, spent in self._record.history.spent.items() if run != self._run]
-        return self._epsilon([*others, mine])
+        spent = self._record.history.spent
+        return self._epsilon(list((spent | {self._run: merged(spent.get(self._run, ()), mine)}).values()))
 
     def _spent(self) -> str:
         """What was spent and by which runs, in words."""

@@ -44,11 +44,12 @@ def test_without_the_key_it_does_not_say_that_the_end_is_whole(account, capsys):
 
 def test_a_changed_record_and_what_is_none_end_in_one_line(account, capsys):
     path = account / "account.jsonl"
+    assert show([str(account), "--delta=2"]) == 2
+    assert capsys.readouterr().err == "fedddp: --delta: delta must be between 0 and 1, not 2\n"
     path.write_text(path.read_text().replace("first", "other"))
     assert show([str(account)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"fedddp: {path}: line 1 was changed")
     assert show([str(account.parent)]) == 2
-    assert show([str(account), "--delta=2"]) == 2
     assert show([str(account), f"--key={account / 'none'}"]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 2

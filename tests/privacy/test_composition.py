@@ -92,12 +92,14 @@ def test_a_budget_tells_what_it_released_about_any_of_its_units_or_some():
         budget.spend(Cohort(t, ids, 3))
     assert budget.composition() == ((1.1, 0.2, 5), (1.1, 0.05, 20), (1.1, 0.01, 300))
     assert budget.composition([1]) == ((1.1, 0.01, 300),)
-    assert budget.composition([0], more=2) == ((1.1, 0.05, 60),)
+    assert budget.composition([0], more=2) == budget.composition([0], lost=2) == ((1.1, 0.05, 60),)
     assert budget.composition([0, 2], more=torch.tensor([1, 5, 0])) == ((1.1, 0.2, 5), (1.1, 0.05, 40))
     assert budget.composition([]) == ()
     client = ClientBudget(0.25, Limits(2.0, DELTA))
     client.spend(Cohort(0, (1,), 4))
-    assert client.composition([3], more=4) == ((2.0, 0.25, 5),)  # whoever was drawn
+    assert (
+        client.composition([3], more=4) == client.composition(more=3, lost=1) == ((2.0, 0.25, 5),)
+    )  # whoever was drawn
     assert NoBudget().composition() == ()
     assert epsilon(2.0, 0.25, 1, DELTA) == client.epsilon == compose_runs([client.composition()], DELTA)
 

@@ -137,8 +137,8 @@ CONFIGURATIONS = [
     ("account-idle", "privacy.account.dir", [{"privacy": {"account": {"dir": "a", "key": "k"}}}]),
     ("account-seeded", "privacy.account.dir", [CLIENT, ACCOUNT, {"privacy": {"randomness": "seeded"}}]),
     ("account-key-missing", "privacy.account.key", [EXAMPLE, ACCOUNT, {"privacy": {"account": {"key": ""}}}]),
-    ("account-epsilon-alone", "privacy.account.epsilon", [CLIENT, {"privacy": {"account": {"epsilon": 3.0}}}]),
-    ("account-delta-alone", "privacy.account.delta", [CLIENT, {"privacy": {"account": {"delta": 1e-6}}}]),
+    ("account-dir-missing", "privacy.account.dir", [CLIENT, {"privacy": {"account": {"epsilon": 3.0}}}]),
+    ("account-dir-missing", "privacy.account.dir", [CLIENT, {"privacy": {"account": {"delta": 1e-6}}}]),
     ("ring-bound", "privacy.secure_aggregation.bound", [secure(bits=32, bound=1e9)]),
     (
         "ring-bound",

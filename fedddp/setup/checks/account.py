@@ -1,17 +1,12 @@
 """Checks of a party's privacy account: a record that nobody could trust, or that would have nothing in it."""
 
-from functools import partial
-
+from ...config.schema import PrivacyAccountSection
 from .data import Facts
 from .table import Check, level_of
 
 
 def _kept(f: Facts) -> bool:
     return bool(f.config.privacy.account.dir)
-
-
-def _alone(key: str, f: Facts) -> bool:
-    return getattr(f.config.privacy.account, key) is not None and not _kept(f)
 
 
 ACCOUNT: tuple[Check[Facts], ...] = (
@@ -36,14 +31,11 @@ ACCOUNT: tuple[Check[Facts], ...] = (
         "the record is signed, so that others who write to its folder cannot change it unnoticed",
         "name a key of this party's own; fedddp keygen --rank=K --out=FOLDER makes one",
     ),
-    *(
-        Check(
-            f"account-{key}-alone",
-            (f"privacy.account.{key}", "privacy.account.dir"),
-            partial(_alone, key),
-            "has no effect without privacy.account.dir",
-            "name a folder of this rank's own",
-        )
-        for key in ("epsilon", "delta")
+    Check(
+        "account-dir-missing",
+        ("privacy.account.dir", "privacy.account.key", "privacy.account.epsilon", "privacy.account.delta"),
+        lambda f: not _kept(f) and f.config.privacy.account != PrivacyAccountSection(),
+        "without it no account is kept, and the other keys of privacy.account have no effect",
+        "name a folder of this rank's own",
     ),
 )
