@@ -33,6 +33,7 @@ from .outcome import asked
 log = logging.getLogger("fedddp")
 
 CONFIDENCE = 0.95
+MANY_RUNS = 100
 DELTAS = (0.01, 0.1, 0.3, 0.6, 0.9)
 """Besides privacy.delta: a mechanism claims an epsilon at every delta, and at a large one few canaries refute it."""
 
@@ -136,6 +137,8 @@ def _repeated(p: Prepared, comm: Comm, most: int) -> tuple[Canaries, list[Budget
         interrupt.check()
         again = _changed(p, "run", seed=p.config.run.seed + len(budgets))
         budgets.append(_observed(again, comm, canaries, most))
+        if len(budgets) == 1 and (runs := -(-most // len(canaries))) > MANY_RUNS and comm.rank == 0:
+            log.warning("a run has %d canaries, %d runs are needed; fewer --canaries take less", len(canaries), runs)
     return canaries, budgets
 
 

@@ -133,7 +133,7 @@ COMMANDS = {
         "released guesses which. The same without noise shows what the audit could find. The exit code is 1 if a lower "
         "bound exceeds what is claimed at that delta, or if missing noise would not have been noticed.",
         examples=(
-            "fedddp audit --model=mlp --clients=20 --privacy.level=client --privacy.noise_multiplier=1",
+            "fedddp audit --model=mlp --clients=100 --privacy.level=client --privacy.noise_multiplier=1",
             "fedddp audit --model=mlp --clients=20 --privacy.level=example --privacy.noise_multiplier=1 --rounds=1",
         ),
         configured=True,
