@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..registry.choice import Choice
-from .base import Optimizer, OptimizerAround, OptimizerState, scaled
-from .optimizers import SGD, Adagrad, Adam, AdamW, Yogi
+from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, OptimizerAround, OptimizerState, Yogi, scaled
 from .schedule import CONSTANT, SCHEDULES, LearningRate
 
 OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "yogi": Yogi}

@@ -106,6 +106,7 @@ def test_what_has_a_models_length_is_attacked_and_nothing_else(tmp_path, name, a
         own, kept, _ = f.algorithm.inner.client_update(server, client_states(f, (k,), server), local)
         sent, after, _ = f.algorithm.client_update(server, client_states(f, (k,), server), local)
         assert torch.equal(sent.weight, own.weight)
+        assert after.keys() == kept.keys()
         assert all(torch.equal(after[key], kept[key]) for key in kept)
         for vector, rows in own.vectors.items():
             if k not in f.algorithm.adversary.clients or rows.shape[1] == 1:

@@ -223,6 +223,7 @@ def test_going_on_from_what_was_kept_is_not_having_stopped(tmp_path, algorithm):
     again.store.load_state_dict(kept, lambda k: True)
     resumed = federate(again, server)
     assert torch.equal(resumed.w, whole.w)
+    assert resumed.extra.keys() == whole.extra.keys()
     assert all(torch.equal(v, whole.extra[k]) for k, v in resumed.extra.items())
     assert again.store.state_dict().keys() == f.store.state_dict().keys()
     assert all(torch.equal(v, again.store.state_dict()[k]) for k, v in f.store.state_dict().items())
