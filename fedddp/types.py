@@ -97,6 +97,10 @@ class Update:
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
+ClientUpdate = tuple[Update, ClientState, LocalResult]
+"""What a client's part of a round returns: what leaves it, what it remembers from now on, and how it trained."""
+
+
 @dataclass(frozen=True)
 class Mean:
     """All that reaches the server: the weighted means (same names, [d]), the summed weight, the number of clients.

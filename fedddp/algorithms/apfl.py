@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..optim import Optimizer, OptimizerAround, OptimizerState
-from ..types import ClientState, LocalResult, ServerState, Update
+from ..types import ClientState, ClientUpdate, ServerState
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -42,9 +42,7 @@ class APFL(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"v": server.w.unsqueeze(0), "alpha": server.w.new_full((1, 1), self.alpha)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, _, result = super().client_update(server, client, local)
         p, v, alpha, slope = server.num_trainable, client["v"], client["alpha"], []  # [K, D], [K, 1]
         apart = (v - server.w)[:, :p]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState
 from .base import Algorithm, LocalTraining, Traits
 
 
@@ -58,9 +58,7 @@ class Around(Algorithm):
     def init_client(self, server: ServerState) -> ClientState:
         return self.inner.init_client(self.inside(server))
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         return self.inner.client_update(self.inside(server), self.without(client) if self.own else client, local)
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:

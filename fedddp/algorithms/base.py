@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, Contrast, Delivery, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Contrast, Delivery, LocalResult, Mean, ServerState
 
 
 class LocalTraining(Protocol):
@@ -122,9 +122,7 @@ class Algorithm(ABC):
         return {}
 
     @abstractmethod
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         """Train K clients; return their updates, their new states and the result of the training."""
 
     @abstractmethod

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .around import Around
 from .base import LocalTraining
 
@@ -108,9 +108,7 @@ class ClientLevel(Around):
         server = self.inner.init_server(w, spec)
         return self._with_clip(server, self.clip) if self.adaptive else server
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, state, result = super().client_update(server, client, local)
         vectors, unclipped = clipped(update.vectors, self.current_clip(server))
         if self.adaptive:

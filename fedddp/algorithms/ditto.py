@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from ..types import ClientState, LocalResult, ServerState, Update
+from ..types import ClientState, ClientUpdate, ServerState
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -36,9 +36,7 @@ class Ditto(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"v": server.w.unsqueeze(0)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, _, result = super().client_update(server, client, local)
         w = server.w[: server.num_trainable]
         own = local.train(client["v"], lambda g, v: g + self.lam * (v - w), epochs=self.personal_epochs or None)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import SGD, OptimizerState, ServerOptimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .base import Algorithm, LocalTraining, Traits
 
 
@@ -44,9 +44,7 @@ class FedAvg(Algorithm):
         state = self.server_optimizer.init([w[: spec.num_trainable]])
         return ServerState(w, spec, {name: vectors[0] for name, vectors in state.items()})
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         result = local.train(server.w)
         return Update({"delta": result.delta}, self.weight(local)), client, result
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .base import UNCUT, LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -57,9 +57,7 @@ class FedDyn(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"gradient": torch.zeros_like(server.w).unsqueeze(0)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         p, gradient, alpha = server.num_trainable, client["gradient"], self._alpha(local).to(server.w)  # [K, 1]
         linear = gradient[:, :p] + alpha * server.w[:p]  # [K, P]
         result = local.train(server.w, lambda g, w: g - linear + alpha * w)

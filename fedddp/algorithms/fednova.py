@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -56,9 +56,7 @@ class FedNova(FedAvg):
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
         return {"direction": spec.dim, "tau": 1}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         p, mu = server.num_trainable, self.mu
         center = server.w[:p]
         result = local.train(server.w, (lambda g, w: g + mu * (w - center)) if mu else None)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..types import ClientState, LocalResult, ServerState, Update
+from ..types import ClientState, ClientUpdate, ServerState, Update
 from .base import LocalTraining
 from .fedavg import FedAvg
 
@@ -21,9 +21,7 @@ class FedProx(FedAvg):
 
     mu: Annotated[float, Field(ge=0, description="pull of a client's steps towards the model of the round")] = 0.01
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         if not self.mu:
             return super().client_update(server, client, local)
         center = server.w[: server.num_trainable]

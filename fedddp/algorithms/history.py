@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .around import Around
 from .base import LocalTraining
 
@@ -54,9 +54,7 @@ class ClientMomentum(Around):
         own = {MOMENTUM + name: server.w.new_zeros(1, d) for name, d in self.vectors(server.spec).items()}
         return {**super().init_client(server), **own, BEGAN: server.w.new_zeros(1, 1)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, state, result = super().client_update(server, client, local)
         beta = self.beta * client[BEGAN]  # [K, 1]
         vectors = {name: (1 - beta) * u + beta * client[MOMENTUM + name] for name, u in update.vectors.items()}
@@ -76,9 +74,7 @@ class LastModels(Around):
     def init_client(self, server: ServerState) -> ClientState:
         return {**super().init_client(server), LAST_MODEL: server.extra[FIRST_MODEL].unsqueeze(0)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, state, result = super().client_update(server, client, local)
         return update, {**state, LAST_MODEL: result.w}, result
 

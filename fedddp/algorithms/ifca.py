@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..rng import generator
-from ..types import ClientState, Cohort, Delivery, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Delivery, Mean, ServerState, Update
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -55,9 +55,7 @@ class IFCA(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"cluster": server.w.new_zeros(1, 1)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         models = torch.stack([one.w for one in self._apart(server)])  # [M, D]
         pick = torch.stack([local.loss(w) for w in models]).argmin(dim=0).to(models.device)  # [K]
         update, _, result = super().client_update(replace(server, w=models[pick]), client, local)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..flat import FlatSpec
-from ..types import ClientState, Contrast, LocalResult, ServerState, Update
+from ..types import ClientState, ClientUpdate, Contrast, ServerState, Update
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -42,9 +42,7 @@ class Moon(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"previous": server.extra["w_0"].unsqueeze(0)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         previous = client["previous"]
         models = torch.stack([server.w.expand_as(previous), previous])  # [2, K, D]
         result = local.train(server.w, contrast=Contrast(models, self._contrastive) if self.mu else None)

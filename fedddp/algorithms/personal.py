@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..registry.choice import Choice
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .around import Around
 from .base import Algorithm, LocalTraining
 from .fedavg import FedAvg
@@ -80,9 +80,7 @@ class Personal(Around):
         own = {PRIVATE: server.w[private].unsqueeze(0)} if private.any() else {}
         return {**super().init_client(server), **own}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         masks, theirs = self.masks(server.spec), self.without(client)
         training = OnOwnPart(masks, local, client.get(PRIVATE, server.w.new_empty(1, 0)), self.epochs_before())
         update, state, result = self.inner.client_update(server, theirs, training)

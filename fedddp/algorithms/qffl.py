@@ -8,7 +8,7 @@ from pydantic import Field
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -51,9 +51,7 @@ class QFFL(FedAvg):
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
         return {"delta": spec.dim, "h": 1}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         p, loss = server.num_trainable, (local.loss(server.w) + LEAST_LOSS).to(server.w)[:, None]  # F_k, [K, 1]
         result = local.train(server.w)
         delta = result.delta.clone()

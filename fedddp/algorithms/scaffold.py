@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..optim import Optimizer
-from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
+from ..types import ClientState, ClientUpdate, Cohort, LocalResult, Mean, ServerState, Update
 from .base import UNCUT, LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -70,9 +70,7 @@ class Scaffold(FedAvg):
     def init_client(self, server: ServerState) -> ClientState:
         return {"control": torch.zeros_like(server.w).unsqueeze(0)}
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         p, c, c_k = server.num_trainable, server.extra["control"], client["control"]
         shift = (c - c_k)[:, :p]  # [K, P]
         result = local.train(server.w, lambda g, w: g + shift)

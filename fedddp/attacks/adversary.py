@@ -12,7 +12,7 @@ from ..algorithms import Algorithm, Around, LocalTraining
 from ..data import Dataset, Examples, Partition
 from ..flat import FlatSpec
 from ..rng import generator, numpy_generator
-from ..types import ClientState, LocalResult, ServerState, Update
+from ..types import ClientState, ClientUpdate, ServerState, Update
 from .byzantine import Attack
 
 
@@ -93,9 +93,7 @@ class Corrupted(Around):
     adversary: Adversary
     attacked: tuple[str, ...]
 
-    def client_update(
-        self, server: ServerState, client: ClientState, local: LocalTraining
-    ) -> tuple[Update, ClientState, LocalResult]:
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         update, state, result = self.inner.client_update(server, client, local)
         streams = {
             row: generator(self.adversary.seed, "attack", local.round, k)

@@ -71,18 +71,22 @@ class PowerSum:
         self._columns, self._memory = method.columns(setting.layout, setting.spec), setting.memory
         self._new = method.init_client(self._columns)
         shapes = [method.as_matrix(shape) for _, shape in self._columns.tensors]
-        self._m_shapes, self._p_shapes = [(n, c) for n, c, _ in shapes], [(n, r) for n, _, r in shapes]
-        self._q_shapes, self._kept = [(c, r) for _, c, r in shapes], list[tuple[int, Tensor, Tensor]]()
+        self._shapes = {  # of the M, P and Q of each layer
+            "M": [(n, c) for n, c, _ in shapes],
+            "P": [(n, r) for n, _, r in shapes],
+            "Q": [(c, r) for _, c, r in shapes],
+        }
+        self._kept: list[tuple[int, Tensor, Tensor]] = []
         self._dtype, self._growth = setting.spec.dtype, max(max(n, c) for n, c, _ in shapes) ** 0.5
         self._p_sum, self._q_sum = setting.new_sum(self._dtype), setting.new_sum(self._dtype)
-        drawn = torch.randn(_numbers(self._q_shapes), generator=generator(setting.seed, "power_sgd"))
-        self._q_start = _flat(_orthogonal(_matrices(drawn, self._q_shapes)))
+        drawn = torch.randn(_numbers(self._shapes["Q"]), generator=generator(setting.seed, "power_sgd"))
+        self._q_start = _flat(_orthogonal(_matrices(drawn, self._shapes["Q"])))
 
     def open(self, length: int, tail: int, total_weight: float) -> None:
-        self._p_sum.open(_numbers(self._p_shapes) + self._columns.plain, tail, total_weight)
-        self._q_sum.open(_numbers(self._q_shapes), 0, total_weight)
+        self._p_sum.open(_numbers(self._shapes["P"]) + self._columns.plain, tail, total_weight)
+        self._q_sum.open(_numbers(self._shapes["Q"]), 0, total_weight)
         q = self._memory.common.get("q", self._q_start).to(self.tail.device, self._dtype)
-        self._q = _matrices(q, self._q_shapes)
+        self._q = _matrices(q, self._shapes["Q"])
         self._kept.clear()
 
     @property
@@ -100,23 +104,23 @@ class PowerSum:
         if corrected.numel() and not float(corrected.abs().amax()) <= self.bound:
             raise ValueError(f"its update and what it remembers together exceed {self.bound:g}")
         for i, client in enumerate(ids):
-            p = [m @ q for m, q in zip(_matrices(corrected[i], self._m_shapes), self._q, strict=True)]
+            p = [m @ q for m, q in zip(_matrices(corrected[i], self._shapes["M"]), self._q, strict=True)]
             self._p_sum.add(torch.cat([_flat(p), plain[i]])[None], weight[i : i + 1], [client])
             self._kept.append((client, weight[i : i + 1], corrected[i]))
 
     def total(self, comm: Comm, round: int) -> Tensor:
         sums = self._p_sum.total(comm, round)
-        p, plain = sums.split([_numbers(self._p_shapes), self._columns.plain])
-        basis = [b.to(self._dtype) for b in _orthogonal(_matrices(p, self._p_shapes))]  # P^, the same on every rank
+        p, plain = sums.split([_numbers(self._shapes["P"]), self._columns.plain])
+        basis = [b.to(self._dtype) for b in _orthogonal(_matrices(p, self._shapes["P"]))]  # P^, the same on every rank
         for client, weight, row in self._kept:
-            m = _matrices(row, self._m_shapes)
+            m = _matrices(row, self._shapes["M"])
             q = [m.T @ b for m, b in zip(m, basis, strict=True)]
             self._q_sum.add(_flat(q)[None], weight, [client])
             left = [m - b @ q.T for m, b, q in zip(m, basis, q, strict=True)]
             self._memory.put([client], {"error": _flat(left)[None].cpu()}, [0])
         self._kept.clear()
         q_sum = self._q_sum.total(comm, round)
-        q = _matrices(q_sum, self._q_shapes)
+        q = _matrices(q_sum, self._shapes["Q"])
         if q_sum.any():  # else nobody took part, or nobody moved
             self._memory.put_common({"q": _flat(_orthogonal(q)).to(self._dtype)})
         approximated = [b.to(q) @ q.T for b, q in zip(basis, q, strict=True)]
