@@ -1,8 +1,7 @@
 """The main loop: Algorithm 1 of McMahan et al. 2017 over torch.distributed, one screen."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 from .aggregation import Pipeline
 from .algorithms import Algorithm
@@ -39,7 +38,7 @@ class Federation:
         """Whether round ``t`` (0-based) ends the run: the last one asked for, or the last that the budget allows."""
         return t + 1 == self.rounds or not self.budget.allows(self.sampler.cohort(t + 1))
 
-    def until(self, rounds: int) -> Federation:
+    def until(self, rounds: int) -> Self:
         """The same federation with another number of rounds."""
         return replace(self, rounds=rounds)
 

@@ -4,12 +4,10 @@ Letters used throughout: N population, m cohort, R ranks, K clients of one block
 D length of the flat model vector, P its trainable part (P <= D), d the length of any one vector.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,7 +45,7 @@ class ServerState:
         """P."""
         return self.spec.num_trainable
 
-    def unchanged(self) -> ServerState:
+    def unchanged(self) -> Self:
         """The state after a round that brought nothing."""
         return replace(self, round=self.round + 1)
 

@@ -1,8 +1,7 @@
 """Apply an attack to a run: choose the Byzantine clients, and change their examples, updates or columns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ class Adversary:
     seed: int
 
     @classmethod
-    def drawn(cls, attack: Attack, population: int, seed: int) -> Adversary:
+    def drawn(cls, attack: Attack, population: int, seed: int) -> Self:
         """The adversary with ``attack.num_clients`` of ``population``, drawn from the seed."""
         if not attack.num_clients:
             return cls(attack, frozenset(), seed)

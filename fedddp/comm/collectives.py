@@ -8,13 +8,12 @@ Comm has a process group of its own (`gloo`), so that the survivors of a lost ra
 there is no default group that torch.distributed's own functions could send through.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -62,7 +61,7 @@ class Comm:
         self._group: ProcessGroup | None = None
 
     @classmethod
-    def alone(cls, device: torch.device | str = "cpu") -> Comm:
+    def alone(cls, device: torch.device | str = "cpu") -> Self:
         """World size 1: every collective is the identity and sends nothing."""
         return cls(Place(), torch.device(device), store=None, timeout=0.0)
 
@@ -75,7 +74,7 @@ class Comm:
         backend: str = "auto",
         timeout: float = 120.0,
         store: dist.Store | None = None,
-    ) -> Comm:
+    ) -> Self:
         """Join the other ranks (or none, at world size 1).
 
         The store's keys get a prefix of their own for each restart: addresses of a dead attempt would be dialled

@@ -5,12 +5,10 @@ no defence against a rank whose owner rewrites the program, and it checks types 
 vector of an "aggregate" is masked follows from the secure protocol and the tests on the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from .gloo import MODULES
 from .heartbeat import CommError
@@ -72,7 +70,7 @@ class Guard:
         losses: bool = False,
         mean_of: int = 0,
         secret_bytes: int = 1 << 20,
-    ) -> Guard:
+    ) -> Self:
         """The program's protocol.
 
         Args:

@@ -1,13 +1,12 @@
 """Read rank and world size from the launcher's environment."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ..errors import UsageError
 
@@ -48,7 +47,7 @@ class Place:
         return self.attempt > 0 or self.local_world_size < self.world_size
 
     @classmethod
-    def from_env(cls) -> Place:
+    def from_env(cls) -> Self:
         """Read the environment. Raises UsageError for values that are no numbers."""
         env = os.environ
         rank, world_size = _number(env, "RANK", 0), _number(env, "WORLD_SIZE", 1)

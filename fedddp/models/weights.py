@@ -1,14 +1,12 @@
 """Read weights from a file, compare them with a module's own and copy them in."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +26,7 @@ class Weights:
     source: str
 
     @classmethod
-    def read(cls, path: Path, source: str) -> Weights:
+    def read(cls, path: Path, source: str) -> Self:
         """From a safetensors file or a ``state_dict`` that torch.save wrote. Raises UsageError."""
         try:
             content = read_file(path)

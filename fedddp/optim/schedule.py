@@ -1,7 +1,5 @@
 """Learning rates over rounds: a factor on the client optimizer's lr, the same for every step of a round."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Protocol, Self
@@ -20,7 +18,7 @@ class LearningRate(Protocol):
         """The factor on the learning rate in ``round`` (0-based)."""
         ...
 
-    def over(self, rounds: int) -> LearningRate:
+    def over(self, rounds: int) -> Self:
         """The schedule for a run of ``rounds`` rounds. Raises ValueError if its rate becomes 0."""
         ...
 

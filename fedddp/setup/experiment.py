@@ -1,13 +1,12 @@
 """A federation of connected ranks that is ready to train, what it logs at start, and how its run ends."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -38,7 +37,7 @@ class ProcessState:
     gpu: int | None
 
     @classmethod
-    def current(cls) -> ProcessState:
+    def current(cls) -> Self:
         """Return the state as it is now."""
         gpu = torch.cuda.current_device() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
         return cls(torch.get_num_threads(), gpu)

@@ -5,15 +5,13 @@ and its results. Which of the fifty keys are columns is written once, at the swe
 runs differ. (TensorBoard takes the first such list that it finds; hence runs write none of their own.)
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -59,7 +57,7 @@ class Average:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Average | None:
+    def of(cls, values: Sequence[float]) -> Self | None:
         if not values:
             return None
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
