@@ -25,13 +25,12 @@ from torch import Tensor
 from fedddp.flat import FlatSpec
 from fedddp.secure import Greeting, Identity, Party
 from fedddp.secure.attempt import KEYS_BYTES, digest, reveal_bytes, shares_bytes
-from fedddp.secure.envelope import OVERHEAD, REASON_BYTES
+from fedddp.secure.envelope import OVERHEAD, REASON_BYTES, digest_of
 from fedddp.secure.graph import shape_for
 from fedddp.secure.identity import signed_by
 from fedddp.secure.masks import add, derive
 from fedddp.secure.recovery import Step
 from fedddp.secure.shamir import combine, split
-from fedddp.secure.state import digest_of
 from fedddp.types import ServerState
 
 TIMED = 0

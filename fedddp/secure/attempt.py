@@ -9,8 +9,6 @@ seeds b_i, which the others restore from shares, also of a party that was lost a
 never shared: a sum without one of the members is not made, the others begin a new attempt (reveal.py).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct
@@ -23,11 +21,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from torch import Tensor
 
 from . import masks, shamir
-from .envelope import Place, Refused
+from .envelope import STATE_BYTES, Refused, RoundPlace
 from .graph import Graph
 from .hello import Session
 from .reveal import Certificate
-from .state import STATE_BYTES
 
 KEYS_BYTES = STATE_BYTES + 64
 COUNT_BYTES = 8
@@ -56,12 +53,11 @@ class Attempt:
     def __init__(
         self,
         session: Session,
-        place: Place,
+        place: RoundPlace,
         graph: Graph,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.place, self.graph = place, graph
-        self.rank, self.neighbours = session.rank, graph.neighbours[session.rank]
         self._session, self._random = session, random_bytes
         self._channel, self._pairwise, self._seed = random_bytes(32), random_bytes(32), random_bytes(32)
         self._channels: dict[int, bytes] = {}
@@ -71,6 +67,14 @@ class Attempt:
         """My share of each one's seed, by owner."""
         self.contributors = 0
         """How many clients of all members contribute, once everybody's shares are accepted."""
+
+    @property
+    def rank(self) -> int:
+        return self._session.rank
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        return self.graph.neighbours[self.rank]
 
     # -- 1 keys -----------------------------------------------------------------------------------------------
 

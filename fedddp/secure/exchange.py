@@ -4,8 +4,6 @@ A round is four gatherings of signed messages and one integer all_reduce, purpos
 survivors regroup, tell each other where they stand ("secure status"), and go on as recovery.py says.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 
@@ -15,11 +13,11 @@ from ..comm import Comm, CommError, LostRank, Purpose
 from ..comm.world import rank_path
 from ..types import ServerState
 from .attempt import OtherModel
+from .envelope import NO_STATE, hashing
 from .hello import HELLO_SIZE, SIGNATURE, Greeting, Session
 from .identity import Identity, Roster
 from .party import Party, TooFewParties
 from .recovery import Step
-from .state import NO_STATE, hashing
 
 PURPOSE = {
     Step.KEYS: Purpose.SECURE_KEYS,

@@ -13,8 +13,6 @@ The parties are taken to be honest but curious here: one that picks its nonce af
 the others begin attempt after attempt, chooses among many orders.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

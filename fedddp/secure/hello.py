@@ -11,8 +11,6 @@ with it. With a roster the key of a rank must be the roster's. Without one it is
 authenticated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import struct

@@ -7,8 +7,6 @@ and their public keys in hexadecimal. Without a roster keys are made at start an
     0 = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -17,6 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -44,11 +43,11 @@ class Identity:
         self.public = private.public_key().public_bytes_raw()
 
     @classmethod
-    def new(cls, random_bytes: Callable[[int], bytes] = os.urandom) -> Identity:
+    def new(cls, random_bytes: Callable[[int], bytes] = os.urandom) -> Self:
         return cls(Ed25519PrivateKey.from_private_bytes(random_bytes(32)))
 
     @classmethod
-    def load(cls, path: str | Path) -> Identity:
+    def load(cls, path: str | Path) -> Self:
         """From a PEM file. Raises IdentityError where it is missing, open to others, or no Ed25519 key."""
         path = Path(path)
         try:
@@ -101,7 +100,7 @@ class Roster:
         return "[parties]\n" + "".join(f'{rank} = "{key.hex()}"\n' for rank, key in sorted(self.keys.items()))
 
     @classmethod
-    def load(cls, path: str | Path) -> Roster:
+    def load(cls, path: str | Path) -> Self:
         """From a TOML file. Raises IdentityError where it is missing or malformed."""
         path = Path(path)
         try:

@@ -6,8 +6,6 @@ PRG(key) is AES-256-CTR from counter 0, so a key serves for one vector and never
 HKDF-SHA256 from what two parties share, bound to what it is for. A signed integer of torch wraps around exactly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -10,8 +10,6 @@ What a party holds to on its own, whatever others say: one attempt at a round in
 commitment a round and nothing begun after it, no share without a certificate (reveal.py).
 """
 
-from __future__ import annotations
-
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -22,12 +20,21 @@ from torch import Tensor, zeros_like
 from ..types import RoundAborted
 from . import masks
 from .attempt import KEYS_BYTES, Attempt, OtherModel, digest, reveal_bytes, shares_bytes
-from .envelope import OVERHEAD, REASON_BYTES, Place, Refused, RefusedElsewhere, seal, seal_refusal, unseal
+from .envelope import (
+    NO_STATE,
+    OVERHEAD,
+    REASON_BYTES,
+    Refused,
+    RefusedElsewhere,
+    RoundPlace,
+    seal,
+    seal_refusal,
+    unseal,
+)
 from .graph import draw, most_neighbours, shape_for
 from .hello import LEAST_PARTIES, Session
 from .recovery import STATUS_BYTES, Action, Outcome, Plan, Status, Step, decide
 from .reveal import Certificate, RevealRule, quorum
-from .state import NO_STATE
 
 
 class TooFewParties(RuntimeError):
@@ -49,6 +56,21 @@ class Progress:
     supplier: int = -1
 
 
+@dataclass
+class Past:
+    """What a party has done, which it holds to whatever others say.
+
+    Attributes:
+        ended: the last round that ended for it, and how.
+        begun: round and epoch of its last attempt.
+        revealed: the last round in which it revealed shares, and its message, should others still need it.
+    """
+
+    ended: tuple[int, Outcome] = (-1, Outcome.NONE)
+    begun: tuple[int, int] = (-1, -1)
+    revealed: tuple[int, bytes] | None = None
+
+
 class Party:
     """One party of a session.
 
@@ -68,24 +90,17 @@ class Party:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         n = session.world_size
-        self.session, self.rank = session, session.rank
+        self.session = session
         self.members, self.epoch = tuple(range(n)), 0
         self.step, self.round = Step.IDLE, -1
         self.result: Tensor | None = None
         self._shape, self._random = shape or shape_for(n), random_bytes
-        most = most_neighbours(n, self._shape)
-        room = {
-            Step.KEYS: KEYS_BYTES,
-            Step.SHARES: shares_bytes(most),
-            Step.COMMIT: 32,
-            Step.REVEAL: reveal_bytes(most),
-        }
-        self._sizes = {step: OVERHEAD + max(size, REASON_BYTES) for step, size in room.items()}
-        self._last: tuple[int, Outcome] = (-1, Outcome.NONE)
-        self._kept: tuple[int, bytes] | None = None  # what this party revealed last, should others still need it
-        self._begun: tuple[int, int] = (-1, -1)  # round and epoch of the last attempt
-        self._rule, self._min_clients = RevealRule(self.rank, n), min_clients
+        self._past, self._rule, self._min_clients = Past(), RevealRule(self.rank, n), min_clients
         self._progress: Progress | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.session.rank
 
     # -- a round ----------------------------------------------------------------------------------------------
 
@@ -97,8 +112,8 @@ class Party:
         Raises ValueError for a round that is not later than all before: an aborted round is not repeated, because sums
         of the same vectors over two sets of parties would give the difference away. Raises TooFewParties.
         """
-        if self.step is not Step.IDLE or round <= self._last[0]:
-            raise ValueError(f"round {round} does not follow round {max(self.round, self._last[0])}")
+        if self.step is not Step.IDLE or round <= self._past.ended[0]:
+            raise ValueError(f"round {round} does not follow round {max(self.round, self._past.ended[0])}")
         masks.check(x)
         self.round, self.result = round, None
         self._start(x, state, contributors)
@@ -112,19 +127,25 @@ class Party:
                 f"{left} of {self.session.world_size} parties are left, {needed} are needed; start the run "
                 "again with fewer ranks, from its checkpoint"
             )
-        if (self.round, self.epoch) <= self._begun:
+        if (self.round, self.epoch) <= self._past.begun:
             raise RuntimeError(f"a second attempt at round {self.round} in epoch {self.epoch}")
-        self._begun = self.round, self.epoch
+        self._past.begun = self.round, self.epoch
         seed = self.session.transcript + struct.pack(">qq", self.round, self.epoch)
         graph = draw(self.members, quorum(self.session.world_size), seed, self._shape)
-        place = Place(self.round, self.epoch, graph.members, state)
+        place = RoundPlace(self.round, self.epoch, graph.members, state)
         self._progress = Progress(Attempt(self.session, place, graph, self._random), x, contributors)
         self.step = Step.KEYS
 
     @property
     def size(self) -> int:
         """The most bytes that a message of this step has, on any party."""
-        return self._sizes[self.step]
+        return self._size(self.step)
+
+    def _size(self, step: Step) -> int:
+        most = most_neighbours(self.session.world_size, self._shape)
+        shares, revealed = shares_bytes(most), reveal_bytes(most)
+        sizes = {Step.KEYS: KEYS_BYTES, Step.SHARES: shares, Step.COMMIT: 32, Step.REVEAL: revealed}
+        return OVERHEAD + max(sizes[step], REASON_BYTES)
 
     def message(self) -> bytes:
         """This party's message of this step; the same again if it is asked for again."""
@@ -242,7 +263,7 @@ class Party:
 
     def _status(self) -> Status:
         epoch = self._progress.attempt.place.epoch if self._progress else -1
-        return Status(self.step, self.round, epoch, *self._last)
+        return Status(self.step, self.round, epoch, *self._past.ended)
 
     def follow(self, messages: Sequence[bytes]) -> Plan:
         """Take up what the survivors' statuses ask for. Raises RoundAborted or TooFewParties."""
@@ -277,8 +298,8 @@ class Party:
         """What this party, which has finished the round that others have not, repeats for them; its slot's size."""
         if plan.action is not Action.REVEAL or (self.round == plan.round and self.step is not Step.IDLE):
             return None
-        kept = self._kept[1] if self._kept and self._kept[0] == plan.round else b""
-        return kept, self._sizes[Step.REVEAL]
+        kept = self._past.revealed[1] if self._past.revealed and self._past.revealed[0] == plan.round else b""
+        return kept, self._size(Step.REVEAL)
 
     def assisted(self) -> None:
         """The others have finished the round before: a new attempt at this one, if one is under way."""
@@ -294,13 +315,13 @@ class Party:
     # -- the end of a round -----------------------------------------------------------------------------------
 
     def _finish(self, now: Progress) -> None:
-        self.result, self._last = now.total, (self.round, Outcome.DONE)
-        self._kept = (self.round, now.messages[Step.REVEAL])
+        self.result, self._past.ended = now.total, (self.round, Outcome.DONE)
+        self._past.revealed = (self.round, now.messages[Step.REVEAL])
         self._progress, self.step = None, Step.IDLE
 
     def _aborted(self, reason: str) -> RoundAborted:
         """Forget the attempt and its keys."""
-        self._last = (self.round, Outcome.ABORTED)
+        self._past.ended = (self.round, Outcome.ABORTED)
         self._progress, self.step = None, Step.IDLE
         return RoundAborted(f"round {self.round}: {reason}")
 
@@ -311,12 +332,12 @@ class Party:
         return self._progress
 
     @property
-    def _place(self) -> Place:
+    def _place(self) -> RoundPlace:
         """Of this step's messages; those with the keys say from which model the round starts."""
         place = self._now.attempt.place
         return replace(place, state=NO_STATE) if self.step is Step.KEYS else place
 
     @property
-    def _here(self) -> Place:
+    def _here(self) -> RoundPlace:
         """Of a status: the members that were decided last, whatever the round."""
-        return Place(-1, self.epoch, self.members)
+        return RoundPlace(-1, self.epoch, self.members)

@@ -14,12 +14,11 @@ revealed does not depend on it (reveal.py).
 | fewer than the quorum are left              | the end: what some may have finished is lost to the others        |
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
+from typing import Self
 
 _FIELDS = struct.Struct(">BqqqB")
 
@@ -58,7 +57,7 @@ class Status:
         return _FIELDS.pack(self.step, self.round, self.epoch, self.last_round, self.last_outcome)
 
     @classmethod
-    def unpack(cls, body: bytes) -> Status:
+    def unpack(cls, body: bytes) -> Self:
         """Raises ValueError for bytes that are no status."""
         if len(body) != _FIELDS.size:
             raise ValueError(f"a status has {_FIELDS.size} bytes, not {len(body)}")

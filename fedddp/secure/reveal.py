@@ -31,12 +31,10 @@ for the result: all that reveal have committed to the same sum. The proof is of 
 from 80 parties on, see graph.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .envelope import Place, Refused
+from .envelope import Refused, RoundPlace
 from .hello import LEAST_PARTIES
 
 
@@ -49,7 +47,7 @@ def quorum(world_size: int) -> int:
 class Certificate:
     """A quorum has committed to one masked sum over all members of the attempt at ``place``."""
 
-    place: Place
+    place: RoundPlace
 
 
 class RevealRule:
@@ -57,19 +55,19 @@ class RevealRule:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self._rank, self._needed = rank, quorum(world_size)
-        self._place, self._commitment = Place(-1, -1, ()), b""
+        self._place, self._commitment = RoundPlace(-1, -1, ()), b""
 
     def committed(self, round: int) -> bool:
         """Whether this party has committed to a sum of the round, and so begins no other attempt at it."""
         return self._place.round >= round
 
-    def commit(self, place: Place, commitment: bytes) -> None:
+    def commit(self, place: RoundPlace, commitment: bytes) -> None:
         """Commit to a sum over the members of ``place``. Raises Refused for a second one of the round."""
         if self.committed(place.round) and (place, commitment) != (self._place, self._commitment):
             raise Refused(f"rank {self._rank} got another sum the second time")
         self._place, self._commitment = place, commitment
 
-    def certify(self, place: Place, commitments: Mapping[int, bytes]) -> Certificate:
+    def certify(self, place: RoundPlace, commitments: Mapping[int, bytes]) -> Certificate:
         """The certificate of the sum that this party has committed to.
 
         Args:

@@ -7,8 +7,6 @@ Secrets are 32 bytes: a seed of a mask, or a private X25519 key. p = 2^256 + 297
 so a share has 33 bytes. The arithmetic is on Python integers and not in constant time: shares are of one-time secrets.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache

@@ -13,7 +13,7 @@ import torch
 
 from fedddp.secure import Greeting, Identity, Party, Roster, RoundAborted, TooFewParties
 from fedddp.secure.attempt import Attempt
-from fedddp.secure.envelope import Place, Refused, seal, unseal
+from fedddp.secure.envelope import Refused, RoundPlace, seal, unseal
 from fedddp.secure.recovery import Status, Step
 from fedddp.secure.reveal import Certificate
 from tests.helpers.transcript import LENGTH, vector
@@ -34,8 +34,8 @@ class Coalition:
         self.sessions = sessions_of(n)
         self.n, self.ranks = n, tuple(range(n - size, n))
         self.honest = {rank: Party(self.sessions[rank]) for rank in range(n - size)}
-        self.own: dict[Place, dict[int, Attempt]] = {}
-        self.said: dict[tuple[Place, Step, int], bytes] = {}
+        self.own: dict[RoundPlace, dict[int, Attempt]] = {}
+        self.said: dict[tuple[RoundPlace, Step, int], bytes] = {}
         self.reasons: list[str] = []
         """Why honest parties gave up a round."""
 
@@ -149,4 +149,4 @@ class Coalition:
                 self.honest[rank].follow(messages)
 
     def status(self, rank, members, epoch, claimed: Status):
-        return seal(self.sessions[rank], Place(-1, epoch, members), "STATUS", claimed.pack())
+        return seal(self.sessions[rank], RoundPlace(-1, epoch, members), "STATUS", claimed.pack())

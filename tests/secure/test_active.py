@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fedddp.secure import RoundAborted, quorum
-from fedddp.secure.envelope import Place, Refused, seal, unseal
+from fedddp.secure.envelope import Refused, RoundPlace, seal, unseal
 from fedddp.secure.recovery import Action, Outcome, Status, Step
 from fedddp.secure.reveal import RevealRule
 from tests.helpers.coalition import Coalition
@@ -198,7 +198,7 @@ def test_what_is_no_status_aborts_the_round():
     for text in (b"", b"\xff" * 26, bytes(25), bytes(27)):
         coalition = masked_by_all(4, 1)
         coalition.status = lambda rank, members, epoch, _, text=text, c=coalition: seal(
-            c.sessions[rank], Place(-1, epoch, members), "STATUS", text
+            c.sessions[rank], RoundPlace(-1, epoch, members), "STATUS", text
         )
         coalition.regroup(list(coalition.honest), 1, lambda rank, to: None)
         assert len(coalition.reasons) == 3
@@ -243,7 +243,7 @@ def test_who_spoils_its_own_reveal_learns_the_sum_and_the_others_abort(monkeypat
     ],
 )
 def test_a_certificate_takes_a_quorum_of_the_attempt_with_oneself(members, left, reason):
-    rule, place = RevealRule(0, 6), Place(0, 0, members)
+    rule, place = RevealRule(0, 6), RoundPlace(0, 0, members)
     rule.commit(place, b"sum")
     if reason is None:
         assert rule.certify(place, dict.fromkeys(left, b"sum")).place == place
@@ -253,7 +253,7 @@ def test_a_certificate_takes_a_quorum_of_the_attempt_with_oneself(members, left,
 
 
 def test_of_a_round_one_sum_is_committed_to():
-    rule, place = RevealRule(0, 4), Place(3, 1, (0, 1, 2, 3))
+    rule, place = RevealRule(0, 4), RoundPlace(3, 1, (0, 1, 2, 3))
     assert not rule.committed(3)
     with pytest.raises(Refused, match="commit to a sum"):
         rule.certify(place, dict.fromkeys(range(4), b""))

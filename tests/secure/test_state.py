@@ -8,7 +8,7 @@ import torch
 from fedddp.comm import CommError
 from fedddp.secure import Identity, Party, SecureExchange
 from fedddp.secure.attempt import Attempt, OtherModel
-from fedddp.secure.state import NO_STATE, digest_of, hashing
+from fedddp.secure.envelope import NO_STATE, digest_of, hashing
 from fedddp.types import ServerState
 from tests.helpers.coalition import sessions_of
 from tests.helpers.support import flat
