@@ -7,14 +7,13 @@ part (see `frozen_parts`), buffers that are not persistent (random features). Bu
 whenever a vector is loaded, so nothing passes from one client to the next through them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
 from types import MethodType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ class FlatSpec:
     """SHA-256 of the parameters and buffers outside of ``w``; empty without any, or where it was not asked for."""
 
     @classmethod
-    def of(cls, module: nn.Module, *, whole: bool = False) -> FlatSpec:
+    def of(cls, module: nn.Module, *, whole: bool = False) -> Self:
         """Read the layout of ``module``, and the SHA-256 of its constants if ``whole``.
 
         Raises:
