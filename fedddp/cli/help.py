@@ -20,6 +20,27 @@ from .reference import Key, Reference, reference
 COLUMN = 34
 """Where meanings begin, unless a key is longer."""
 IMPORTED = "or package.module:Class"
+OVERVIEW = """\
+usage: fedddp COMMAND [...]
+
+Federated learning as a torch.distributed program: each rank hosts clients, and a weighted
+all-reduce replaces the server.
+
+{commands}
+
+examples:
+  fedddp train --rounds=5 --clients=4              four clients in this process, on real digits
+  fedddp launch -n 4 --algorithm=scaffold          four ranks, one client each
+  fedddp train mnist/fedavg_e5 --data.root=data    a configuration that comes with the package
+  fedddp help model                                the models, and their keys
+  fedddp COMMAND --help                            what a command does
+
+{codes}"""
+CODES = "exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted"
+CONFIGURATION = """\
+configuration, from left to right:
+  FILE.toml             a file; or a name that fedddp show configs lists
+  --section.key=value   any key: fedddp help lists the sections, fedddp help SECTION the keys"""
 
 
 def first_keys(width: int) -> str:
@@ -104,29 +125,6 @@ def _told(meaning: str, keys: Sequence[Key], fixed: Mapping[str, str], several: 
         default = "; ".join(f"{key.shown} {', '.join(names)}".strip() for key, names in pairs)
         who = ", ".join(name for names in having for name in names) if several else ""
     return (f"{who}: " if who else "") + meaning + (f" [{default}]" if default else "")
-
-
-OVERVIEW = """\
-usage: fedddp COMMAND [...]
-
-Federated learning as a torch.distributed program: each rank hosts clients, and a weighted
-all-reduce replaces the server.
-
-{commands}
-
-examples:
-  fedddp train --rounds=5 --clients=4              four clients in this process, on real digits
-  fedddp launch -n 4 --algorithm=scaffold          four ranks, one client each
-  fedddp train mnist/fedavg_e5 --data.root=data    a configuration that comes with the package
-  fedddp help model                                the models, and their keys
-  fedddp COMMAND --help                            what a command does
-
-{codes}"""
-CODES = "exit codes: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted"
-CONFIGURATION = """\
-configuration, from left to right:
-  FILE.toml             a file; or a name that fedddp show configs lists
-  --section.key=value   any key: fedddp help lists the sections, fedddp help SECTION the keys"""
 
 
 def answer(args: Namespace) -> str:

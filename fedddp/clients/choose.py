@@ -37,6 +37,9 @@ ORACLES: dict[str, Build] = {
 """The fastest first."""
 AUTOCAST: dict[str, Build] = {f"{VMAP} (folded layers do without autocast)": partial(VmappedModel, autocast=True)}
 """The same in lower precision: a folded layer changes float32 weights in place, with operands of their precision."""
+CLIENTS, BATCH = 4, 32
+"""At most so many clients, and examples of a step."""
+NO_RULE = "torch has no batching rule for a part of this model"
 
 
 def choose(
@@ -130,11 +133,6 @@ def _try_out(
         one_by_one = torch.cat([sequential.on((k,), round).train(start).w for k in (0, 1)])
         if not torch.allclose(both, one_by_one, rtol=1e-9, atol=1e-11):
             raise ValueError("clients trained together end elsewhere than one by one")
-
-
-CLIENTS, BATCH = 4, 32
-"""At most so many clients, and examples of a step."""
-NO_RULE = "torch has no batching rule for a part of this model"
 
 
 def slower(

@@ -20,6 +20,10 @@ from ..rng import global_seed
 from ..tasks import Task
 from ..types import Contrast, LocalResult
 
+Correction = Callable[[Tensor, Tensor], Tensor]
+"""``correct(g [K, P], w [K, P]) -> g [K, P]``, applied to the gradient of every local step."""
+NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the call, 13 MB in float32
+
 
 def arithmetic(device: torch.device | str, autocast: bool) -> AbstractContextManager[Any]:
     """What a forward pass runs in, again and again: nothing, or `torch.autocast` to bfloat16.
@@ -59,12 +63,6 @@ def gains_innermost(module: nn.Module, call: Callable[[Tensor], object], x: Tens
     finally:
         module.train(training)
     return True
-
-
-Correction = Callable[[Tensor, Tensor], Tensor]
-"""``correct(g [K, P], w [K, P]) -> g [K, P]``, applied to the gradient of every local step."""
-
-NUMBERS_AT_ONCE = 4096 * 784  # of inputs normalised together: amortises the call, 13 MB in float32
 
 
 @dataclass(frozen=True)

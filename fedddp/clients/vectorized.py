@@ -22,6 +22,8 @@ from .local import NUMBERS_AT_ONCE, Correction, Local, LocalTrainingSpec, Traine
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """``x [K, B, ...]``, ``y [K, B]``, ``share [K, B]`` of each example in its client's gradient."""
+NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
+"""How torch's warning begins that an operation is done for one client after the other within `vmap`."""
 
 
 class Oracle(Protocol):
@@ -192,10 +194,6 @@ class _Tally:
         """Loss and accuracy of each client, [K] float64."""
         seen = seen.clamp(min=1)
         return self._loss.cpu() / seen, self._right.cpu() / seen
-
-
-NO_RULE = "There is a performance drop because we have not yet implemented the batching rule"
-"""How torch's warning begins that an operation is done for one client after the other within `vmap`."""
 
 
 class VmappedModel:

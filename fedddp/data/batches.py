@@ -8,6 +8,9 @@ from torch import Tensor
 
 from ..rng import derive, numpy_generator
 
+MOST_PLANNED = 2**26
+"""Slots in the plan of clients that train together: 600 MB, a number and a flag each."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -102,10 +105,6 @@ def _joined(order: Tensor, per_epoch: int, b: int, widest: int) -> tuple[Tensor,
     laid = order.new_zeros(*order.shape[:2], len(filled))
     laid[..., filled] = order
     return laid, filled
-
-
-MOST_PLANNED = 2**26
-"""Slots in the plan of clients that train together: 600 MB, a number and a flag each."""
 
 
 @dataclass(frozen=True)

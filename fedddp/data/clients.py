@@ -15,13 +15,12 @@ from .inputs import Normalizer
 from .partition import Ints, Partition
 from .skew import NoSkew, Skew
 
+Placement = Literal["home", "shared"]
+
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """``x`` on ``device``; a GPU is not waited for, it finds the copy behind the work that it already has."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
-
-
-Placement = Literal["home", "shared"]
 
 
 class ClientData:

@@ -35,6 +35,12 @@ ARGUMENTS = ConfigDict(allow_inf_nan=False)
 log = logging.getLogger("fedddp")
 
 DEFAULT_ROOT = "data"  # made when it is needed; another one that does not exist is taken for a slip of the pen
+MOST_CLASSES = 1_000_000
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=1, le=10**6)]
+MOST_NUMBERS = 2**30
+"""Of synthetic inputs: 1 GB, a byte each."""
+EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "mnist": 10}  # letters are 1 to 26
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,6 @@ class Examples:
 
     def to(self, device: torch.device) -> Examples:
         return Examples(self.x.to(device), self.y.to(device), self.owner)
-
-
-MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,6 @@ def mnist_mini(root: Path, download: bool) -> Dataset:
     )
 
 
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Side = Annotated[int, Field(ge=1, le=10**6)]
-MOST_NUMBERS = 2**30
-"""Of synthetic inputs: 1 GB, a byte each."""
-
-
 def synthetic(
     root: Path,
     download: bool,
@@ -188,9 +185,6 @@ class TorchvisionImages:
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
         return Dataset(train, test, count, self.mean, self.std)
-
-
-EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "mnist": 10}  # letters are 1 to 26
 
 
 def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:

@@ -30,6 +30,11 @@ from ..rng import global_seed
 from .inputs import as_inputs, channels_first
 
 IDX_BYTES = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # of a number, by the type in the header of MNIST's format
+READ_AGAIN = 1000
+"""So many examples are read again, evenly spread, or few of them several times: what is random in one of 100 shows."""
+PATIENCE = 3.0
+"""Seconds for it: a slow object has each of these examples read once more, at least."""
+EXPECTED = "expected (input, label) pairs"
 
 
 def check_call(cls: Any, args: Mapping[str, Any]) -> None:
@@ -148,14 +153,6 @@ def _turn(root: Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
-
-
-READ_AGAIN = 1000
-"""So many examples are read again, evenly spread, or few of them several times: what is random in one of 100 shows."""
-PATIENCE = 3.0
-"""Seconds for it: a slow object has each of these examples read once more, at least."""
-
-EXPECTED = "expected (input, label) pairs"
 
 
 @dataclass(frozen=True)

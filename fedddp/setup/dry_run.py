@@ -19,6 +19,9 @@ from ..rng import global_seed
 from ..tasks import Task
 from ..tasks.losses import check as check_loss
 
+LARGEST = 16
+"""Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""
+
 
 def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:
     """Return the task ``given``, or else the one that the configuration describes for ``dataset``.
@@ -80,10 +83,6 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
-
-
-LARGEST = 16
-"""Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""
 
 
 def laid_out(

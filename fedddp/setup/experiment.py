@@ -27,6 +27,7 @@ from .prepared import Prepared
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 LARGEST_BLOCK = (2**30, 2**25)
 """Bytes of the largest block that is kept; older versions of glibc accept no more than 32 MB."""
+log = logging.getLogger("fedddp")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,6 @@ def keep_freed_memory() -> bool:
         return False
     kept = any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_BLOCK)
     return kept and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-log = logging.getLogger("fedddp")
 
 
 @dataclass(frozen=True)

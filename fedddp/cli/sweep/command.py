@@ -25,6 +25,8 @@ from . import grid, table
 from .grid import GridRun, Sweep
 from .run import Ended, Standing, standing, train
 
+log = logging.getLogger("fedddp")
+
 
 class Lines:
     """Shows a line a run: where there is no terminal, and above the bars of `Bars`."""
@@ -96,9 +98,6 @@ def show_grid(sweep: Sweep, standings: dict[str, Standing]) -> None:
             state = f"goes on after round {found.round}" if found.kind == "begun" else found.kind
             table.add_row(run.name, *run.labels.values(), str(run.config.run.rounds), state)
     console().print(table)
-
-
-log = logging.getLogger("fedddp")
 
 
 def run(args: Namespace) -> int:
