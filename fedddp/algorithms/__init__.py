@@ -1,8 +1,7 @@
 """Federated algorithms, one paper a file. An algorithm's dataclass is its own configuration section."""
 
 from .apfl import APFL
-from .around import Around
-from .base import Algorithm, LocalTraining, Traits
+from .base import Algorithm, Around, LocalTraining, Traits
 from .canaries import CanaryClients
 from .client_level import ClientLevel, QuantileClip
 from .ditto import Ditto

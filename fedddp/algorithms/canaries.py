@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ..types import ClientState, Cohort, LocalResult, Mean, ServerState, Update
-from .around import Around
-from .base import LocalTraining
+from .base import Around, LocalTraining
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
-from .around import Around
-from .base import LocalTraining
+from .base import Around, LocalTraining
 
 CLIP = "privacy.clip"
 """In ``ServerState.extra``: C_t, where it is adaptive."""

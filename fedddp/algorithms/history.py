@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
-from .around import Around
-from .base import LocalTraining
+from .base import Around, LocalTraining
 
 LAST = "aggregation.last"
 """In ``ServerState.extra``: the mean of the last round that brought one, all vectors side by side; zeros at first."""

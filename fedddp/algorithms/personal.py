@@ -11,8 +11,7 @@ from torch import Tensor
 from ..flat import FlatSpec
 from ..registry.choice import Choice
 from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
-from .around import Around
-from .base import Algorithm, LocalTraining
+from .base import Algorithm, Around, LocalTraining
 from .fedavg import FedAvg
 from .masked import Masks, OnOwnPart
 

@@ -1,7 +1,5 @@
 """Score the global model on the server's test set."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,16 @@ from ..tasks import Task
 MOST_LABELS = 100
 """Above this number of classes there is no confusion matrix and no accuracy per class: too large to read."""
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A misclassified test example."""
+
+    image: Tensor
+    label: int
+    predicted: int
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -45,16 +53,6 @@ class Score:
     def per_class(self) -> Tensor:
         """Accuracy of each true class, [C]; NaN where the test set has none."""
         return self.confusion.diagonal() / self.confusion.sum(dim=1)
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A misclassified test example."""
-
-    image: Tensor
-    label: int
-    predicted: int
-    loss: float
 
 
 class Scorer:
