@@ -211,9 +211,5 @@ def _section(name: str, value: Any) -> dict[str, Any]:
 def _model(value: Any) -> Any:
     """Return the section of a module class, a function that makes a module, or a module to start from a copy of."""
     if isinstance(value, nn.Module):
-        return ImportedModule(path_of(type(value)), _copier(value))
+        return ImportedModule(path_of(type(value)), lambda: copy.deepcopy(value))
     return ImportedModule(path_of(getattr(value, "func", value)), value)  # of a functools.partial, its function's name
-
-
-def _copier(module: nn.Module) -> Any:
-    return lambda: copy.deepcopy(module)

@@ -12,7 +12,7 @@ import inspect
 import os
 import stat
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +35,7 @@ from .torchvision_operators import declare_if_missing
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
 
-def _off(value: Any) -> Any:
-    return None if value == "off" else value
-
-
-Off = BeforeValidator(_off)
+Off = BeforeValidator(lambda value: None if value == "off" else value)
 """For an optional key: "off" unsets it."""
 
 
@@ -137,7 +133,7 @@ class Choice:
         if isinstance(name, str) and ":" in name:
             return import_class(name)
         if not isinstance(name, str) or name not in self.registry:
-            known = f"should be {one_of(self.registry)} or package.module:Class"
+            known = f"should be {', '.join(map(repr, self.registry))} or package.module:Class"
             raise _mistake(known + suggestion(str(name), self.registry), at="name", value=name)
         return self.registry[name]
 
@@ -233,11 +229,6 @@ def import_class(path: str) -> Any:
         near = suggestion(attribute, vars(module))
         raise _mistake(f"cannot be imported: {module_name} has no {attribute!r}{near}", at="name", value=path)
     return getattr(module, attribute)
-
-
-def one_of(names: Iterable[str]) -> str:
-    """``'a', 'b', 'c'``."""
-    return ", ".join(repr(name) for name in names)
 
 
 def _mistake(reason: str, *, at: str = "", value: Any) -> PydanticCustomError:

@@ -208,7 +208,7 @@ def test_a_division_with_nan_is_refused_by_its_root(tmp_path, monkeypatch):
     from fedddp.data import Parts
     from fedddp.data.parts import write
 
-    good = Dataset.of(PAIR, PAIR)
+    good = Dataset.of((X.copy(), Y), PAIR)
     good.train.x[4, 0] = float("nan")
     write(
         tmp_path / "p", good, Partition.dealt(np.arange(N), np.array([6, 6])), data="x", table={"name": "iid"}, seed=0
