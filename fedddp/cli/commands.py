@@ -29,7 +29,7 @@ class Command:
         examples: command lines.
         configured: whether it takes a configuration: files, names of shipped ones, and keys.
         stops: whether it looks for requests to stop by itself, between steps.
-        answers: whether its module has ``answer(args)`` instead, the text to print, and imports no torch.
+        answers: the function of its module that returns the text to print instead, and imports no torch.
     """
 
     about: str
@@ -41,7 +41,7 @@ class Command:
     examples: tuple[str, ...] = ()
     configured: bool = False
     stops: bool = False
-    answers: bool = False
+    answers: str = ""
 
 
 COMMANDS = {
@@ -82,8 +82,8 @@ COMMANDS = {
     ),
     "show configs": Command(
         about="list the configurations that come with the package",
-        module="fedddp.cli.show_configs",
-        answers=True,
+        module="fedddp.cli.help",
+        answers="configurations",
     ),
     "show account": Command(
         about="check and print a party's privacy account: its runs, epsilon of each and of all",
@@ -189,7 +189,7 @@ COMMANDS = {
         about="print the JSON Schema of configuration files, for editors",
         module="fedddp.cli.reference",
         examples=("fedddp schema > fedddp.schema.json",),
-        answers=True,
+        answers="answer",
     ),
     "completion": Command(
         about="print a completion script for bash or zsh",
@@ -197,7 +197,7 @@ COMMANDS = {
         options=options.completion,
         takes="bash|zsh",
         examples=('eval "$(fedddp completion bash)"',),
-        answers=True,
+        answers="answer",
     ),
     "help": Command(
         about="describe a command, a section, a choice or a key",
@@ -205,7 +205,7 @@ COMMANDS = {
         options=options.help,
         takes="[TOPIC]",
         examples=("fedddp help model", "fedddp help algorithm.scaffold", "fedddp help run.rounds"),
-        answers=True,
+        answers="answer",
     ),
 }
 """All commands by name, in the order in which they are listed."""

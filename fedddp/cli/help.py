@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import UsageError
+from ..registry.shipped import shipped, title
 from ..registry.spelling import SHORT, suggestion
 from .commands import COMMANDS, EXAMPLES, Command
 from .reference import Key, Reference, reference
@@ -130,6 +131,14 @@ def _told(meaning: str, keys: Sequence[Key], fixed: Mapping[str, str], several: 
 def answer(args: Namespace) -> str:
     """``fedddp help [TOPIC]``."""
     return described(" ".join(args.topic))
+
+
+def configurations(args: Namespace) -> str:
+    """``fedddp show configs``: the configurations that come with the package, with the first lines of their headers."""
+    found = shipped()
+    wide = max(map(len, found)) + 2
+    lines = (f"{name:{wide}}{title(path)}" for name, path in found.items())
+    return "\n".join(textwrap.fill(line, width(), subsequent_indent=" " * wide) for line in lines)
 
 
 def described(topic: str) -> str:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, command: str = "") -> int:
         chosen = COMMANDS[name]
         args = _read(name, words if command else words[len(name.split()) :])
         if chosen.answers:
-            say(import_module(chosen.module).answer(args))
+            say(getattr(import_module(chosen.module), chosen.answers)(args))
             return DONE
     except SystemExit:  # argparse, after help or the version
         return DONE
