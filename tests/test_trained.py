@@ -174,10 +174,18 @@ def test_the_module_of_a_run_that_started_from_weights_needs_them_no_more(tmp_pa
     assert same(fedddp.load(second.folder).state_dict(), load_file(second.folder / LAST))
 
 
-@pytest.mark.parametrize("asked", [{}, {"best": True}, {"round": 2}, {"best": True, "round": 2}])
-def test_a_folder_without_such_a_model_is_refused(tmp_path, asked):
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({}, "has no model;"),
+        ({"best": True}, "has no evaluated model;"),
+        ({"round": 2}, "has no checkpoint of round 2;"),
+        ({"best": True, "round": 2}, "best=True, round=2: both say which model;"),
+    ],
+)
+def test_a_folder_without_such_a_model_is_refused(tmp_path, asked, reason):
     (tmp_path / "config.toml").write_text("")
-    with pytest.raises(fedddp.UsageError):
+    with pytest.raises(fedddp.UsageError, match=reason):
         fedddp.load(tmp_path, **asked)
 
 

@@ -30,7 +30,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         remedy = "a key has two dashes before it: --section.key=value" if "=" in str(path) else GIVE
-        raise UsageError(f"{shortened(str(path))[1:-1]}: cannot be read ({reason}); {remedy}") from None
+        shown = shortened(str(path))
+        shown = shown if shown.endswith(")") else shown[1:-1]  # a long one stays in quotes
+        raise UsageError(f"{shown}: cannot be read ({reason}); {remedy}") from None
     if len(content) > LARGEST_FILE:
         raise UsageError(f"{path}: has more than {LARGEST_FILE:,} bytes; {GIVE}")
     try:

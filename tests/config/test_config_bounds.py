@@ -1,6 +1,7 @@
 """Values that no run can use: one line naming the key, wherever they come from, before anything is made of them."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,10 @@ def test_a_strange_file_is_one_line(content, tmp_path):
 @pytest.mark.parametrize("path", ["/dev/zero", "/", "/proc/self/mem", "a\0b", "x" * 5000])
 def test_what_is_no_file_is_one_line(path):
     """An endless device among them, which is not read to its end."""
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as refused:
         read_toml(Path(path))
+    assert re.fullmatch(r".{1,100}: cannot be read \([^()]+\); give a TOML file or .*", str(refused.value))
+    assert str(refused.value).count("'") in (0, 2)
 
 
 @pytest.mark.parametrize(
