@@ -66,7 +66,7 @@ class RunFolder:
     def status(self, state: str, **more: Any) -> None:
         """Write ``status.json``: "running", "interrupted", "done" or "failed", with the time, or ``updated``."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        content = json.dumps({"state": state, "pid": os.getpid(), "updated": stamp, **more})
+        content = json.dumps({"state": state, **more, "pid": os.getpid(), "updated": stamp} | more)
         try:
             self.write("status.json", content)
         except OSError:

@@ -166,6 +166,7 @@ class Experiment:
     def _restore(self) -> None:
         self.federation.checkpoints.close()
         self.federation.comm.guard = None
+        self.federation.comm.keep_discreet(False)
         if account := self.federation.budget.account:
             account.release()
         if self.before:

@@ -53,6 +53,11 @@ CONFIGURATIONS = [
     ),
     ("equal-work-level", "privacy.equal_work", [private("example", equal_work=True), ONE]),
     ("equal-work-shared", "privacy.equal_work", [EQUAL, ONE, TEN]),
+    (
+        "equal-work-stragglers",
+        "privacy.equal_work",
+        [EQUAL, ONE, {"client": {"local_epochs": 2, "stragglers": 0.5}}],
+    ),
     ("equal-work-width", "privacy.equal_work", [EQUAL]),
     ("equal-work-sizes", "privacy.equal_work", [EQUAL, ONE]),
     ("personal-holdout", "evaluate.personal_every", [{"evaluate": {"personal_every": 3}}]),
@@ -200,7 +205,6 @@ def test_a_configuration_that_cannot_run_is_refused(code, key, layers):
         ([10, 30, 4, 20], {"local_steps": 4}, "fedavg", False),  # batches of 4, not of 5
         ([10, 30, 7, 20], {"local_steps": 4}, "ditto", False),  # epochs for the personal model
         ([10, 10, 10, 10], {"local_epochs": 2}, "ditto", True),
-        ([10, 10, 10, 10], {"local_epochs": 2, "stragglers": 0.5}, "fedavg", False),
     ],
 )
 def test_equal_work_needs_clients_of_equal_work(sizes, client, algorithm, runs):

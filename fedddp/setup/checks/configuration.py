@@ -140,6 +140,13 @@ EQUAL_WORK: tuple[Check[ResolvedConfig], ...] = (
         "use data.placement=home",
     ),
     _equal_work(
+        "stragglers",
+        "client.stragglers",
+        lambda c: bool(c.client.stragglers),
+        "stragglers differ in work, so time would tell who was drawn",
+        "use client.stragglers=0",
+    ),
+    _equal_work(
         "width",
         "client.execution.width",
         lambda c: c.client.execution.width != 1,

@@ -147,12 +147,11 @@ def _sampler(f: Facts) -> Values | None:
 
 
 def _unequal_work(f: Facts) -> Values | None:
-    """Return the work of clients in examples a round if it differs, be it in further passes over all they own."""
-    work = f.work.planned(f.sizes)
+    """Return the sizes of clients if their work differs, be it in further passes over all they own."""
     more = f.config.algorithm.traits.trainings > 1 and len(f.sizes.unique()) > 1
-    if not f.config.privacy.equal_work or not (more or f.work.stragglers or len(work.unique()) > 1):
+    if not f.config.privacy.equal_work or not (more or len(f.work.planned(f.sizes).unique()) > 1):
         return None
-    return {"least": int(work.min()), "most": int(work.max()), "smallest": max(1, int(f.sizes.min()))}
+    return {"least": int(f.sizes.min()), "most": int(f.sizes.max())}
 
 
 def _incompressible(f: Facts) -> bool:
@@ -192,11 +191,11 @@ POPULATION: tuple[Check[Facts], ...] = (
     ),
     Check(
         "equal-work-sizes",
-        ("privacy.equal_work", "client.local_steps", "client.batch_size", "client.stragglers", "algorithm.name"),
+        ("privacy.equal_work", "client.local_steps", "client.batch_size", "algorithm.name"),
         _unequal_work,
-        "clients differ in work (steps on {least} to {most} examples a round), so time would tell who was drawn",
-        "set client.local_steps and client.batch_size={smallest} or less, without stragglers, for an algorithm that "
-        "trains once a round, such as fedavg",
+        "clients own {least} to {most} examples and differ in work, so time would tell who was drawn",
+        "set client.local_steps, with a batch_size that all of them fill and an algorithm that trains once a round "
+        "(fedavg)",
     ),
     Check("cohort-sampler", ("cohort.sampler.name", "cohort.size"), _sampler, "cannot draw these cohorts: {why}"),
 )
