@@ -12,6 +12,7 @@ import time
 from itertools import pairwise
 
 import pytest
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fedddp.aggregation import SilentTally
@@ -204,8 +205,15 @@ DITTO = {"algorithm": {"name": "ditto"}}
     ],
     ids=["more clients than are trained", "adaptive", "masked", "ditto", "masked ditto", "one rank"],
 )
-def test_equal_work_changes_no_bit_of_the_model(tmp_path, run_ranks, ranks, clients, privacy, sections):
+def test_equal_work_changes_no_bit_of_the_model_or_of_what_clients_remember(
+    tmp_path, run_ranks, ranks, clients, privacy, sections
+):
     """Also after a resume, by which it may be switched."""
+
+    def remembered(name):
+        files = sorted((tmp_path / "own").glob(f"*/{name}-*/*/round-000004.safetensors"))
+        return {key: vector.tolist() for file in files for key, vector in load_file(file).items()}
+
     own = {"checkpoint": {"every": 1, "clients_dir": str(tmp_path / "own" / "{rank}")}}
 
     def sha(name, rounds, equal, resume="never"):
@@ -217,5 +225,7 @@ def test_equal_work_changes_no_bit_of_the_model(tmp_path, run_ranks, ranks, clie
 
     plain = sha("plain", 4, equal=False)
     assert sha("equal", 4, equal=True) == plain
+    assert remembered("equal") == remembered("plain")
+    assert bool(remembered("plain")) == (sections == DITTO)
     sha("cut", 2, equal=True)
     assert sha("cut", 4, equal=False, resume="auto") == plain
