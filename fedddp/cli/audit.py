@@ -23,7 +23,7 @@ from ..errors import DONE, FAILED
 from ..federation import federate
 from ..privacy import Budget, Canaries
 from ..setup.assemble import connect
-from ..setup.levels import LEVELS
+from ..setup.levels import level_for
 from ..setup.load import prepare
 from ..setup.prepared import Prepared
 from ..setup.resolve import resolve
@@ -86,7 +86,7 @@ def prepared(layers: Sequence[Any], place: Place) -> Prepared:
     blind = {"evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, "target_accuracy": "off"}}
     unrecorded = {"account": {"dir": "", "key": "", "epsilon": "off", "delta": "off"}}  # canaries are nobody's data
     config = resolve(build(*layers, quiet, blind, {"run": {"resume": "never"}, "privacy": unrecorded}), place)
-    keys, level = config.privacy, LEVELS[config.privacy.level]
+    keys, level = config.privacy, level_for(config.privacy)
     if not level.unit:
         raise UsageError("privacy.level='none': claims no epsilon that an audit could test; use client or example")
     if keys.noise_multiplier == 0:
@@ -157,7 +157,7 @@ def _observed(p: Prepared, comm: Comm, canaries: Canaries, most: int) -> Budget:
         run = RunFolder(Path(folder) / "run", resumed=False)
         experiment = connect(replace(p, output=p.output and replace(p.output, folder=run, saved=None)), (), comm)
         with experiment.ending():
-            level = LEVELS[p.config.privacy.level](p, comm)
+            level = level_for(p.config.privacy)(p, comm)
             federation = level.planted(experiment.federation, canaries, most - len(canaries))
             federate(federation, experiment.server)
             experiment.close()
@@ -166,7 +166,7 @@ def _observed(p: Prepared, comm: Comm, canaries: Canaries, most: int) -> Budget:
 
 def _claimed(p: Prepared, comm: Comm, spent: Budget, delta: float) -> float:
     """Return what the level's own accounting of ``spent`` claims at ``delta``."""
-    budget = LEVELS[p.config.privacy.level](_changed(p, "privacy", delta=delta), comm).budget(None)
+    budget = level_for(p.config.privacy)(_changed(p, "privacy", delta=delta), comm).budget(None)
     budget.load(spent.state())
     return budget.epsilon or 0.0
 

@@ -34,6 +34,11 @@ class ResolvedConfig(Config):
         return max(1, round((self.cohort.fraction or 1.0) * self.num_clients))
 
     @property
+    def separation(self) -> int:
+        """b, the least number of rounds from one participation of a client to its next, in cohorts in a fixed order."""
+        return self.num_clients // self.cohort_size
+
+    @property
     def placement(self) -> Literal["home", "shared"]:
         """Which examples a rank holds: those of its own clients ("home"), or all of them ("shared")."""
         return "shared" if self.data.placement == "shared" else "home"

@@ -273,6 +273,16 @@ class PrivacySection(Section):
         description="stop before the round that would exceed it; without noise_multiplier, sigma is computed from it",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of (epsilon, delta)-differential privacy")
+    mechanism: Literal["gaussian", "tree", "banded_mf"] = Field(
+        default="gaussian",
+        description="noise of client level: gaussian is independent, for cohorts drawn in secret; tree (DP-FTRL) and "
+        "banded_mf are correlated over rounds, for cohorts in a fixed order",
+    )
+    bands: int = Field(
+        default=0,
+        ge=0,
+        description="bands of banded_mf, at most N / m; 1 = independent noise; 0 = N / m, but no more than 32",
+    )
     accountant: Literal["prv", "rdp"] = Field(default="prv", description="how epsilon is composed; prv is tighter")
     randomness: Literal["secret", "seeded"] = Field(
         default="secret",

@@ -5,20 +5,26 @@ from .audit import Canaries
 from .budget import AccountLog, Budget, ClientBudget, ExampleBudget, Limits, NoBudget, SpendLog
 from .calibration import calibrate, calibrate_worst
 from .composition import covered, curve, merged, zcdp
+from .cyclic import CyclicBudget, CyclicSampler
 from .discrete_gaussian import discrete_gaussian
 from .guarantee import Guarantee
+from .mechanisms import MECHANISMS, Mechanism
 from .poisson import PoissonSampler, rarely_more
 from .randomness import Randomness
 
 __all__ = [
+    "MECHANISMS",
     "AccountLog",
     "Budget",
     "Canaries",
     "ClientBudget",
     "Composition",
+    "CyclicBudget",
+    "CyclicSampler",
     "ExampleBudget",
     "Guarantee",
     "Limits",
+    "Mechanism",
     "NoBudget",
     "PoissonSampler",
     "Randomness",

@@ -164,6 +164,11 @@ class Counting(ABC):
     def _segments(self, compositions: Tensor, units: Sequence[int] | None) -> Composition: ...
 
     @property
+    def released(self) -> int:
+        """The number of releases, lost ones among them."""
+        return self._released
+
+    @property
     def epsilon(self) -> float:
         return self._after(self._participations)
 

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..privacy import Budget, Composition, compose_runs, covered, merged
 from ..sampling import home_rank
 from ..secure import IdentityError
-from .levels import LEVELS
+from .levels import level_for
 from .load import LOCAL
 from .prepared import Prepared
 
@@ -78,7 +78,7 @@ class Account:
                 self._lost,
                 name,
             )
-        planned = LEVELS[self._config.privacy.level].planned
+        planned = level_for(self._config.privacy).planned
 
         def after(n: int) -> Composition:
             coming = planned(self._config, range(rounds.start, rounds.start + n))
@@ -165,7 +165,7 @@ def opened(p: Prepared) -> Account:
     try:
         account.check_level()
         if p.config.run.resume == "never" and not (place.may_be_a_restart and place.launch):
-            account.plan(LEVELS[p.config.privacy.level](p, Comm.alone()).budget(None), range(p.config.run.rounds))
+            account.plan(level_for(p.config.privacy)(p, Comm.alone()).budget(None), range(p.config.run.rounds))
     except BaseException:
         account.release()
         raise

@@ -29,7 +29,7 @@ from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink,
 from ..types import Cohort, ServerState
 from .account import Account, opened
 from .experiment import Experiment, keep_freed_memory, start_messages
-from .levels import LEVELS, Plain
+from .levels import Plain, level_for
 from .prepared import Prepared
 from .resume import resuming
 
@@ -86,7 +86,7 @@ def _assembled(
     for line in start_messages(config) if comm.rank == 0 else ():
         log.info("%s", line)
     comm.guard = _guard(p)
-    protection = LEVELS[config.privacy.level](p, comm)
+    protection = level_for(config.privacy)(p, comm)
     comm.keep_discreet(protection.hides_cohort)
     seed, algorithm = config.run.seed, config.adversary.around(protection.algorithm, p.spec)
     if config.evaluate.clients_mean:

@@ -21,7 +21,7 @@ from ..federation import Federation, federate
 from ..privacy import curve, zcdp
 from ..telemetry import Metrics, Telemetry
 from ..types import ServerState
-from .levels import LEVELS
+from .levels import level_for
 from .prepared import Prepared
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
@@ -200,7 +200,7 @@ def start_messages(config: ResolvedConfig) -> Iterator[str]:
         )
     if keys.secure_aggregation.enabled and not keys.secure_aggregation.roster:
         yield "secure aggregation without a roster: keys are made at start, and nobody is authenticated"
-    level = LEVELS[config.privacy.level]
+    level = level_for(config.privacy)
     if level.unit:
         noise = f"clip {keys.clip:g}, sigma {config.noise_multiplier:g}{caveat(config)}"
         yield f"private at {level.unit} level: {noise}"

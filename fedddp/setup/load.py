@@ -18,7 +18,7 @@ from ..models.weights import start_signature
 from ..tasks import Task
 from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import check_dataset, fails_alone, laid_out, rehearse, task_of, two_examples
-from .levels import LEVELS
+from .levels import level_for
 from .noise import with_noise
 from .prepared import Output, Prepared
 from .resume import found
@@ -177,7 +177,7 @@ def _trainer(
 ) -> tuple[Trainer, str]:
     """Return how this rank trains its clients, and the reason in words. Raises UsageError."""
     with named(f"privacy.level={config.privacy.level!r}, {chosen(config, 'model')}"):
-        return LEVELS[config.privacy.level].trainer(config, task, data, dataset.test, spec)
+        return level_for(config.privacy).trainer(config, task, data, dataset.test, spec)
 
 
 def _divided(

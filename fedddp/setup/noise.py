@@ -11,7 +11,7 @@ from ..algorithms import QuantileClip
 from ..clients import private_steps, sampling_rate
 from ..config import ResolvedConfig
 from ..errors import UsageError
-from ..privacy import calibrate_worst
+from ..privacy import MECHANISMS, Mechanism, calibrate_worst
 from ..sampling import UniformSampler
 
 NOISE_BEYOND = 12.0
@@ -36,6 +36,8 @@ def with_noise(config: ResolvedConfig, sizes: Tensor) -> ResolvedConfig:
         return config
     rate = torch.tensor([config.cohort_size / config.num_clients], dtype=torch.float64)
     steps = torch.tensor([config.run.rounds])
+    if mechanism_of(config):
+        rate, steps = torch.ones(1), -(-steps // config.separation)
     if keys.level == "example":
         rate, steps = example_level_work(config, sizes)
         steps = steps * participations(config, range(config.run.rounds))
@@ -44,6 +46,12 @@ def with_noise(config: ResolvedConfig, sizes: Tensor) -> ResolvedConfig:
     except ValueError as error:
         raise UsageError(f"privacy.target_epsilon={target:g}: {error}", code="target-epsilon") from None
     return config.model_copy(update={"privacy": keys.model_copy(update={"noise_multiplier": sigma})})
+
+
+def mechanism_of(config: ResolvedConfig) -> Mechanism | None:
+    """Return the mechanism of correlated noise; None if rounds have independent noise."""
+    mechanism = MECHANISMS[config.privacy.mechanism]
+    return mechanism(config.separation, config.privacy.bands) if mechanism else None
 
 
 def example_level_work(config: ResolvedConfig, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +88,8 @@ def client_ring(config: ResolvedConfig, clip: QuantileClip | None) -> tuple[floa
     """Return the largest entry of a clipped update, the weight of all clients, and a bound of their sum's noise."""
     sigma, fixed = config.noise_multiplier, config.privacy.clip
     largest_noise = clip.largest_noise(sigma) if clip else sigma * fixed
+    if mechanism := mechanism_of(config):
+        largest_noise *= mechanism.largest_std
     entry = max(0.5, clip.largest if clip else fixed)  # adaptive clipping adds a bit of 1/2
     return entry, float(config.num_clients), NOISE_BEYOND * largest_noise
 

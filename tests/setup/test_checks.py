@@ -24,6 +24,7 @@ from tests.helpers.checks import (
     secure,
 )
 
+HALF = {"cohort": {"size": 2}}
 POWER = {"cohort": {"size": 2, "sampler": {"name": "power_of_choice"}}}
 IFCA = {"algorithm": {"name": "ifca", "clusters": 2}}
 EQUAL, ONE = private("client", equal_work=True), {"client": {"execution": {"width": 1}}}
@@ -60,6 +61,20 @@ CONFIGURATIONS = [
     ),
     ("equal-work-width", "privacy.equal_work", [EQUAL]),
     ("equal-work-sizes", "privacy.equal_work", [EQUAL, ONE]),
+    ("mechanism-level", "privacy.mechanism", [private("example", mechanism="tree")]),
+    ("mechanism-level", "privacy.mechanism", [{"privacy": {"mechanism": "banded_mf"}}]),
+    (
+        "mechanism-adaptive-clip",
+        "privacy.adaptive_clip.enabled",
+        [HALF, private("client", mechanism="tree", adaptive_clip={"enabled": True})],
+    ),
+    ("mechanism-equal-work", "privacy.equal_work", [HALF, private("client", mechanism="tree", equal_work=True), ONE]),
+    ("mechanism-cohort", "privacy.mechanism", [private("client", mechanism="tree"), {"cohort": {"size": 3}}]),
+    ("mechanism-cohort", "privacy.mechanism", [private("client", mechanism="banded_mf")]),
+    ("sampler-private", "cohort.sampler.name", [private("client", mechanism="tree"), POWER]),
+    ("bands-idle", "privacy.bands", [HALF, private("client", mechanism="tree", bands=2)]),
+    ("bands-idle", "privacy.bands", [HALF, private("client", bands=1)]),
+    ("bands-many", "privacy.bands", [HALF, private("client", mechanism="banded_mf", bands=3)]),
     ("personal-holdout", "evaluate.personal_every", [{"evaluate": {"personal_every": 3}}]),
     ("personal-private", "evaluate.personal_every", [secure(), PERSONAL]),
     ("personal-private", "evaluate.personal_every", [EXAMPLE, PERSONAL]),

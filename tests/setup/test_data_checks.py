@@ -153,6 +153,9 @@ def test_divided_data_take_no_arguments_and_stay_with_their_owners(code, keys, t
         [private("client", noise_multiplier=0.0), {"algorithm": {"weighting": "uniform"}}],
         [private("example", target_epsilon=8.0)],
         [CLIENT, {"privacy": {"account": {"dir": "account", "key": "k", "epsilon": 3.0, "delta": 1e-6}}}],
+        [{"cohort": {"size": 2}}, private("client", mechanism="tree", target_epsilon=8.0)],
+        [{"cohort": {"size": 2}}, private("client", mechanism="banded_mf", bands=2)],
+        [private("client", mechanism="banded_mf", bands=1)],  # every client in every round, independent noise
         [{"client": {"local_steps": 5}}],
         [{"client": {"local_epochs": 3, "stragglers": 0.5}}],
     ],

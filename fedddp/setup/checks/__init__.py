@@ -9,6 +9,7 @@ from typing import Any
 from .account import ACCOUNT
 from .configuration import AGGREGATION, CONFIGURATION, EQUAL_WORK, EVALUATION, PARTICIPATION
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
+from .mechanism import MECHANISM
 from .privacy import PRIVACY, REMEMBERED, RING, SECURE
 from .table import Check, refuse
 
@@ -21,6 +22,7 @@ GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Equal work": EQUAL_WORK,
     "Evaluation": EVALUATION,
     "Algorithm and aggregation": AGGREGATION,
+    "Correlated noise": MECHANISM,
     "Machine": MACHINE,
     "Task and model": TASK,
     "Clients' examples": POPULATION,

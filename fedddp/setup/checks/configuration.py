@@ -5,6 +5,7 @@ from typing import Any
 from ...aggregation.compression import NoCompression
 from ...config import ResolvedConfig, flatten, to_dict
 from ...data import DATASETS, Parts
+from .mechanism import MECHANISM
 from .table import Check, Values, level_of
 
 
@@ -333,5 +334,5 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
     ),
 )
 
-CONFIGURATION = (*PARTICIPATION, *EQUAL_WORK, *EVALUATION, *AGGREGATION)
+CONFIGURATION = (*PARTICIPATION, *EQUAL_WORK, *EVALUATION, *AGGREGATION, *MECHANISM)
 """Checks of a resolved configuration, in the order in which they are made."""

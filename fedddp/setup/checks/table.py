@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from ...config import ResolvedConfig, flatten, to_dict
 from ...config.plain import shortened
 from ...errors import UsageError
-from ..levels import LEVELS, Plain
+from ..levels import Plain, level_for
 
 T = TypeVar("T")
 Values = Mapping[str, Any]
@@ -53,7 +53,7 @@ def refuse(checks: Iterable[Check[T]], subject: T, config: ResolvedConfig) -> No
 
 def level_of(config: ResolvedConfig) -> type[Plain]:
     """Return the class of a configuration's ``privacy.level``."""
-    return LEVELS[config.privacy.level]
+    return level_for(config.privacy)
 
 
 def failure(attempt: Callable[[], object]) -> Values | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...aggregation import Pipeline, SilentTally
+from ...aggregation.ring import Sampler as Draw
 from ...algorithms import CanaryClients, ClientLevel
 from ...comm import Purpose
 from ...config import ResolvedConfig
@@ -104,7 +105,7 @@ class ClientPrivacy(Private):
         return ClientBudget(self._rate, self._limits(spend_file))
 
     def pipeline(self) -> Pipeline:
-        noise = self._randomness("noise", self._comm.rank)
+        noise = self._noise()
         algorithm, spec, ranks = self.algorithm, self._p.spec, self._comm.world_size
         bound, weight, noise_bound = client_ring(self._p.config, algorithm.adaptive)
         noisy = quorum(ranks) if self._masked else ranks
@@ -112,11 +113,21 @@ class ClientPrivacy(Private):
 
         def perturb(server: ServerState) -> None:
             self._warn_at_bound(algorithm, server)
-            stds, stream = algorithm.noise_std(server), noise.child("round", server.round)
+            stds = algorithm.noise_std(server)
             layout = [(length, stds[name]) for name, length in algorithm.vectors(spec).items()]
-            ring.perturb(layout, lambda n, std: discrete_gaussian(n, std, stream))
+            ring.perturb(layout, noise(server))
 
         return self._pipeline(ring, SilentTally, denominator=self._expected, perturb=perturb)
+
+    def _noise(self) -> Callable[[ServerState], Draw]:
+        """Return a function from the server's state to what draws a round's noise."""
+        noise = self._randomness("noise", self._comm.rank)
+
+        def of_round(server: ServerState) -> Draw:
+            stream = noise.child("round", server.round)
+            return lambda n, std: discrete_gaussian(n, std, stream)
+
+        return of_round
 
     def _warn_at_bound(self, algorithm: ClientLevel, server: ServerState) -> None:
         """Warn once that an adaptive clip has reached a bound and cannot follow the updates' norms further."""
