@@ -45,7 +45,7 @@ def test_a_sound_mechanism_is_not_refuted_and_one_without_noise_is(words, runs):
     assert 0 < audit.rows[0].found < audit.rows[0].claimed == epsilon(2.0, 1.0, 2, 1e-5)
 
 
-def half_of_the_noise(monkeypatch):
+def a_third_of_the_noise_of_clients(monkeypatch):
     full = ClientLevel.noise_std
     monkeypatch.setattr(ClientLevel, "noise_std", lambda *a: {name: std / 3 for name, std in full(*a).items()})
 
@@ -73,10 +73,26 @@ def weights_by_examples(monkeypatch):
     monkeypatch.setattr(ClientLevel, "client_update", weighted)
 
 
-@pytest.mark.parametrize("breakage", [half_of_the_noise, no_clip, the_same_noise_each_round, weights_by_examples])
+@pytest.mark.parametrize(
+    "breakage", [a_third_of_the_noise_of_clients, no_clip, the_same_noise_each_round, weights_by_examples]
+)
 def test_a_broken_client_level_is_refuted(breakage, monkeypatch):
     breakage(monkeypatch)
     assert not found(CLIENT).holds
+
+
+CYCLIC = (*CLIENT, "--cohort.size=10", "--run.rounds=10", "--privacy.noise_multiplier=1.5")
+
+
+@pytest.mark.parametrize("mechanism", ["tree", "banded_mf"])
+@pytest.mark.parametrize("breakage", [None, a_third_of_the_noise_of_clients, no_clip])
+def test_correlated_noise_is_whitened_and_audited(mechanism, breakage, monkeypatch):
+    if breakage:
+        breakage(monkeypatch)
+    audit = found([*CYCLIC, f"--privacy.mechanism={mechanism}"])
+    assert audit.powerful
+    assert audit.holds == (breakage is None)
+    assert audit.rows[0].found > 0.2
 
 
 def a_third_of_the_noise(monkeypatch):

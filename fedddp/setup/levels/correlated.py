@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ...aggregation.ring import Sampler as Draw
 from ...config import ResolvedConfig
-from ...privacy import Budget, CyclicBudget, CyclicSampler, SpendLog
+from ...privacy import Budget, Canaries, CyclicBudget, CyclicSampler, SpendLog
 from ...sampling import Losses, Sampler
 from ...types import ServerState
 from ..noise import mechanism_of
@@ -32,8 +33,33 @@ class CorrelatedPrivacy(ClientPrivacy):
         return self._budget
 
     def sampler(self, losses: Losses) -> Sampler:
+        return self._cohorts(lambda: self._budget.released)
+
+    def _cohorts(self, released: Callable[[], int]) -> CyclicSampler:
         config = self._p.config
-        return CyclicSampler(config.num_clients, config.cohort_size, config.run.seed, lambda: self._budget.released)
+        return CyclicSampler(config.num_clients, config.cohort_size, config.run.seed, released)
+
+    def _observed(self, canaries: Canaries, rows: slice, rounds: int) -> Callable[[Tensor, int], None]:
+        """See `ClientPrivacy._observed`. Cohorts are public, and correlated noise is whitened: with covariance L L^T
+        over releases, L^-1 times the releases up to one has independent noise.
+        """
+        mechanism, units = mechanism_of(self._p.config), iter(torch.eye(2 * rounds, dtype=torch.float64))
+        assert mechanism is not None
+        noise = torch.stack([*islice(mechanism.noise(lambda: next(units)), rounds)])  # [T, draws]
+        whiten = torch.linalg.inv(torch.linalg.cholesky(noise @ noise.T))
+        released = torch.zeros(0, self._p.data.num_clients, dtype=torch.float64)  # [t, N]
+        added = released
+        cohorts = self._cohorts(lambda: len(released))
+
+        def observed(x: Tensor, sign: int) -> None:
+            nonlocal released, added
+            adds = torch.zeros_like(x)
+            adds[list(cohorts.cohort(0).ids)] = sign
+            released, added = torch.cat([released, x[None]]), torch.cat([added, adds[None]])
+            row = whiten[len(released) - 1, : len(released)]
+            canaries.see(rows, row @ released, 1.0, row @ added)
+
+        return observed
 
     def _noise(self) -> Callable[[ServerState], Draw]:
         lengths, rows = list(self.algorithm.vectors(self._p.spec).values()), self._rows()
