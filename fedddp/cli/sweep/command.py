@@ -147,7 +147,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
     return FAILED if failed else DONE
 
 
-def _rows(sweep: Sweep, failed: dict[str, str]) -> list[table.Row]:
+def _rows(sweep: Sweep, failed: dict[str, str]) -> list[table.TableRow]:
     return table.rows(sweep, [table.outcome(run, standing(run), failed.get(run.name, "")) for run in sweep.runs])
 
 

@@ -64,7 +64,7 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Runs that differ in nothing but the axis that is averaged over."""
 
     labels: tuple[str, ...]
@@ -100,15 +100,15 @@ def outcome(run: GridRun, found: Standing, reason: str = "") -> RunResult:
     return RunResult(run, read_json(found.folder / "summary.json"), curve)
 
 
-def rows(sweep: Sweep, outcomes: Sequence[RunResult]) -> list[Row]:
+def rows(sweep: Sweep, outcomes: Sequence[RunResult]) -> list[TableRow]:
     """The outcomes by what tells rows apart, in the grid's order."""
     grouped: dict[tuple[str, ...], list[RunResult]] = {}
     for one in outcomes:
         grouped.setdefault(tuple(one.run.labels[axis] for axis in sweep.shown), []).append(one)
-    return [Row(labels, tuple(group), sweep.settings.target_accuracy) for labels, group in grouped.items()]
+    return [TableRow(labels, tuple(group), sweep.settings.target_accuracy) for labels, group in grouped.items()]
 
 
-def write(sweep: Sweep, table: Sequence[Row]) -> None:
+def write(sweep: Sweep, table: Sequence[TableRow]) -> None:
     """``table.md`` and ``table.csv`` in the sweep's folder, replaced as a whole."""
     for name, content in (("table.md", markdown(sweep, table)), ("table.csv", as_csv(sweep, table))):
         hidden = sweep.folder / f".{name}"
@@ -116,7 +116,7 @@ def write(sweep: Sweep, table: Sequence[Row]) -> None:
         hidden.replace(sweep.folder / name)
 
 
-def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
+def markdown(sweep: Sweep, table: Sequence[TableRow]) -> str:
     """For people: percent, mean ± deviation; with two axes, a second table that crosses them."""
     heads = [*sweep.shown, "final test accuracy", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
     lines = [[*row.labels, *_shown(row)] for row in table]
@@ -131,7 +131,7 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     return f"{text}\nAccuracy in percent, mean ± sample standard deviation {over}.\n"
 
 
-def as_csv(sweep: Sweep, table: Sequence[Row]) -> str:
+def as_csv(sweep: Sweep, table: Sequence[TableRow]) -> str:
     """For programs: plain numbers, accuracy as a fraction; empty where there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -146,7 +146,7 @@ def as_csv(sweep: Sweep, table: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _shown(row: Row) -> list[str]:
+def _shown(row: TableRow) -> list[str]:
     reached, seconds = row.rounds_to_target, row.mean("seconds_total")
     some = f" ({reached.n} of {len(row.done)})" if reached and reached.n < len(row.done) else ""
     return [
@@ -171,7 +171,7 @@ def _target(sweep: Sweep) -> str:
     return f"{target:g}" if target else "target"
 
 
-def _crossed(sweep: Sweep, table: Sequence[Row]) -> str:
+def _crossed(sweep: Sweep, table: Sequence[TableRow]) -> str:
     cells = {row.labels: _plus_minus(row.mean("final_test_accuracy"), 100, ".2f") for row in table}
     downs, acrosses = (list(dict.fromkeys(labels[i] for labels in cells)) for i in (0, 1))
     lines = [[down, *(cells.get((down, across), "-") for across in acrosses)] for down in downs]
@@ -202,9 +202,9 @@ def varied(sweep: Sweep) -> dict[str, Any]:
     return {key: max(values, key=lambda value: isinstance(value, str)) for key, values in plain.items() if values}
 
 
-def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
+def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
     """Test accuracy by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
-    panels: dict[str, list[Row]] = {}
+    panels: dict[str, list[TableRow]] = {}
     for row in table:
         panels.setdefault(row.labels[0] if len(row.labels) > 1 else "", []).append(row)
     across = min(COLUMNS, len(panels))
@@ -230,7 +230,7 @@ def curves(sweep: Sweep, table: Sequence[Row]) -> Figure:
     return figure
 
 
-def _line(axes: Axes, row: Row, label: str) -> None:
+def _line(axes: Axes, row: TableRow, label: str) -> None:
     """The mean over the row's runs of the rounds that all of them have."""
     found = [dict(outcome.curve) for outcome in row.done]
     rounds = sorted(set.intersection(*map(set, found))) if found else []
