@@ -98,19 +98,7 @@ def _assembled(
     telemetry = _telemetry(p, folder, sinks, timed=not protection.hides_cohort)
     done, finished, learned = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
-    checkpoints = Checkpoints(
-        run_folder,
-        to_dict(config),
-        comm,
-        every=config.checkpoint.every,
-        keep=config.checkpoint.keep,
-        stateful=stateful,
-        done=done,
-        exports=_exports(p, folder, done),
-        inputs=_inputs(p),
-        spec=p.spec,
-        own=_own_clients(config, run_folder, comm),
-    )
+    checkpoints = _checkpoints(p, comm, folder, run_folder, stateful=stateful, done=done)
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
     telemetry.learned_before = learned
     trainer = _trainer(p, comm)
@@ -148,6 +136,25 @@ def _run_folder(config: ResolvedConfig, comm: Comm, folder: RunFolder | None) ->
     if name in ("", "..") or Path(name).name != name:
         raise CommError(f"rank 0 names the run folder {name!r}, which is not the name of a folder in run.dir")
     return Path(config.run.dir).absolute() / name
+
+
+def _checkpoints(
+    p: Prepared, comm: Comm, folder: RunFolder | None, run_folder: Path, *, stateful: bool, done: int
+) -> Checkpoints:
+    keys = p.config.checkpoint
+    return Checkpoints(
+        run_folder,
+        to_dict(p.config),
+        comm,
+        every=keys.every,
+        keep=keys.keep,
+        stateful=stateful,
+        done=done,
+        exports=_exports(p, folder, done),
+        inputs=_inputs(p),
+        spec=p.spec,
+        own=_own_clients(p.config, run_folder, comm),
+    )
 
 
 def _own_clients(config: ResolvedConfig, run_folder: Path, comm: Comm) -> OwnClients | None:
