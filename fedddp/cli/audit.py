@@ -114,7 +114,7 @@ def _audit(p: Prepared, most: int, out: Path | None) -> int:
         report(found)
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(asdict(found), indent=1) + "\n")
+            out.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     return DONE if found.holds and found.powerful else FAILED
 
 
