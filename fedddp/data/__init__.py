@@ -7,8 +7,9 @@ from .inputs import Normalizer, check_range
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
 from .skew import SKEWS, NoSkew, Skew
+from .tables import table
 
-DATASETS["parts"] = Parts()  # here, since its file builds on that of the others
+DATASETS |= {"parts": Parts(), "csv": table, "parquet": table}  # here, since their files build on that of the others
 
 __all__ = [
     "DATASETS",
