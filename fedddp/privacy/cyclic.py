@@ -1,7 +1,5 @@
 """Cohorts in a fixed order, in which every client has its turn before one has its next, and what they cost."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

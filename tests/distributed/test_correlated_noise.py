@@ -168,3 +168,30 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_more_rounds_but_not_with
         with pytest.raises(AssertionError, match=f"privacy.{key} is "):
             run_ranks(train, 1, changed)
     assert len(run_ranks(train, 3, more)[0]["history"]) == 6
+
+
+def losing(comm, table):
+    """Train while rank 3 dies in round 3, before it has sent its part of the sum."""
+    regroup, experiment = comm.regroup, experiment_of(comm, table)
+    comm.regroup = lambda: regroup(1.25)
+    spend = experiment.federation.budget.spend
+
+    def dying(cohort):
+        spend(cohort)
+        if comm.rank == 3 and cohort.round == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    experiment.federation.budget.spend = dying
+    federate(experiment.federation, experiment.server)
+
+
+def test_the_noise_of_those_who_are_left_is_enough_in_all_rounds_together(run_ranks, tmp_path):
+    """Four ranks add noise, three are sure to be in a sum: theirs is that of the matrix, before the loss and after."""
+    run_ranks(losing, 4, table_of(tmp_path, "banded_mf", rounds=6, **MASKED), lost=(3,))
+    steps = steps_of(tmp_path / "runs" / "run")  # of rounds 2 to 6; the lost rank's noise is in round 2
+    b = noise_matrix(Banded(4), 6)
+    expected = (b @ b.T)[1:, 1:].copy()
+    expected[0, 0] *= 4 / 3
+    expected *= (SIGMA * CLIP / M) ** 2
+    measured = (steps @ steps.T / steps.shape[1]).numpy()
+    assert np.abs(measured - expected).max() < 0.02 * expected.max()

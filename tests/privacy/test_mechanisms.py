@@ -133,6 +133,7 @@ def test_epsilon_is_the_closed_form_of_the_participations_so_far_lost_releases_a
         budget.spend(Cohort(t, (0,), 8))
         k = -(-(t + 1) // 4)
         assert delta_of(math.sqrt(k) / 2.0, budget.epsilon) == pytest.approx(1e-5, rel=1e-6)
+        assert budget.composition() == ((2.0, 1.0, k),)  # for a party's account over runs
     assert "no sampling assumed" in budget.guarantee.text()
     again = CyclicBudget(4, Limits(2.0, 1e-5, None, "prv", file))
     again.load(again.recovered({}))  # without a checkpoint, from the file alone

@@ -1,7 +1,5 @@
 """Banded matrix factorization: noise that later rounds take back, as far as a client's next participation allows."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

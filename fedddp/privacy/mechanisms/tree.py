@@ -1,7 +1,5 @@
 """Tree aggregation: sums over rounds get the noise of a few nodes of a binary tree instead of every round's."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Assemble client-level privacy without secret sampling: fixed cohorts, and noise that is correlated over rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from itertools import islice
 
