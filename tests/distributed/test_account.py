@@ -9,16 +9,19 @@ from fedddp.aggregation.pipeline import Inbox
 from fedddp.checkpoints.account import Record, read
 from fedddp.checkpoints.durable import WriteError
 from fedddp.checkpoints.spend_file import SpendFile
-from fedddp.comm import CommError, Place
+from fedddp.comm import Comm, CommError, Place
 from fedddp.config import UsageError, build
 from fedddp.federation import federate
 from fedddp.privacy import compose_runs, covered
 from fedddp.privacy.budget import undominated
 from fedddp.secure import Identity
+from fedddp.setup.account import opened
 from fedddp.setup.assemble import connect
+from fedddp.setup.levels import LEVELS
 from fedddp.setup.load import prepare
 from fedddp.setup.noise import example_level_work, participations
 from fedddp.setup.resolve import resolve
+from fedddp.types import Cohort
 from tests.helpers.distributed import configured, experiment_of, train
 
 CLIENT = {"level": "client", "noise_multiplier": 2.0, "delta": 1e-2}
@@ -126,8 +129,8 @@ def test_more_rounds_than_the_limit_allows_are_refused_on_resume_and_the_others_
     assert "use --run.rounds=3," in told[1][1]
     others = [line for rank, (_, line) in enumerate(told) if rank != 1]
     assert any("rank 1 is missing, last seen in 'plan its privacy account'" in line for line in others)
-    told = run_ranks(refusal, ranks, table_of(tmp_path, rounds=3, resume="auto", epsilon=limit), (1,))
-    assert told == [("done", "")] * ranks
+    told = run_ranks(refusal, ranks, table_of(tmp_path, rounds=3, resume="auto", epsilon=limit), (0, 1))
+    assert told == [("done", "")] * ranks  # a limit may change on resume: rank 0 had none before
     for rank in range(ranks):
         assert list(account_of(tmp_path, rank).spent.values()) == [times(3)]  # nothing twice
 
@@ -201,6 +204,23 @@ def test_at_example_level_a_run_folder_set_back_counts_again(run_ranks, tmp_path
     (after,) = account_of(tmp_path, 0).spent.values()
     assert all(covered(segment, after) for segment in before)
     assert compose_runs([after], 1e-5, "rdp") > compose_runs([before], 1e-5, "rdp")
+
+
+def test_a_run_that_counts_other_clients_than_were_recorded_hides_nothing(tmp_path):
+    """As many releases as the record has, but client 0, whose they are, took part in none: the next is its second."""
+    place = Place()
+    p = prepare(resolve(build(table_of(tmp_path, rounds=3, privacy=EXAMPLE)), place), place)
+    account, (q, steps) = opened(p), example_level_work(p.config, p.data.sizes)
+    for others, mine in (((), 1), ((1,), 2)):
+        budget = LEVELS["example"](p, Comm.alone()).budget(None)
+        if others:
+            budget.spend(Cohort(0, others, 4))
+        account.plan(budget, range(2, 3), "run")
+        budget.account = account
+        budget.spend(Cohort(1, (0,), 4))
+        (spent,) = account_of(tmp_path, 0).spent.values()
+        assert covered((1.0, float(q[0]), mine * int(steps[0])), spent)
+    account.release()
 
 
 def leaves(comm, table, victim):
