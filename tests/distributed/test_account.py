@@ -85,6 +85,15 @@ def test_at_example_level_the_worst_of_a_ranks_own_clients_counts(run_ranks, tmp
         assert all(covered(segment, [(1.0, *pair) for pair in own[rank]]) for segment in spent)
 
 
+def test_under_correlated_noise_a_client_counts_once_in_so_many_releases(run_ranks, tmp_path):
+    """Half of the clients in each round, in a fixed order: of three releases a client takes part in two at most."""
+    tree = CLIENT | {"mechanism": "tree"}
+    run_ranks(train, 2, table_of(tmp_path, rounds=1, privacy=tree))
+    run_ranks(train, 2, table_of(tmp_path, rounds=3, resume="auto", privacy=tree))
+    for rank in range(2):
+        assert list(account_of(tmp_path, rank).spent.values()) == [((2.0, 1.0, 2),)]
+
+
 def refusal(comm, table, limited, rounds=None):
     """Why this rank's run ended; only the ``limited`` ranks have the limit."""
     account = table["privacy"]["account"]
