@@ -52,15 +52,13 @@ def table(
         file: the file; its first line names the columns of a CSV file.
         target: the column to predict.
         owner: the column that says to whom a row belongs.
-        columns: the input columns; by default all others.
-        ignore: columns to leave out of these.
-        test_file: a second file, of the test set.
-        test_column: a column that says "train" or "test", or 0 or 1.
-        test_fraction: the fraction of rows in the test set, where neither is given; drawn by ``seed``.
+        columns, ignore: the input columns (by default all others), and which to leave out of these.
+        test_file, test_column, test_fraction: the test set: a second file; a column that says "train" or "test", or 0
+            or 1; else a fraction of the rows, drawn by ``seed``.
         shape: of an example, whose numbers are then taken as they are: as pixels if all are whole and from 0 to 255.
         standardize: subtract the training set's mean of each number column, and divide by its standard deviation.
         missing: whether a missing value is refused, or is the training set's mean (of text: no indicator).
-        seed: of the test fraction.
+        seed: see ``test_fraction``.
 
     Raises:
         UsageError: one line that names the column, or the file.
@@ -70,18 +68,16 @@ def table(
     roles = _Roles(target, owner, test_column, columns, ignore)
     rows = _Rows.read(root / file, roles, bool(shape))
     if test_file:
-        other = _Rows.read(root / test_file, roles, bool(shape), rows)
-        test = np.arange(len(rows), len(rows) + len(other))
-        rows = rows.joined(other)
-        chosen = np.isin(np.arange(len(rows)), test)
+        trained = len(rows)
+        rows = rows.joined(_Rows.read(root / test_file, roles, bool(shape), rows))
+        chosen = np.arange(len(rows)) >= trained
     elif test_column:
         chosen = rows.split
     else:
         chosen = numpy_generator(seed, "table").random(len(rows)) < test_fraction
-    if chosen.all() or not chosen.any():
-        raise UsageError(
-            f"the {'training' if chosen.all() else 'test'} set has no row; choose another split", code="table-split"
-        )
+    for part, rest in (("training", ~chosen), ("test", chosen)):
+        if not rest.any():
+            raise UsageError(f"the {part} set has no row; choose another split", code="table-split")
     x = rows.shaped(shape) if shape else rows.inputs(~chosen, standardize=standardize, missing=missing)
     owners = rows.owners(owner) if owner else None
     y: Any = rows.target

@@ -50,7 +50,7 @@ def _check_continues(
     folder: RunFolder, saved: Saved | None, config: ResolvedConfig, place: Place, spec: FlatSpec
 ) -> None:
     """Raise UsageError if the run in ``folder`` was another one, or cannot go on with this number of ranks."""
-    before = saved.config if saved else _spent_under(folder)
+    before = _completed(saved.config) if saved else _spent_under(folder)
     changed = differences(flatten(before), flatten(to_dict(config))) if before else []
     if changed:
         raise UsageError(
@@ -124,6 +124,14 @@ def _writable(config: ResolvedConfig, place: Place) -> RunFolder:
             "--run.name=NAME"
         ) from None
     return folder
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's configuration with the defaults of the keys that its version of fedddp did not have."""
+    try:
+        return to_dict(build(saved))
+    except UsageError:  # it has keys of another version, or a model that was given as an object
+        return saved
 
 
 def _spent_under(folder: RunFolder) -> dict[str, Any] | None:

@@ -90,6 +90,26 @@ def test_a_run_does_not_go_on_with_other_frozen_weights(run):
     assert run(frozen, 2).server.round == 2
 
 
+def rewrite(folder, state):
+    (folder / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "state.json": sha256(folder / "state.json")}))
+
+
+def test_a_checkpoint_from_before_a_key_goes_on_with_the_keys_default(run, tmp_path):
+    run("mlp", 1)
+    folder = newest(tmp_path / "same").folder
+    state = json.loads((folder / "state.json").read_text())
+    del state["config"]["privacy"]["mechanism"], state["config"]["model"]["trainable"], state["constants"]
+    rewrite(folder, state)
+    assert run("mlp", 2).server.round == 2
+    folder = newest(tmp_path / "same").folder
+    state["config"]["model"]["hidden"], state["round"] = 300, 2
+    rewrite(folder, state)
+    with pytest.raises(UsageError, match=r"run.resume='auto': .*model.hidden is 300 there"):
+        run("mlp", 3)
+
+
 def test_a_checkpoint_without_names_goes_on_with_a_warning_if_the_sizes_fit(run, tmp_path, caplog):
     run(net(LAYERS), 1)
     folder = newest(tmp_path / "same").folder
@@ -98,9 +118,7 @@ def test_a_checkpoint_without_names_goes_on_with_a_warning_if_the_sizes_fit(run,
         f"{layer}.{part}" for layer in LAYERS for part in ("weight", "bias")
     ]
     del state["tensors"]
-    (folder / "state.json").write_text(json.dumps(state))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "state.json": sha256(folder / "state.json")}))
+    rewrite(folder, state)
     with pytest.raises(UsageError, match=r"6330 numbers.* there, 7910 .*here"):
         run(net({"a": (784, 5), "b": (784, 5), "head": (5, 10)}), 2)
     with caplog.at_level("WARNING", "fedddp"):
