@@ -79,10 +79,9 @@ def table(
         if not rest.any():
             raise UsageError(f"the {part} set has no row; choose another split", code="table-split")
     x = rows.shaped(shape) if shape else rows.inputs(~chosen, standardize=standardize, missing=missing)
-    owners = rows.owners(owner) if owner else None
-    y: Any = rows.target
+    owners, y = rows.owners(owner) if owner else None, rows.target
     del rows
-    parts = [  # with targets that are numbers or text, which `Dataset.of` turns into classes
+    parts = [
         Examples(torch.from_numpy(x[part]), y[part], None if owners is None else torch.from_numpy(owners[part]))
         for part in (~chosen, chosen)
     ]
@@ -130,7 +129,8 @@ class _Rows:
     text: list[str]
     codes: np.ndarray
     values: dict[str, dict[str, int]]
-    target: np.ndarray
+    target: Any
+    """Numbers or text [n], which `Dataset.of` turns into classes."""
     owner: np.ndarray
     split: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
