@@ -134,7 +134,7 @@ COMMANDS = {
         "bound exceeds what is claimed at that delta, or if missing noise would not have been noticed.",
         examples=(
             "fedddp audit --model=mlp --clients=100 --privacy.level=client --privacy.noise_multiplier=1",
-            "fedddp audit --model=mlp --clients=20 --privacy.level=example --privacy.noise_multiplier=1 --rounds=1",
+            "fedddp audit --clients=20 --privacy.level=example --privacy.noise_multiplier=1 --rounds=1",
         ),
         configured=True,
         stops=True,
