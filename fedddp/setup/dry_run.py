@@ -266,9 +266,5 @@ def _described(x: Tensor) -> str:
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two modules have equal parameters and buffers, constants included."""
-    if not torch.equal(flatten(one).cpu().nan_to_num(), flatten(other).cpu().nan_to_num()):
-        return False
-    pairs = zip(one.named_buffers(), other.named_buffers(), strict=True)
-    return all(
-        a.shape == b.shape and torch.equal(a.cpu().nan_to_num(), b.cpu().nan_to_num()) for (_, a), (_, b) in pairs
-    )
+    pairs = zip((*one.parameters(), *one.buffers()), (*other.parameters(), *other.buffers()), strict=True)
+    return all(a.shape == b.shape and torch.equal(a.cpu().nan_to_num(), b.cpu().nan_to_num()) for a, b in pairs)

@@ -63,6 +63,20 @@ def test_ranks_with_other_frozen_weights_do_not_match(tmp_path):
     assert sums[0] == sums[1] != sums[2]
 
 
+class Unseeded(Net):
+    """Its frozen body is another one each time."""
+
+    def __init__(self):
+        super().__init__(seed=torch.Generator().seed())
+
+
+def test_a_frozen_part_that_does_not_follow_the_seed_is_refused(tmp_path):
+    tables = table(tmp_path)
+    tables["model"]["name"] = f"{__name__}:Unseeded"
+    with pytest.raises(fedddp.UsageError, match=r"two models of one run.seed differ"):
+        prepared(tables)
+
+
 def test_the_model_of_the_run_has_its_frozen_part(tmp_path):
     result = fedddp.run(table(tmp_path, checkpoint={"every": 1}), run={"name": "frozen"})
     kept, found = fedddp.load(tmp_path / "runs" / "frozen").state_dict(), result.module.state_dict()
