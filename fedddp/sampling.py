@@ -216,7 +216,7 @@ class Schedule:
         work = self.work(self.sizes[list(cohort.ids)])
         if self.bound:
             mine = at_home(cohort, work, self.world_size)[self.rank]
-            idle = (k for k in range(self.rank, len(self.sizes), self.world_size) if k not in mine)
+            idle = (k for k in residents(len(self.sizes), self.rank, self.world_size) if k not in mine)
             return (*mine, *islice(idle, max(0, self.least - len(mine))))
         return assign(cohort, work, self.world_size, load=load)[self.rank]
 
@@ -224,6 +224,11 @@ class Schedule:
 def home_rank(client: int, world_size: int) -> int:
     """Return the rank that keeps a client's state, and its examples unless every rank has them all."""
     return client % world_size
+
+
+def residents(population: int, rank: int, world_size: int) -> range:
+    """Return the clients whose `home_rank` is ``rank``."""
+    return range(rank, population, world_size)
 
 
 def assign(cohort: Cohort, work: Sequence[int] | Tensor, world_size: int, *, load: int = 0) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from typing import Any
 from ..errors import first_line
 from ..privacy import Composition, merged
 from ..secure.identity import Identity, signed_by
-from .durable import WriteError, sync, writing
+from .durable import WriteError, sync, write_bytes, writing
 from .lock import hold
 
 log = logging.getLogger("fedddp")
@@ -185,8 +185,5 @@ class Record:
         self._lock.release()
 
     def _write_end(self) -> None:
-        hidden = self._end.with_name(f".{self._end.name}")
-        hidden.write_text(json.dumps({"lines": self.history.lines, "last": self.history.last}), encoding="utf-8")
-        sync(hidden)
-        hidden.replace(self._end)
+        write_bytes(self._end, json.dumps({"lines": self.history.lines, "last": self.history.last}).encode())
         sync(self._end.parent)  # or a power failure could leave it behind by several lines

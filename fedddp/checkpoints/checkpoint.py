@@ -24,7 +24,7 @@ from ..evaluation.server import Score
 from ..flat import FlatSpec
 from ..telemetry.beside import Background
 from ..types import ServerState
-from .durable import sync, write_tensors, writing
+from .durable import sync, write_bytes, write_tensors, writing
 from .export import Exports, RatedModel
 from .own_clients import OwnClients
 from .saved import quality_of, sha256
@@ -176,9 +176,7 @@ class Checkpoints:
             write_tensors(partial / f"{self._name}.safetensors", clients)
             return
         digest = self._own.write(round, clients)
-        hidden = partial / f".{self._name}.sha256"
-        _write_bytes(hidden, digest.encode())
-        hidden.replace(partial / f"{self._name}.sha256")
+        write_bytes(partial / f"{self._name}.sha256", digest.encode())
         # An earlier checkpoint is under its first name or its last one; in this order it is not missed in between.
         names = (".round-{:06d}", "round-{:06d}")
         self._own.prune(lambda t: any((self._folder / name.format(t)).exists() for name in names))
@@ -192,9 +190,9 @@ class Checkpoints:
             "num_trainable": server.num_trainable,
             **self._of_run,
         }
-        _write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
+        write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
         self._await_clients(partial, patience)
-        _write_bytes(partial / "manifest.json", json.dumps(_sums(partial), indent=1).encode())
+        write_bytes(partial / "manifest.json", json.dumps(_sums(partial), indent=1).encode())
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -220,8 +218,3 @@ class Checkpoints:
 def _sums(folder: Path) -> dict[str, str]:
     files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name != "manifest.json"]
     return {path.name: sha256(path) for path in files}
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    sync(path)

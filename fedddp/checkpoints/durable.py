@@ -39,6 +39,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file, replaced as a whole. Raises OSError."""
+    hidden = path.with_name(f".{path.name}")
+    hidden.write_bytes(content)
+    sync(hidden)
+    hidden.replace(path)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file, replaced as a whole, with the mode of the umask (safetensors: 0600). Raises OSError."""
     hidden = path.with_name(f".{path.name}")

@@ -18,6 +18,7 @@ from ..comm.world import Place
 from ..errors import UsageError, first_line
 from ..rng import numpy_generator
 from .datasets import Dataset, Examples
+from .labels import listed
 
 log = logging.getLogger("fedddp")
 
@@ -110,7 +111,11 @@ class _Roles:
         ):
             for name in wanted:
                 if names.count(name) != 1:
-                    found = "occurs more than once" if name in names else f"does not exist; there are {_few(names)}"
+                    found = (
+                        "occurs more than once"
+                        if name in names
+                        else f"does not exist; there are {listed(map(repr, names))}"
+                    )
                     raise UsageError(f"data.args.{key}={name!r}: this column {found}", code="table-column")
         apart = {self.target, self.owner, self.split, *self.ignore}
         inputs = [name for name in self.columns or names if name not in apart]
@@ -146,9 +151,9 @@ class _Rows:
         parts: dict[str, list[np.ndarray]] = {"numbers": [], "codes": [], "target": [], "owner": [], "split": []}
         try:
             for batch in _batches(file):
-                names, before = batch.schema.names, sum(map(len, parts["target"]))
-                inputs = roles.inputs(names)
+                before = sum(map(len, parts["target"]))
                 if not parts["target"]:
+                    inputs = roles.inputs(batch.schema.names)
                     text = [n for n in inputs if _is_text(batch.schema.field(n).type)]
                     numeric = [n for n in inputs if n not in text]
                     _check_numbers(batch.schema, numeric)
@@ -277,8 +282,7 @@ def _numbers(columns: Sequence[Any], rows: int, shaped: bool) -> np.ndarray:
 
 def _codes(column: Any, values: dict[str, int], name: str) -> np.ndarray:
     """Return the number of each text in ``values``, which grows by the new ones; -1 where it is missing."""
-    column = column if column.type.equals("string") else column.cast("string")
-    encoded = column.dictionary_encode()
+    encoded = column.cast("string").dictionary_encode()
     known = np.array([values.setdefault(v, len(values)) for v in encoded.dictionary.to_pylist()] or [-1], np.int32)
     if len(values) > MOST_VALUES:
         raise UsageError(
@@ -339,7 +343,3 @@ def _refuse(name: str, bad: np.ndarray, what: str, remedy: str) -> None:
             f"column {name!r}: {bad.sum()} values are {what}, the first in row {bad.argmax() + 1}; {remedy}",
             code="table-missing",
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")

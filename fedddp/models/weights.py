@@ -1,6 +1,5 @@
 """Read weights from a file, compare them with a module's own and copy them in."""
 
-import hashlib
 import io
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import UsageError, first_line, named
-from ..flat import constants, freeze
+from ..flat import constants, digest, freeze
 from ..registry.choice import read_file, user_path
 
 
@@ -109,11 +108,7 @@ def start_signature(section: Any, module: nn.Module) -> dict[str, str]:
     """What must be equal on every rank of the weights that training starts from, where they are given."""
     if getattr(section, "weights", None) is None:
         return {}
-    total = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return {"initial weights": total.hexdigest()[:16]}
+    return {"initial weights": digest(module.state_dict())[:16]}
 
 
 def _state_dict(content: bytes, source: str, reason: str) -> dict[str, Tensor]:

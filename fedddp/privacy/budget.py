@@ -43,6 +43,11 @@ class Budget(Protocol):
     @property
     def guarantee(self) -> Guarantee | None: ...
 
+    @property
+    def released(self) -> int:
+        """The number of releases, lost ones among them."""
+        ...
+
     def allows(self, cohort: Cohort) -> bool:
         """Whether the target holds after one more round, with ``cohort``."""
         ...
@@ -116,6 +121,7 @@ class NoBudget:
     epsilon: float | None = None
     guarantee: Guarantee | None = None
     account: AccountLog | None = None
+    released = 0
 
     def allows(self, cohort: Cohort) -> bool:
         return True

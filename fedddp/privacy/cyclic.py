@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -27,10 +28,13 @@ class CyclicSampler(Sampler):
 
     def cohort(self, round: int) -> Cohort:
         """Return the cohort of the next release, whatever the round; ids ascend."""
-        order = numpy_generator(self.seed, "cyclic cohorts").permutation(self.population).tolist()
         first = self.released() * self.size
-        ids = sorted(order[(first + i) % self.population] for i in range(self.size))
+        ids = sorted(self._order[(first + i) % self.population] for i in range(self.size))
         return Cohort(round, tuple(ids), self.population)
+
+    @cached_property
+    def _order(self) -> list[int]:
+        return numpy_generator(self.seed, "cyclic cohorts").permutation(self.population).tolist()
 
 
 class CyclicBudget(ClientBudget):

@@ -12,7 +12,7 @@ from ..comm.world import rank_path
 from ..config import flatten, to_dict
 from ..errors import UsageError
 from ..privacy import Budget, Composition, compose_runs, covered, merged
-from ..sampling import home_rank
+from ..sampling import residents
 from ..secure import IdentityError
 from .levels import level_for
 from .load import LOCAL
@@ -36,7 +36,7 @@ class Account:
         entries = {k: v for k, v in fixed(flatten(to_dict(config))).items() if k not in LOCAL}
         self._config, self._record = config, record
         self._digest = hashlib.sha256(json.dumps(entries, default=str).encode()).hexdigest()
-        self._own = [k for k in range(p.data.num_clients) if home_rank(k, place.world_size) == place.rank]
+        self._own = residents(p.data.num_clients, place.rank, place.world_size)
         self._delta = config.privacy.account.delta or config.privacy.delta
         self._run: Run = ("", self._digest)
         self._lost = 0  # releases that the record has and the run's own count has not
@@ -67,7 +67,7 @@ class Account:
             UsageError: names what was spent by which runs, what the run would add, and how many rounds fit.
         """
         history, self._run = self._record.history, (name, self._digest)
-        recorded, known = history.releases.get(self._run, 0), int(budget.state()["released"])
+        recorded, known = history.releases.get(self._run, 0), budget.released
         self._lost = max(0, recorded - known)
         if not _all_covered(history.spent.get(self._run, ()), budget.composition(self._own, lost=self._lost)):
             self._lost = recorded
@@ -116,7 +116,7 @@ class Account:
             raise UsageError(
                 f"privacy.account.epsilon={limit:g}: the run stops before round {round + 1}, which exceeds it"
             )
-        release = int(budget.state()["released"]) + self._lost
+        release = budget.released + self._lost
         self._record.append(self._run, release, self._config.privacy.level, round, spent)
 
     def release(self) -> None:

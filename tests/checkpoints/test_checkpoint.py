@@ -218,7 +218,7 @@ def test_every_file_has_the_mode_that_the_umask_gives(tmp_path, umask):
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES])
-@pytest.mark.parametrize("where", ["durable.save_file", "checkpoint._write_bytes", "durable.sync"])
+@pytest.mark.parametrize("where", ["durable.save_file", "checkpoint.write_bytes", "durable.sync"])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before_and_says_so(tmp_path, monkeypatch, where, error):
     kept = checkpoints(tmp_path)
     kept.after_round(server(1), remembered(1), score(0.1), last=False)

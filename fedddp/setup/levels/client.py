@@ -27,7 +27,7 @@ from ...privacy import (
     rarely_more,
 )
 from ...rng import generator
-from ...sampling import Losses, Sampler, home_rank
+from ...sampling import Losses, Sampler, residents
 from ...secure import quorum
 from ...types import ServerState
 from ..noise import adaptive_clip, client_ring
@@ -63,9 +63,8 @@ class ClientPrivacy(Private):
         return config.num_clients
 
     @property
-    def _at_home(self) -> list[int]:
-        ranks, rank = self._comm.world_size, self._comm.rank
-        return [k for k in range(self._p.data.num_clients) if home_rank(k, ranks) == rank]
+    def _at_home(self) -> range:
+        return residents(self._p.data.num_clients, self._comm.rank, self._comm.world_size)
 
     @property
     def least_trained(self) -> int:
