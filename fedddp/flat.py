@@ -119,6 +119,12 @@ def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.to(dtype)
 
 
+def training_in(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """``module`` in ``dtype``; as it is if what trains has that type: the frozen part may be held in another."""
+    trains = [p.dtype for p in module.parameters() if p.requires_grad]
+    return module if all(kind == dtype for kind in trains) else module.to(dtype)
+
+
 def refuse_complex(module: nn.Module) -> None:
     """Raise ValueError if a parameter or buffer is complex: as a real number it would lose its imaginary part."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):

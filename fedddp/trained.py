@@ -4,7 +4,6 @@ model, normalize = fedddp.load("runs/NAME"), fedddp.normalizer("runs/NAME")
 scores = model(normalize(images))                                           # images: uint8 [n, C, H, W]
 """
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from .config import Config, UsageError, read_toml
 from .data import Dataset, Examples, Normalizer
 from .errors import OWN_CODE, first_line
 from .flat import FlatModule, FlatSpec
+from .models import ModelFactory
 from .models.weights import Weights
 from .registry.choice import user_path
 from .setup.dry_run import task_of
@@ -128,9 +128,9 @@ def _blank(inputs: Inputs) -> Dataset:
 
 def _without_weights(config: Config) -> Config:
     """Return ``config`` without the weights that training started from, since they are overwritten."""
-    if getattr(config.model, "weights", None) is None:
-        return config
-    return config.model_copy(update={"model": dataclasses.replace(config.model, weights=None)})
+    return (
+        config.model_copy(update={"model": config.model.unread()}) if isinstance(config.model, ModelFactory) else config
+    )
 
 
 def _table(folder: Path) -> dict[str, Any]:

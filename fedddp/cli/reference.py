@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+FAMILY = ":"
+"""Ends a name that stands for many: ``torchvision:``, of which ``torchvision:resnet18`` is one."""
 FILE = Path(__file__).parents[1] / "config" / "reference.json"
 
 
@@ -153,7 +155,9 @@ def _property(known: Reference, keys: list[Key]) -> dict[str, Any]:
     choice = known.choices.get(keys[0].name.removesuffix(".name"))
     types = [dict(key.type) for key in keys]
     if choice is not None and keys[0].name.endswith(".name"):
-        types = [{"enum": list(choice.names)}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
+        single = [name for name in choice.names if not name.endswith(FAMILY)]
+        patterns = ["^[\\w.]+:[\\w.]+$", *(f"^{name}." for name in choice.names if name.endswith(FAMILY))]
+        types = [{"enum": single}, *({"type": "string", "pattern": pattern} for pattern in patterns)]
     types = [one for place, one in enumerate(types) if one not in types[:place]]
     made: dict[str, Any] = {"description": "; or: ".join(dict.fromkeys(key.meaning for key in keys if key.meaning))}
     if len(keys) == 1 and keys[0].default is not None:
@@ -168,5 +172,6 @@ def _restrict(section: dict[str, Any], known: Reference, path: str) -> None:
     for name in () if choice.like or path == "data" else choice.names:
         own = [key for key in keys if name in (key.had_by(path) or (name,))]
         allowed = list(dict.fromkeys(key.name.removeprefix(f"{path}.").split(".")[0] for key in own))
-        named = {"properties": {"name": {"const": name}}, "required": ["name"]}
+        value = {"pattern": f"^{name}"} if name.endswith(FAMILY) else {"const": name}
+        named = {"properties": {"name": value}, "required": ["name"]}
         section.setdefault("allOf", []).append({"if": named, "then": {"propertyNames": {"enum": allowed}}})

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..data import ClientData, Examples, Normalizer, Partition, Work
 from ..errors import first_line
+from ..flat import training_in
 from ..optim import CONSTANT, SGD
 from ..tasks import Task
 from .folded import FoldedModel
@@ -80,7 +81,7 @@ def choose(
         k = width or max(
             1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
         )
-        oracle = build(task.model(seed).to(spec.dtype), device)
+        oracle = build(training_in(task.model(seed), spec.dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and spec.optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, seed, device)
             how = f"{how}, {found}"

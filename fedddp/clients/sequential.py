@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from ..comm import interrupt
 from ..data import ClientData, sent
-from ..flat import FlatModule
+from ..flat import FlatModule, training_in
 from ..optim import Optimizer
 from ..rng import global_seed
 from ..tasks import Task
@@ -88,7 +88,7 @@ class SequentialTrainer(Trainer):
 
     def __init__(self, task: Task, data: ClientData, spec: LocalTrainingSpec) -> None:
         super().__init__(task, data, spec)
-        self._flat = FlatModule(task.model(spec.seed).to(spec.dtype), spec.device)
+        self._flat = FlatModule(training_in(task.model(spec.seed), spec.dtype), spec.device)
         self.spec = self._flat.spec
         self._arithmetic = arithmetic(spec.device, spec.autocast)
         self._innermost: bool | None = None  # whether images are laid out so; found out on the first

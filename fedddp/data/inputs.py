@@ -1,6 +1,7 @@
 """Check and convert inputs: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -8,6 +9,23 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .skew import Pictures
+
+
+class Shape(tuple[int, ...]):
+    """The shape of one input, and what a model has to know of it besides.
+
+    Attributes:
+        vocabulary: number of token ids; 0 for inputs that are no tokens.
+        per_position: whether a target is predicted at each position, not one for the whole input.
+    """
+
+    vocabulary: int
+    per_position: bool
+
+    def __new__(cls, sizes: Iterable[int], vocabulary: int = 0, per_position: bool = False) -> Self:
+        shape = super().__new__(cls, sizes)
+        shape.vocabulary, shape.per_position = vocabulary, per_position
+        return shape
 
 
 def as_inputs(values: Any, what: str) -> Tensor:

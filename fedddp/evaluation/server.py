@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..clients.folded import FoldedModel
 from ..comm import Comm, Purpose, interrupt
 from ..data import Examples, Normalizer
-from ..flat import FlatModule
+from ..flat import FlatModule, training_in
 from ..rng import global_seed
 from ..tasks import Task
 
@@ -62,7 +62,7 @@ class Scorer:
         self._task, self._test, self._normalize, self._device, self._seed = task, test, normalize, device, seed
         self._own = test
         few = normalize(test.x[:2].to(device))
-        self._model = scoring_model(lambda: task.model(seed).to(normalize.dtype), device, few, self._outputs)
+        self._model = scoring_model(lambda: training_in(task.model(seed), normalize.dtype), device, few, self._outputs)
 
     def take(self, rows: slice) -> None:
         """Score these rows of the test set from now on."""

@@ -1,13 +1,14 @@
 """The base class of model sections."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 from torch import nn
 
-from ..registry.choice import Off, UserPath
+from ..registry.choice import Off, UserPath, user_path
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ModelFactory(ABC):
         UserPath,
         Field(
             description="file of weights to start from: runs/NAME/model.safetensors, another safetensors file, or a "
-            "state_dict written by torch.save (default: off)",
+            "state_dict written by torch.save; a last layer of other classes starts anew (default: off)",
         ),
     ] = field(default=None, kw_only=True)
     trainable: Annotated[
@@ -30,10 +31,30 @@ class ModelFactory(ABC):
             "and not sent; empty = as the model has them",
         ),
     ] = field(default=(), kw_only=True)
+    frozen_dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        Off,
+        Field(
+            description="type that frozen layers are held and computed in; the others keep client.precision (default: "
+            "off, the same)",
+        ),
+    ] = field(default=None, kw_only=True)
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """A new module for inputs of ``shape``, its parameters drawn from torch's global generator."""
+
+    def start(self, module: nn.Module) -> Weights | None:
+        """The weights that training of ``module`` starts from; None for ``build``'s own. Raises UsageError."""
+        path = self.weights
+        return None if path is None else Weights.read(user_path(path), f"model.weights={path!r}")
+
+    def unread(self) -> Self:
+        """The same model, its weights drawn at random instead of read."""
+        return replace(self, weights=None)
+
+
+COMMON = ("weights", "trainable", "frozen_dtype")
 
 
 @dataclass(frozen=True)
@@ -50,5 +71,6 @@ class ImportedModule(ModelFactory):
 
     def table(self) -> dict[str, Any]:
         """The section's keys and values."""
-        common = {"weights": self.weights, "trainable": list(self.trainable)}
-        return {"name": self.path, **self.args, **{key: value for key, value in common.items() if value}}
+        common = {key: getattr(self, key) for key in COMMON}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in common.items() if value}
+        return {"name": self.path, **self.args, **plain}

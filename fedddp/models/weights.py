@@ -1,8 +1,9 @@
 """Read weights from a file, compare them with a module's own and copy them in."""
 
 import io
+import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,17 +13,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from ..comm.world import Place
 from ..errors import UsageError, first_line, named
 from ..flat import constants, digest, freeze
-from ..registry.choice import read_file, user_path
+from ..registry.choice import read_file
+from .frozen import hold_frozen_in
+
+log = logging.getLogger("fedddp")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors under the names of a module's ``state_dict``; ``source`` says where they are from, for messages."""
+    """Tensors under the names of a module's ``state_dict``.
+
+    Attributes:
+        tensors: name -> tensor.
+        source: where they are from, for messages.
+        absent: names in the module for which there are known to be none.
+    """
 
     tensors: Mapping[str, Tensor]
     source: str
+    absent: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path, source: str) -> Self:
@@ -40,9 +52,13 @@ class Weights:
             tensors = _state_dict(content, source, str(error))
         return cls(tensors, source)
 
-    def into(self, module: nn.Module) -> nn.Module:
-        """``module`` with these weights. Raises UsageError naming the first difference in names, shapes, values."""
-        own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    def into(self, module: nn.Module, new: Container[str] = ()) -> nn.Module:
+        """``module`` with these weights, but for the ``new`` ones, which it keeps.
+
+        Raises:
+            UsageError: names, shapes or values differ; it names the first difference.
+        """
+        own = {name: tensor for name, tensor in _tensors(module).items() if name not in new}
         for name, tensor in own.items():
             if name not in self.tensors:
                 raise self._differs(f"has no {name!r}, which the model has")
@@ -50,11 +66,22 @@ class Weights:
                 shapes = f"{list(self.tensors[name].shape)}, the model's is {list(tensor.shape)}"
                 raise self._differs(f"has {name!r} of shape {shapes}")
         for name in self.tensors:
-            if name not in own:
+            if name not in own and name not in new:
                 raise self._differs(f"has {name!r}, which the model does not have")
         for name, tensor in own.items():
             tensor.copy_(self._as(tensor.dtype, name))
         return module
+
+    def new(self, module: nn.Module) -> tuple[str, ...]:
+        """The tensors of ``module`` that keep their own values: those of a head of other classes, and ``absent`` ones.
+
+        The last layer is such a head if each of its tensors differs from the one here, in its first axis alone.
+        """
+        own, there = _tensors(module), self.tensors
+        last = next(reversed(own)).rpartition(".")[0] if own else ""
+        head = {name: tensor for name, tensor in own.items() if name.rpartition(".")[0] == last and name in there}
+        differ = all(t.shape[1:] == there[n].shape[1:] and t.shape[:1] != there[n].shape[:1] for n, t in head.items())
+        return (*(head if differ else ()), *self.absent)
 
     def _as(self, dtype: torch.dtype, name: str) -> Tensor:
         tensor = self.tensors[name]
@@ -75,11 +102,23 @@ class Weights:
 
 def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """``make``; where the model's ``section`` names ``weights``, each module holds them. Raises UsageError."""
-    path = getattr(section, "weights", None)  # a user's own section need not have it
-    if path is None:
+    if not hasattr(section, "start"):  # a user's own section need not have it
         return make
-    weights = Weights.read(user_path(path), f"model.weights={path!r}")
-    return lambda: weights.into(make())
+    read: list[Weights | None] = []  # once, for the first module
+
+    def started() -> nn.Module:
+        module = make()
+        first = not read
+        read[:] = read or [section.start(module)]
+        (weights,) = read
+        if weights is None:
+            return module
+        new = weights.new(module)
+        if new and first and Place.from_env().rank == 0:
+            log.warning("%s: has other outputs, or none, for %s, which start anew", weights.source, ", ".join(new))
+        return weights.into(module, new)
+
+    return started
 
 
 def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -87,7 +126,7 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
 
     What is frozen is held once, however many modules are made. Raises UsageError.
     """
-    patterns = tuple(getattr(section, "trainable", ()))
+    patterns, dtype = tuple(getattr(section, "trainable", ())), getattr(section, "frozen_dtype", None)
     held: dict[str, Tensor] = {}
 
     def build() -> nn.Module:
@@ -95,6 +134,8 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
         if patterns:
             with named("model.trainable"):
                 freeze(module, patterns)
+        if dtype:
+            hold_frozen_in(module, getattr(torch, dtype))
         for name, tensor in constants(module).items():
             first = held.setdefault(name, tensor.data)
             if torch.equal(first, tensor.data):  # not where another seed drew others
@@ -106,9 +147,13 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
 
 def start_signature(section: Any, module: nn.Module) -> dict[str, str]:
     """What must be equal on every rank of the weights that training starts from, where they are given."""
-    if getattr(section, "weights", None) is None:
+    if not hasattr(section, "unread") or section == section.unread():
         return {}
     return {"initial weights": digest(module.state_dict())[:16]}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
 
 
 def _state_dict(content: bytes, source: str, reason: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import inspect
 import os
 import stat
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
@@ -34,6 +35,11 @@ from .torchvision_operators import declare_if_missing
 
 RULES = ConfigDict(extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False)
 
+
+FAMILY = ":"
+"""Ends the registered names that stand for many: a section named ``torchvision:resnet18`` is the class registered as
+``torchvision:``, and its field annotated with `Member` holds ``resnet18``."""
+Member = Field(validation_alias=FAMILY)  # no key: a section cannot give it besides its name
 
 Off = BeforeValidator(lambda value: None if value == "off" else value)
 """For an optional key: "off" unsets it."""
@@ -81,6 +87,8 @@ class Wrapped(Protocol):
 class Choice:
     """A table with ``name`` from ``registry``, or ``package.module:Class``, and that class's keys.
 
+    A registered name that ends in a colon is a family, see `FAMILY`.
+
     ``default`` is what the table holds where the user names nothing else; ``others``: what it holds for other names
     where that differs from the class's own defaults. ``wrap`` makes a section of an imported class that is not a
     dataclass, of its import path, the class and the remaining keys. Those that ``wrap`` has as keyword-only fields are
@@ -106,10 +114,10 @@ class Choice:
         name = table.pop("name", self.default["name"])
         if isinstance(name, str):
             table = {**self.given(name), **table}
-        cls = self._named(name)
+        cls, member = self._named(name)
         if not dataclasses.is_dataclass(cls):
             return self._wrapped(cls, name, table)
-        return self._checked(cls, table)
+        return self._checked(cls, table | member)
 
     def _checked(self, cls: Any, table: dict[str, Any]) -> Any:
         try:
@@ -129,13 +137,17 @@ class Choice:
             self._adapters[cls] = TypeAdapter(cls)
         return self._adapters[cls]
 
-    def _named(self, name: Any) -> Any:
-        if isinstance(name, str) and ":" in name:
-            return import_class(name)
+    def _named(self, name: Any) -> tuple[Any, dict[str, str]]:
+        """The class of ``name``, and what its field of a family's member is, if it has one."""
+        family, colon, member = name.partition(FAMILY) if isinstance(name, str) else ("", "", "")
+        if family + colon in self.registry and colon:
+            return self.registry[family + colon], {FAMILY: member}
+        if colon:
+            return import_class(name, [known for known in self.registry if known.endswith(FAMILY)]), {}
         if not isinstance(name, str) or name not in self.registry:
             known = f"should be {', '.join(map(repr, self.registry))} or package.module:Class"
             raise _mistake(known + suggestion(str(name), self.registry), at="name", value=name)
-        return self.registry[name]
+        return self.registry[name], {}
 
     def _wrapped(self, cls: Any, name: str, args: dict[str, Any]) -> Any:
         if self.wrap is None or not callable(cls):
@@ -156,7 +168,8 @@ class Choice:
         """The table of a section object, ``name`` first."""
         for name, cls in self.registry.items():
             if type(section) is cls:
-                return {"name": name, **dump(section)}
+                member = "".join(getattr(section, field) for field in _fields(cls)[1])
+                return {"name": name + member, **dump(section)}
         if self.wrap is not None and isinstance(section, self.wrap):
             return section.table()
         return {"name": path_of(type(section)), **dump(section)}
@@ -176,16 +189,20 @@ def dump(section: Any) -> dict[str, Any]:
     return table
 
 
-@functools.cache  # called some thirty times per dump; type hints take a millisecond
 def fields_of(cls: type) -> dict[str, Choice | None]:
     """A section's keys in order, each with its `Choice`, if it is one."""
+    return _fields(cls)[0]
+
+
+@functools.cache  # called some thirty times per dump; type hints take a millisecond
+def _fields(cls: type) -> tuple[dict[str, Choice | None], list[str]]:
+    """See `fields_of`; and the fields that are no keys, since they hold the `Member` of a family."""
     hints = typing.get_type_hints(cls, include_extras=True)
     names = cls.model_fields if issubclass(cls, BaseModel) else [f.name for f in dataclasses.fields(cls)]
-    found = {}
-    for name in names:
-        extras = typing.get_args(hints[name])[1:] if typing.get_origin(hints[name]) is typing.Annotated else ()
-        found[name] = next((extra for extra in extras if isinstance(extra, Choice)), None)
-    return found
+    extras = {name: getattr(hints[name], "__metadata__", ()) for name in names}
+    members = [name for name in names if any(extra is Member for extra in extras[name])]
+    found = {name: next((e for e in extras[name] if isinstance(e, Choice)), None) for name in names}
+    return {name: choice for name, choice in found.items() if name not in members}, members
 
 
 def keys_of(
@@ -214,14 +231,18 @@ def path_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def import_class(path: str) -> Any:
-    """The object that ``package.module:Name`` names; an error names the half that does not exist."""
+def import_class(path: str, families: Iterable[str] = ()) -> Any:
+    """The object that ``package.module:Name`` names; an error names the half that does not exist.
+
+    ``families`` are what could also stand in front of a colon, for the suggestion.
+    """
     module_name, _, attribute = path.partition(":")
     declare_if_missing()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        reason = f"cannot be imported: no module {error.name!r}; add its folder to PYTHONPATH"
+        near = suggestion(f"{module_name}{FAMILY}", families) or "; add its folder to PYTHONPATH"
+        reason = f"cannot be imported: no module {error.name!r}{near}"
         raise _mistake(reason, at="name", value=path) from error
     except OWN_CODE as error:
         raise _mistake(f"cannot be imported ({type(error).__name__}: {error})", at="name", value=path) from error

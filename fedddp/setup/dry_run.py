@@ -71,6 +71,8 @@ def _sized(config: Config, task: Task, dataset: Dataset) -> Task:
 
         task = replace(task, make_model=complete)
         left = [type(part).__name__ for part in task.model(seed).modules() if any(map(is_lazy, part.parameters(False)))]
+    except UsageError:
+        raise
     except OWN_CODE as error:
         raise UsageError(f"{chosen(config, 'model')}: {reason(error)}") from error
     if left:

@@ -28,7 +28,8 @@ def resolve(config: Config, place: Place) -> ResolvedConfig:
         partition = _as_divided(config, parts) if parts else data.partition
         partition = dataclasses.replace(partition, num_clients=partition.population(place.world_size))
         table = to_dict(config)
-        name = config.run.name or "-".join(table[section]["name"] for section in ("algorithm", "data", "model"))
+        names = (table[section]["name"].rpartition("/")[2] for section in ("algorithm", "data", "model"))  # hf:A/B
+        name = config.run.name or "-".join(names)
         check_name(name)
     exact, placement, execution = aggregation.sum == "exact", data.placement, client.execution
     if placement == "auto":

@@ -12,11 +12,13 @@ from fedddp.aggregation import ExactSum, FastSum, Pipeline
 from fedddp.comm import Comm, Place
 from fedddp.config import build
 from fedddp.data import DATASETS, Dataset, Examples, Partition
+from fedddp.errors import UsageError
 from fedddp.flat import FlatSpec
 from fedddp.setup.assemble import connect
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 from fedddp.types import Cohort, LocalResult, ServerState, Update
+from tests.helpers.distributed import configured
 
 D = 40
 SIZES = torch.tensor([7, 1, 30, 12, 5, 3])
@@ -117,3 +119,13 @@ class Recorder:
 
     def close(self, summary):
         self.closed.append(summary)
+
+
+def refused_by(folder, model, **sections):
+    """The line by which a run of ``model`` on synthetic examples is refused, before its folder is made."""
+    table = configured(folder, **sections) | {"model": model}
+    with pytest.raises(UsageError) as refused:
+        prepare(resolve(build(table), Place()), Place())
+    assert "\n" not in str(refused.value)
+    assert not (folder / "runs").exists()
+    return str(refused.value)

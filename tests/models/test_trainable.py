@@ -9,6 +9,7 @@ from fedddp.comm import Place
 from fedddp.config import build
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
+from tests.helpers.commands import command
 from tests.helpers.distributed import configured, experiment_of, train
 
 BODY = 8 * 64 + 8
@@ -21,6 +22,14 @@ class Net(nn.Sequential):
         stream = torch.Generator().manual_seed(seed)
         super().__init__(nn.Flatten(), nn.Linear(64, body), nn.BatchNorm1d(body), nn.ReLU(), nn.Linear(body, 5))
         self[1].weight.data.normal_(generator=stream)
+
+
+class Fixed(Net):
+    """A model of which nothing trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
 
 
 def head_alone():
@@ -56,6 +65,23 @@ def test_all_modules_of_a_rank_hold_the_frozen_part_once(tmp_path):
 def test_a_pattern_without_a_match_is_one_line(tmp_path):
     with pytest.raises(fedddp.UsageError, match=r"^model.trainable: 'head.\*' matches no parameter"):
         prepared(table(tmp_path, model={"trainable": ["4.*", "head.*"]}))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (['--model.trainable=["4.*", "fc.*"]'], "model.trainable: 'fc.*' matches no parameter; there are 1.weight, "),
+        (["--model.trainable=[]", f"--model.name={__name__}:Fixed"], "Fixed has no trainable parameter"),
+        (['--model.trainable=["1.*"]', f"--model.name={__name__}:Fixed"], "Fixed has no trainable parameter"),
+    ],
+    ids=["no match", "all frozen", "what matches is frozen"],
+)
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys, words, says):
+    keys = [f"--run.dir={tmp_path / 'runs'}", "--data.name=synthetic", "--data.args.shape=[1,8,8]"]
+    assert command("train")([f"--model.name={__name__}:Net", "--data.args.num_classes=5", *keys, *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if says in line]
+    assert len(lines) == 1
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ranks_with_other_frozen_weights_do_not_match(tmp_path):

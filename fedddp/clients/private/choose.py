@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...data import ClientData, Examples, Normalizer
 from ...errors import first_line
+from ...flat import training_in
 from ...tasks import Task
 from ..local import LocalTrainingSpec
 from .ghost import GhostExamples
@@ -71,7 +72,7 @@ def choose_private(
                 f"per-example gradients of this model fail ({first_line(error)}); use layers that torch.func.vmap "
                 "knows (no recurrent ones), or privacy.level=client"
             ) from error
-    oracle = build(task.model(seed).to(spec.dtype), device)
+    oracle = build(training_in(task.model(seed), spec.dtype), device)
     if name == "sequential":
         width = 1
     k = width or min(
