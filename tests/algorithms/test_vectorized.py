@@ -27,7 +27,8 @@ OPTIMIZERS = {
 }
 KEYS = {"fedbn": {"private": ["*.bias"]}}
 """Of algorithms that make nothing of these models by themselves."""
-FEW = ("mlp", "odd convolutions", "group norm")  # folded linear layers, convolutions as well, vmap
+FEW = ("mlp", "odd convolutions", "group norm", "a parameter of its own")
+"""Folded linear layers, convolutions as well, norms as well; vmap."""
 BLOCKS = {1: [(k,) for k in range(6)], 3: [(1, 0, 2), (3, 5, 4)], 10: [tuple(range(6))]}
 """Not always longest first: clients that are done lie among those at work."""
 

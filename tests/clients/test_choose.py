@@ -21,10 +21,10 @@ from tests.helpers.zoo import (
     HOW,
     SIZES,
     Centred,
+    Scaled,
     clients,
     dataset,
     images,
-    normed,
     task_of,
     trainers,
     training,
@@ -65,7 +65,7 @@ def test_the_fastest_way_that_fits_the_model_is_taken(model):
 @pytest.mark.parametrize(
     ("make", "folded", "vmapped"),
     [
-        (perceptron(nn.BatchNorm1d(6)), "2.weight is not of one plain", "2.running_mean is a buffer"),
+        (perceptron(nn.BatchNorm1d(6)), "2.weight is not of one layer alone", "2.running_mean is a buffer"),
         (perceptron(nn.Dropout(0.5)), OTHERWISE, "vmap: "),
         (perceptron(nn.BatchNorm1d(6, affine=False, track_running_stats=False)), OTHERWISE, OTHERWISE),
         (Centred, OTHERWISE, OTHERWISE),
@@ -84,11 +84,11 @@ def test_a_model_that_cannot_be_batched_is_trained_one_by_one_and_the_reasons_ar
 
 
 def test_vmap_is_for_small_models_on_a_cpu_unless_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(RULE, "SMALL_MODEL", 772)
-    trainer, why = chosen(normed)
+    monkeypatch.setattr(RULE, "SMALL_MODEL", 329)
+    trainer, why = chosen(Scaled)
     assert isinstance(trainer, SequentialTrainer)
-    assert why == "sequential: torch.func.vmap gains nothing on a CPU for 773 parameters"
-    assert chosen(normed, "vectorized")[1].endswith("clients at once, torch.func.vmap")
+    assert why == "sequential: torch.func.vmap gains nothing on a CPU for 330 parameters"
+    assert chosen(Scaled, "vectorized")[1].endswith("clients at once, torch.func.vmap")
     assert isinstance(chosen(FOLDED["mlp"])[0], VectorizedTrainer)  # folded layers gain at any size
 
 

@@ -87,7 +87,7 @@ def plainly_shape(flat, x):
 
 def test_the_first_layer_goes_by_patches_and_wide_ones_by_the_library():
     small, wide = nn.Conv2d(3, 4, 5), nn.Conv2d(32, 4, 5)
-    assert [FoldedConv2d("", c, torch.channels_last).by_patches for c in (small, wide)] == [True, False]
+    assert [FoldedConv2d("", c).by_patches for c in (small, wide)] == [True, False]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -8,7 +8,7 @@ from fedddp.clients.folded import FoldedModel
 from fedddp.clients.graphed import GraphedModel, Recording
 from fedddp.data import ClientData, Normalizer, Partition
 from fedddp.optim import SGD
-from tests.helpers.zoo import FOLDED, VMAPPED, images, start_of, task_of, training
+from tests.helpers.zoo import BATCHED, FOLDED, images, start_of, task_of, training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +23,7 @@ OPTIMIZERS = {"sgd": SGD(lr=0.1), "momentum": SGD(lr=0.1, momentum=0.8)}
 
 def parts(model, dtype, optimizer="sgd"):
     """What trainers are made of."""
-    task, device = task_of((FOLDED | VMAPPED)[model], dtype), torch.device("cuda", torch.cuda.current_device())
+    task, device = task_of(BATCHED[model], dtype), torch.device("cuda", torch.cuda.current_device())
     examples = images(sum(LENGTHS))
     partition = Partition.dealt(torch.arange(sum(LENGTHS)).numpy(), torch.tensor(LENGTHS).numpy())
     data = ClientData(examples, partition, Normalizer((0.0,), (1.0,), dtype, device), device=device)
@@ -32,7 +32,7 @@ def parts(model, dtype, optimizer="sgd"):
 
 
 def start(model, dtype):
-    return start_of((FOLDED | VMAPPED)[model], dtype).cuda()
+    return start_of(BATCHED[model], dtype).cuda()
 
 
 def assert_close(ours, theirs, tolerance):
@@ -50,7 +50,7 @@ def one_by_one(trainer, ids, round, w):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", [*FOLDED, "group norm"])
+@pytest.mark.parametrize("model", [*FOLDED, "group norm", "a parameter of its own"])
 def test_sequential_and_vectorized_end_alike(model, optimizer):
     task, data, spec = parts(model, torch.float64, optimizer)
     many, why = choose(task, data, images(8), spec, name="vectorized", width=10)

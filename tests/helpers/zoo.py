@@ -51,6 +51,17 @@ class Centred(nn.Module):
         return self.head(x - x.mean(dim=0))
 
 
+class Scaled(nn.Module):
+    """A parameter outside of any layer: needs `vmap`, and every operation has its rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(64, CLASSES), nn.Parameter(torch.ones(CLASSES))
+
+    def forward(self, x):
+        return self.scale * self.head(x.flatten(1))
+
+
 class Twice(nn.Module):
     """One layer used twice."""
 
@@ -113,17 +124,18 @@ FOLDED = {
     "rows as a batch": lambda: Rows(flat=True),
     "frozen backbone": frozen_backbone,
 }
+NORMED = {"group norm": normed}
 CONTIGUOUS = {"a forward that views": Viewing}
 VMAPPED = {
-    "group norm": normed,
+    "a parameter of its own": Scaled,
     "a layer used twice": Twice,
     "tied weights": Tied,
     "two names of a layer": lambda: Tied(same=True),
     "frozen": frozen,
 }
-BATCHED = FOLDED | CONTIGUOUS | VMAPPED
+BATCHED = FOLDED | CONTIGUOUS | NORMED | VMAPPED
 HOW = {
-    **dict.fromkeys(FOLDED, "layers folded over clients"),
+    **dict.fromkeys(FOLDED | NORMED, "layers folded over clients"),
     **dict.fromkeys(CONTIGUOUS, "layers folded over clients, contiguous"),
     **dict.fromkeys(VMAPPED, "torch.func.vmap"),
 }

@@ -14,11 +14,11 @@ from fedddp.models.convolutional import group_norm
 from tests.helpers.zoo import start_of, task_of, trainers
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
-FOLDED, VMAP = "layers folded over clients", "torch.func.vmap"
+FOLDED = "layers folded over clients"
 SMALL = {
     "vgg": (VGG(width=0.05), FOLDED),
-    "vgg, group norm": (VGG(width=0.05, norm="group"), VMAP),
-    "resnet": (ResNet(depth=8, width=0.25), VMAP),
+    "vgg, group norm": (VGG(width=0.05, norm="group"), FOLDED),
+    "resnet": (ResNet(depth=8, width=0.25), FOLDED),
 }
 
 

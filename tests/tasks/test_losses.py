@@ -16,7 +16,7 @@ from fedddp.optim import SGD
 from fedddp.tasks import Task
 from fedddp.tasks.losses import LOSSES, CrossEntropy, Focal, LabelSmoothing, MulticlassHinge, check
 from tests.helpers.support import assemble, few_digits
-from tests.helpers.zoo import FOLDED, SIZES, VMAPPED, clients, images, task_of, training
+from tests.helpers.zoo import BATCHED, SIZES, clients, images, task_of, training
 
 SOME = {"cross_entropy": CrossEntropy(), "focal": Focal(1.5), "label_smoothing": LabelSmoothing(0.2)}
 ALL = {**SOME, "multiclass_hinge": MulticlassHinge(0.5), "own": Poly()}
@@ -85,7 +85,7 @@ def test_one_example_at_a_time_under_vmap(loss):
 @pytest.mark.parametrize("loss", ALL.values(), ids=ALL)
 def test_clients_together_learn_what_they_learn_one_by_one(model, loss):
     """Folded layers, and vmap."""
-    make = (FOLDED | VMAPPED)[model]
+    make = BATCHED[model]
     task, data = Task(task_of(make).make_model, 5, loss), clients()
     spec = training(SGD(lr=0.1), batch_size=5, seed=3)
     batched, why = choose(task, data, images(8), spec, name="vectorized", width=6)
@@ -102,7 +102,7 @@ def test_clients_together_learn_what_they_learn_one_by_one(model, loss):
 
 @pytest.mark.parametrize("loss", [Focal(1.0), Poly()])
 def test_clipped_sums_of_private_training_are_those_of_the_loss(loss):
-    task, some = Task(task_of(FOLDED["mlp"]).make_model, 5, loss), images(6)
+    task, some = Task(task_of(BATCHED["mlp"]).make_model, 5, loss), images(6)
     w = task.initial_params(0).unsqueeze(0)
     sums = {}
     for oracle in (VmappedExamples(task.model(0)), GhostExamples(task.model(0))):

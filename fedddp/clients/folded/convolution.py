@@ -14,13 +14,12 @@ SMALL_PATCH = 128  # numbers: first layers on grey or colour images, 3 times as 
 class FoldedConv2d(FoldedLayer):
     """Client k's convolution of its part of ``x [K B, C, H, W]``; zero padding.
 
-    ``layout``: of the outputs in memory. A CPU pools channels-last ones ten times as fast and a position's channels
-    are one row, but a model that calls ``view`` on them needs `torch.contiguous_format`.
+    A CPU pools channels-last outputs ten times as fast and a position's channels are one row, but a model that calls
+    ``view`` on them needs the ``layout`` `torch.contiguous_format`.
     """
 
-    def __init__(self, name: str, plain: nn.Conv2d, layout: torch.memory_format) -> None:
-        super().__init__(name)
-        self.layout = layout
+    def __init__(self, name: str, plain: nn.Conv2d) -> None:
+        super().__init__(name, plain)
         self.stride, self.dilation, self.kernel = plain.stride, plain.dilation, plain.kernel_size
         self.out_channels, self.padding = plain.out_channels, _both_sides(plain)
         self.by_patches = plain.in_channels * plain.kernel_size[0] * plain.kernel_size[1] <= SMALL_PATCH
@@ -92,7 +91,8 @@ class FoldedConv2d(FoldedLayer):
             by_row = torch.bmm(patches.mT, rows)  # [K, kh kw C, O]
             weight_grad = by_row.unflatten(1, (*self.kernel, -1)).permute(0, 4, 3, 1, 2)
         assert weight_grad is not None
-        self.learn(weight_grad, rows.sum(dim=1))
+        self.learn("weight", weight_grad)
+        self.learn("bias", rows.sum(dim=1))
         return dx
 
     def _calls(self, x: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None, int]]:

@@ -6,67 +6,89 @@ be written only to be read once. *Collecting*, it writes the gradient to its pla
 a correction that needs all of it.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+EVERY = slice(None)
 
 
 class FoldedLayer(nn.Module):
     """A layer of K clients at once. Inputs and outputs keep the shape of the plain layer's, with K B examples.
 
-    Rows of client k are the k-th of K equal parts of the batch. ``weight [K, *shape]`` and ``bias [K, out]`` are views
-    into the clients' vectors. Raises RuntimeError when it is used twice in one step: the second use would see weights
-    that the first one has already changed.
+    Rows of client k are the k-th of K equal parts of the batch. ``own`` has each parameter of the plain layer by its
+    name, [K, *shape], as a view into the clients' vectors. Raises RuntimeError when it is used twice in one step: the
+    second use would see weights that the first one has already changed.
     """
 
-    def __init__(self, name: str) -> None:
+    layout: torch.memory_format = torch.channels_last
+    """Of images that come out, in memory."""
+    tried: ClassVar[bool] = False
+    """Whether the layer has to see a few examples before it is used (see `was_tried`)."""
+
+    def __init__(self, name: str, plain: nn.Module) -> None:
         super().__init__()
         self.name = name
+        self.names = tuple(own for own, _ in plain.named_parameters())
         self.token = torch.zeros((), requires_grad=True)  # ties a layer without differentiable input to the graph
-        self.weight: Tensor
-        self.bias: Tensor | None
-        self._weight_grad: Tensor | None = None
-        self._bias_grad: Tensor | None = None
-        self.lr = 0.0
+        self.own: dict[str, Tensor] = {}
+        self.lr, self.examples = 0.0, 0
+        self._grads: dict[str, Tensor] | None = None
         self._armed = False
+
+    @staticmethod
+    def stands_for(plain: Any) -> bool:
+        """Whether this layer computes what ``plain`` does."""
+        return True
+
+    @property
+    def weight(self) -> Tensor:
+        return self.own["weight"]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.own.get("bias")
 
     def attach(self, views: dict[str, Tensor]) -> None:
         """Work on these weights [K, ...]."""
-        self.weight, self.bias = views[f"{self.name}weight"], views.get(f"{self.name}bias")
+        self.own = {own: views[self.name + own] for own in self.names}
 
     def collect(self, grads: dict[str, Tensor]) -> None:
         """Write the gradients there."""
-        self._weight_grad, self._bias_grad = grads[f"{self.name}weight"], grads.get(f"{self.name}bias")
+        self._grads = {own: grads[self.name + own] for own in self.names}
 
     def begin(self, start: dict[str, Tensor], lr: float, seen: int) -> None:
-        """Descend by ``lr`` from ``start`` ([1, ...] or [K, ...]); the views hold nothing yet."""
-        self.lr, self._weight_grad, self._bias_grad = lr, None, None
-        self.weight_begins(start[f"{self.name}weight"], seen)
-        if self.bias is not None:
-            self.bias.copy_(start[f"{self.name}bias"])
+        """Descend by ``lr`` from ``start`` ([1, ...] or [K, ...]), on ``seen`` examples of a client; the views hold
+        nothing yet.
+        """
+        self.lr, self._grads = lr, None
+        for own in self.names:
+            self.begins(own, start[self.name + own], seen)
 
     def finish(self, start: dict[str, Tensor]) -> None:
         """The views become what was added to ``start``."""
-        self.weight_ends(start[f"{self.name}weight"])
-        if self.bias is not None:
-            self.bias.sub_(start[f"{self.name}bias"])
+        for own in self.names:
+            self.ends(own, start[self.name + own])
 
-    def weight_begins(self, start: Tensor, seen: int) -> None:
-        """The weight's part of `begin`; ``seen`` examples of a client will come."""
-        self.weight.copy_(start)
+    def begins(self, own: str, start: Tensor, seen: int) -> None:
+        """One parameter's part of `begin`."""
+        self.own[own].copy_(start)
 
-    def weight_ends(self, start: Tensor) -> None:
-        """The weight's part of `finish`."""
-        self.weight.sub_(start)
+    def ends(self, own: str, start: Tensor) -> None:
+        """One parameter's part of `finish`."""
+        self.own[own].sub_(start)
 
     @property
     def num_clients(self) -> int:
-        return len(self.weight)
+        return len(self.own[self.names[0]])
 
-    def arm(self) -> None:
-        """A new step begins."""
-        self._armed = True
+    def arm(self, examples: int) -> None:
+        """A new step begins, on so many examples of all clients together."""
+        self._armed, self.examples = True, examples
+
+    def was_tried(self) -> None:
+        """Called after a step of one client without gradients, on 2 and on 3 examples."""
 
     def use(self) -> None:
         """Record that the layer is used in this step."""
@@ -75,24 +97,26 @@ class FoldedLayer(nn.Module):
                 raise RuntimeError(f"layer {self.name.rstrip('.')!r} is used more than once in a step")
             self._armed = False
 
-    def learn(self, weight_grad: Tensor, bias_grad: Tensor) -> None:
-        """Take in the gradients, [K, *shape] and [K, out]."""
-        if self._weight_grad is None:
-            self.weight.sub_(weight_grad, alpha=self.lr)
+    def learn(self, own: str, gradient: Tensor, clients: slice | int = EVERY) -> None:
+        """Take in a parameter's gradient [K, *shape], if there is such a parameter."""
+        if own not in self.own:
+            return
+        if self._grads is None:
+            self.own[own][clients].sub_(gradient, alpha=self.lr)
         else:
-            self._weight_grad.copy_(weight_grad)
-        self.learn_bias(bias_grad)
+            self._grads[own][clients].copy_(gradient)
 
-    def learn_bias(self, bias_grad: Tensor) -> None:
-        """Take in the bias's gradient, [K, out]."""
-        if self._bias_grad is not None:
-            self._bias_grad.copy_(bias_grad)
-        elif self.bias is not None:
-            self.bias.sub_(bias_grad, alpha=self.lr)
+    def learn_product(self, own: str, dy: Tensor, x: Tensor, clients: slice = EVERY) -> None:
+        """Take in a matrix's gradient dy_k^T x_k, from rows ``dy [K, R, out]`` and ``x [K, R, in]``."""
+        if self._grads is None:
+            self.own[own][clients].baddbmm_(dy.mT, x, alpha=-self.lr)
+        else:
+            torch.bmm(dy.mT, x, out=self._grads[own][clients])
 
     @property
-    def collecting(self) -> bool:
-        return self._weight_grad is not None
+    def collected(self) -> dict[str, Tensor] | None:
+        """Where gradients go by the parameters' names, [K, *shape]; None while descending."""
+        return self._grads
 
 
 class FoldedLinear(FoldedLayer):
@@ -110,7 +134,7 @@ class FoldedLinear(FoldedLayer):
     """
 
     def __init__(self, name: str, plain: nn.Linear) -> None:
-        super().__init__(name)
+        super().__init__(name, plain)
         self.in_features, self.out_features = plain.in_features, plain.out_features
         self._factors: _Factors | None = None
 
@@ -119,19 +143,22 @@ class FoldedLinear(FoldedLayer):
         self._factors = None  # of training that an error ended
         super().collect(grads)
 
-    def weight_begins(self, start: Tensor, seen: int) -> None:
-        """Factored if the start is shared and few examples will be seen."""
+    def begins(self, own: str, start: Tensor, seen: int) -> None:
+        """The weight is factored if the start is shared and few examples will be seen."""
+        if own != "weight":
+            super().begins(own, start, seen)
+            return
         i, o = self.in_features, self.out_features
         self._factors = None
         if len(start) > 1 or seen * (i + o) > 2 * i * o:
-            super().weight_begins(start, seen)
+            super().begins(own, start, seen)
         else:
             self._factors = _Factors(start[0], self.weight, seen, self.lr)
 
-    def weight_ends(self, start: Tensor) -> None:
+    def ends(self, own: str, start: Tensor) -> None:
         """The factored form is multiplied out: that is what was added."""
-        if self._factors is None:
-            super().weight_ends(start)
+        if own != "weight" or self._factors is None:
+            super().ends(own, start)
         else:
             self._factors.multiply_out()
             self._factors = None
@@ -160,14 +187,11 @@ class FoldedLinear(FoldedLayer):
 
     def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """Take in the gradient dy_k^T x_k."""
-        if self.collecting:
-            self.learn(torch.bmm(dy.mT, x), dy.sum(dim=1))
-            return
         if self._factors:
             self._factors.append(x, dy)
         else:
-            self.weight.baddbmm_(dy.mT, x, alpha=-self.lr)
-        self.learn_bias(dy.sum(dim=1))
+            self.learn_product("weight", dy, x)
+        self.learn("bias", dy.sum(dim=1))
 
 
 class _Linear(torch.autograd.Function):

@@ -1,7 +1,8 @@
-"""A model of K clients at once: the user's own module with its linear and convolution layers exchanged."""
+"""A model of K clients at once: the user's own module with its layers exchanged for folded ones."""
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,22 @@ from torch import Tensor, nn
 from ...flat import FlatSpec, frozen_parts
 from ...tasks import Task
 from .convolution import FoldedConv2d
+from .embedding import FoldedEmbedding
 from .layer import FoldedLayer, FoldedLinear
+from .norm import FoldedGroupNorm, FoldedLayerNorm, FoldedRMSNorm
+from .recurrent import FoldedGRU, FoldedLSTM
+
+KINDS: dict[type[nn.Module], type[FoldedLayer]] = {
+    nn.Linear: FoldedLinear,
+    nn.Conv2d: FoldedConv2d,
+    nn.Embedding: FoldedEmbedding,
+    nn.LayerNorm: FoldedLayerNorm,
+    nn.RMSNorm: FoldedRMSNorm,
+    nn.GroupNorm: FoldedGroupNorm,
+    nn.LSTM: FoldedLSTM,
+    nn.GRU: FoldedGRU,
+}
+"""What stands for a layer of exactly that class."""
 
 
 class FoldedModel:
@@ -17,9 +33,11 @@ class FoldedModel:
 
     Whatever has no parameters (activations, pooling, reshaping, a forward of one's own) acts on each example alone and
     need not know of clients; nor need frozen layers, which run once on all K B examples. Raises ValueError for a model
-    with trainable parameters or changing buffers outside of plain `nn.Linear` and `nn.Conv2d` layers, shared ones, or
-    layers frozen in part. That nothing else mixes examples cannot be seen: `choose` tries it out.
+    with trainable parameters or changing buffers outside of the plain layers of `KINDS`, shared ones, or layers frozen
+    in part. That nothing else mixes examples cannot be seen: `choose` tries it out.
     """
+
+    kinds: ClassVar[Mapping[type[nn.Module], type[FoldedLayer]]] = KINDS
 
     def __init__(
         self,
@@ -29,14 +47,14 @@ class FoldedModel:
     ) -> None:
         self.spec = FlatSpec.of(module)
         self._layers: list[FoldedLayer] = []
-        self._layout = layout
+        self._layout, self._tried = layout, False
         covered: set[str] = set()
         self.module = self._exchange(module.to(device), "", covered)
         left = [name for name in self.spec.names if name not in covered]
         left += sorted(covered.difference(self.spec.names))  # one parameter in two layers
         left += [name for name, p in self.module.named_parameters() if p.requires_grad]  # one layer in two places
         if left:
-            raise ValueError(f"{left[0]} is not of one plain linear or conv layer alone")
+            raise ValueError(f"{left[0]} is not of one layer alone, of a plain kind that folds")
         self.module.train()
 
     def load(self, w: Tensor) -> None:
@@ -64,18 +82,35 @@ class FoldedModel:
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [K, B, ...] for ``x [K, B, ...]``, of the first K clients attached."""
+        if not self._tried:
+            self._try(x[0, :1])
         if len(x) != self._clients:
             self._narrow(len(x))
-        for layer in self._layers:
-            layer.arm()
-        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self._run(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def step(self, task: Task, x: Tensor, y: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of K clients, learned from in the backward pass; outputs [K, B, C] and losses [K, B]."""
         outputs = self.forward(x)
-        losses = task.loss(outputs.flatten(0, 1), y.flatten())
+        losses = task.loss(outputs.flatten(0, 1), y.flatten(0, 1))
         (losses * share.flatten()).sum().backward()  # a gradient as argument would make torch import sympy: 1 s
         return outputs.detach(), losses.detach().view_as(share)
+
+    def _run(self, x: Tensor) -> Tensor:
+        for layer in self._layers:
+            layer.arm(len(x))
+        return self.module(x)
+
+    def _try(self, x: Tensor) -> None:
+        """Show copies of the example ``x [1, ...]`` to layers that need to know what depends on their number."""
+        self._tried = True
+        tried = [layer for layer in self._layers if layer.tried]
+        if tried:
+            self._narrow(1)
+            for copies in (2, 3):
+                with torch.no_grad():
+                    self._run(x.expand(copies, *x.shape[1:]))
+                for layer in tried:
+                    layer.was_tried()
 
     def _attach(self, w: Tensor) -> None:
         self._w = w
@@ -91,8 +126,10 @@ class FoldedModel:
         """``module`` with every plain layer below it replaced; adds their parameters to ``covered``."""
         if frozen_parts(module) == [module]:
             return module
-        folded = _folded(module, path, self._layout)
-        if folded is not None:
+        kind = self.kinds.get(type(module))
+        if kind is not None and kind.stands_for(module) and not any(_hooked(part) for part in module.modules()):
+            folded = kind(path, module)
+            folded.layout = self._layout
             self._layers.append(folded)
             covered.update(path + name for name, _ in module.named_parameters())
             return folded
@@ -101,16 +138,6 @@ class FoldedModel:
         if type(module) is nn.Sequential and not any(_hooked(part) for part in module.modules()):
             return _streamlined(module)
         return module
-
-
-def _folded(module: nn.Module, path: str, layout: torch.memory_format) -> FoldedLayer | None:
-    if _hooked(module):
-        return None
-    if type(module) is nn.Linear:
-        return FoldedLinear(path, module)
-    if type(module) is nn.Conv2d and FoldedConv2d.stands_for(module):
-        return FoldedConv2d(path, module, layout)
-    return None
 
 
 def _hooked(module: nn.Module) -> bool:

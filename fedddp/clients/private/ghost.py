@@ -13,6 +13,9 @@ kept from one backward pass until the norms are known ("book-keeping": Bu et al.
 Letters: K clients, B examples of each, T rows of an example, i inputs and o outputs of a layer.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -97,7 +100,12 @@ class CapturingConv2d(FoldedConv2d):
 
 
 class GhostExamples(FoldedModel):
-    """`ClippedSums` of a model that folds. Raises ValueError for any other (see `FoldedModel`)."""
+    """`ClippedSums` of a model of linear layers and convolutions. Raises ValueError for others (see `FoldedModel`)."""
+
+    kinds: ClassVar[Mapping[type[nn.Module], type[FoldedLayer]]] = {
+        nn.Linear: CapturingLinear,
+        nn.Conv2d: CapturingConv2d,
+    }
 
     def __init__(
         self,
@@ -146,14 +154,3 @@ class GhostExamples(FoldedModel):
             del layer.captured
             captured.append(Captured(a, dy, layer.bias is not None))
         return captured
-
-    def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
-        """Folded layers become those that capture."""
-        folded = super()._exchange(module, path, covered)
-        if isinstance(folded, FoldedLayer) and folded is not module:
-            kind = CapturingLinear(path, module) if isinstance(module, nn.Linear) else None
-            if isinstance(module, nn.Conv2d):
-                kind = CapturingConv2d(path, module, self._layout)
-            assert kind is not None
-            self._layers[-1] = folded = kind
-        return folded
