@@ -15,7 +15,7 @@ from .api import configured
 from .checkpoints.export import BEST, LAST, best_of, exported
 from .checkpoints.saved import Saved, candidates, changed, newest, of_round
 from .config import Config, UsageError, read_toml
-from .data import Dataset, Examples, Normalizer
+from .data import Dataset, Normalizer
 from .errors import OWN_CODE, first_line
 from .flat import FlatModule, FlatSpec
 from .models import ModelFactory
@@ -68,7 +68,7 @@ def normalizer(run: str | Path) -> Normalizer:
         UsageError: the folder has no model.
     """
     folder = user_path(run)
-    dataset = _blank(_found(folder, False, None)[2])
+    dataset = Dataset.blank(_found(folder, False, None)[2])
     dtype = torch.float64 if _table(folder).get("client", {}).get("precision") == "float64" else torch.float32
     return dataset.normalizer(dtype)
 
@@ -114,16 +114,9 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
     try:
         config = configured(kept, **({} if model is None else {"model": model}))
         config = config if keep_weights else _without_weights(config)
-        return task_of(config, _blank(inputs)).model(seed)
+        return task_of(config, Dataset.blank(inputs)).model(seed)
     except OWN_CODE as error:
         raise UsageError(f"{folder}: its model cannot be rebuilt ({first_line(error)}){_hint(model)}") from error
-
-
-def _blank(inputs: Inputs) -> Dataset:
-    """Return a dataset of one blank example, with the form, the classes and the normaliser of the run's dataset."""
-    x = torch.zeros(1, *inputs["shape"], dtype=getattr(torch, inputs["dtype"]))
-    one = Examples(x, torch.zeros(1, dtype=torch.long))
-    return Dataset(one, one, inputs["num_classes"], tuple(inputs["mean"]), tuple(inputs["std"]))
 
 
 def _without_weights(config: Config) -> Config:

@@ -208,7 +208,9 @@ def trained(folder, scores, *, every=1, done=0, end=True, keep=3):
     for t, score in enumerate(scores, done + 1):
         server = ServerState(torch.full((3,), float(t)), flat(3), {}, t)
         last = end and t == done + len(scores)
-        kept.after_round(server, ClientStore(), score and Score(*score, torch.eye(2)), last=last)
+        kept.after_round(
+            server, ClientStore(), score and Score({"accuracy": score[0]}, score[1], torch.eye(2)), last=last
+        )
     kept.wait()
     return kept
 

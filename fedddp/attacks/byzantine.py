@@ -25,6 +25,8 @@ class Attack:
         int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 0 = a clean run, watched")
     ] = 1
 
+    of_classes: ClassVar[bool] = False
+    """Whether examples get other classes as their targets."""
     omniscient: ClassVar[bool] = False
     """True if it needs the honest clients' updates."""
 
@@ -64,6 +66,8 @@ class NoAttack(Attack):
 @dataclass(frozen=True)
 class LabelFlip(Attack):
     """Labels are flipped, y -> C - 1 - y, on all examples of Byzantine clients (Fang, Cao, Jia, Gong 2020)."""
+
+    of_classes: ClassVar[bool] = True
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:
         return Examples(own.x, num_classes - 1 - own.y)
@@ -152,6 +156,8 @@ class Backdoor(Attack):
 
     ``attack_success``: fraction of marked test images of other classes that are classified as the target.
     """
+
+    of_classes: ClassVar[bool] = True
 
     target: Annotated[int, Field(ge=0, description="the class that the mark stands for")] = 0
     share: Annotated[

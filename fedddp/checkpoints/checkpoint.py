@@ -187,6 +187,7 @@ class Checkpoints:
             "round": server.round,
             "test_accuracy": score.accuracy if score else None,
             "test_loss": score.loss if score and math.isfinite(score.loss) else None,
+            "quality": score.quality if score and math.isfinite(score.quality) else None,
             "num_trainable": server.num_trainable,
             **self._of_run,
         }

@@ -1,9 +1,9 @@
 """Export the server's model for use elsewhere, under the names of its ``state_dict``.
 
 ``model.safetensors`` is the model after the last round, written when the run ends (an interrupted run has its newest
-checkpoint instead). ``model-best.safetensors`` is the one with the best test accuracy (without accuracies, the lowest
-test loss; of equals the later), written at the end and, if the best round has no checkpoint of its own, beside each
-checkpoint. The header of a file holds the round, the model's quality and a description of its inputs.
+checkpoint instead). ``model-best.safetensors`` is the one with the best `Score.quality`, such as the test accuracy (of
+equals the later), written at the end and, if the best round has no checkpoint of its own, beside each checkpoint. The
+header of a file holds the round, the model's quality and a description of its inputs.
 """
 
 import json
@@ -64,7 +64,7 @@ class Exports:
 
     def after_round(self, round: int, w: Tensor, score: Score | None) -> RatedModel | None:
         """The best model so far, including that of a finished round; ``w`` must not change afterwards."""
-        worth = quality(score.accuracy, score.loss) if score else -math.inf
+        worth = score.quality if score else -math.inf
         if worth > -math.inf and (self._best is None or worth >= self._best.quality):
             self._best = RatedModel(round, worth, self._folder / BEST, w)
         return self._best
@@ -80,7 +80,7 @@ class Exports:
         """Write the last and the best model."""
         if best and best.round != self._in_file:
             self._write_best(best)
-        self._write(LAST, round, w, quality(score.accuracy, score.loss) if score else -math.inf)
+        self._write(LAST, round, w, score.quality if score else -math.inf)
 
     def _write_best(self, best: RatedModel) -> None:
         w = load_file(best.path / "server.safetensors")["w"] if best.w is None else best.w
@@ -94,13 +94,6 @@ class Exports:
         ):
             write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
             sync(self._folder)
-
-
-def quality(accuracy: float | None, loss: float | None) -> float:
-    """A number that is larger for a better model: the accuracy or, without one, minus the loss; -inf if unknown."""
-    if accuracy is not None:
-        return accuracy
-    return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 def best_of(candidates: tuple[RatedModel, ...]) -> RatedModel | None:

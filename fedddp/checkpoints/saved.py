@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import first_line, reason
 from ..flat import FlatSpec
-from .export import BEST, LAST, RatedModel, exported, quality
+from .export import BEST, LAST, RatedModel, exported
 
 log = logging.getLogger("fedddp")
 
@@ -214,9 +214,12 @@ def _damage(folder: Path) -> str | None:
 
 
 def quality_of(folder: Path) -> float:
-    """The `quality` of the model in a checkpoint, -inf if unknown."""
+    """The `Score.quality` of the model in a checkpoint, -inf if unknown."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return float(quality(state["test_accuracy"], state.get("test_loss")))
+        accuracy, loss = state["test_accuracy"], state.get("test_loss")
+        older = accuracy if accuracy is not None else -math.inf if loss is None else -loss
+        worth = state.get("quality", older)
+        return -math.inf if worth is None else float(worth)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return -math.inf

@@ -48,8 +48,8 @@ def run(args: Namespace) -> None:
     if not text:
         raise UsageError("give a run folder and the classes to draw: fedddp generate RUN 0123456789")
     gan = trained(args.run, layer)
-    if gan.task.classifies:
-        raise UsageError(f"{args.run}: is the run of a classifier; generate needs one of task.name=conditional_gan")
+    if not gan.task.draws:
+        raise UsageError(f"{args.run}: is not the run of a GAN; generate needs one of task.name=conditional_gan")
     classes = _classes(text, gan.task.num_classes)
     images = drawn(gan.module, classes.repeat(args.rows), args.seed).unflatten(0, (args.rows, len(classes)))
     try:

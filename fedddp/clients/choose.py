@@ -65,7 +65,7 @@ def choose(
     small = SequentialTrainer(task, data, spec)
     if name == "sequential":
         return small, "sequential: as configured"
-    if not task.classifies:
+    if task.draws:
         return small, "sequential: this task draws noise of its own in every step"
     reasons = []
     for how, build in (AUTOCAST if spec.autocast else ORACLES).items():

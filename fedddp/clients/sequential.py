@@ -134,7 +134,7 @@ class SequentialTrainer(Trainer):
         correct: Correction | None,
         optimizer: Optimizer,
         compared: Comparison | None,
-    ) -> tuple[float, int]:
+    ) -> tuple[float, float]:
         """All local steps; the summed loss and number of right answers over what was seen."""
         flat, task, module = self._flat, self._task, self._flat.module
         trainable = flat.w[: flat.spec.num_trainable]
@@ -167,7 +167,7 @@ class SequentialTrainer(Trainer):
                 seen.append(labels[batch])
             total_loss.append(torch.cat(losses).sum())
             total_right.append(task.correct(torch.cat(outputs), torch.cat(seen)).sum())
-        return sum(map(float, total_loss)), sum(map(int, total_right))
+        return sum(map(float, total_loss)), sum(map(float, total_right))
 
     def _laid_out(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """``inputs`` as the model is fastest on them."""

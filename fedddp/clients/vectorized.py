@@ -186,9 +186,9 @@ class _Tally:
 
     def add(self, task: Task, outputs: Tensor, losses: Tensor, y: Tensor, mask: Tensor) -> None:
         """A step of the first clients: outputs [A, B, C], losses, y and mask [A, B]."""
-        right = task.correct(outputs.flatten(0, 1), y.flatten()).view_as(mask)
+        right = task.correct(outputs.flatten(0, 1), y.flatten(0, 1)).view_as(mask)
         self._loss[: len(mask)] += (losses * mask).sum(dim=1)
-        self._right[: len(mask)] += (right & mask).sum(dim=1)
+        self._right[: len(mask)] += (right * mask).sum(dim=1)
 
     def means(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and accuracy of each client, [K] float64."""

@@ -65,7 +65,7 @@ class Guard:
         *,
         secure: bool = False,
         ring: str = "int64",
-        classes: int = 100,
+        evaluated: int = 2 + 100**2,
         clients: int = 1,
         losses: bool = False,
         mean_of: int = 0,
@@ -76,7 +76,7 @@ class Guard:
         Args:
             secure: updates are masked. An "aggregate" is then of type ``ring`` and of no other, and the messages of the
                 secure protocol are allowed, of ``secret_bytes`` each at most.
-            classes: an evaluation's confusion matrix has their number squared of cells.
+            evaluated: how many sums an evaluation has.
             clients: a privacy budget has a count for each of them, and the evaluation of personal models two figures
                 for each of 1000 at most (none where updates are masked).
             losses: cohorts are chosen by the clients' losses, 8 bytes each.
@@ -98,7 +98,7 @@ class Guard:
                 AllowedMessage("broadcast", ("int64",), 8),
                 AllowedMessage("broadcast", ("uint8",), 1 << 14),
             ),
-            Purpose.EVALUATE: reduced("float64", limit=8 * (classes**2 + 2)),
+            Purpose.EVALUATE: reduced("float64", limit=8 * evaluated),
             Purpose.AGGREGATE: reduced(ring) if secure else _IN_THE_CLEAR,
             **dict.fromkeys((Purpose.TARGET_ACCURACY, Purpose.DONE, Purpose.CLOSE), reduced("float32", limit=4)),
             **dict.fromkeys((Purpose.PROGRESS, Purpose.GPU), (AllowedMessage("store", ("bytes",), 1 << 10),)),

@@ -3,6 +3,7 @@
 from typing import Literal, Self
 
 from ..attacks import Adversary
+from ..tasks.metrics import Target
 from ..types import Delivery
 from .schema import Config
 
@@ -57,6 +58,12 @@ class ResolvedConfig(Config):
     def needs_single_updates(self) -> bool:
         """Whether the aggregation rule or the attack reads each client's update, not only their sum."""
         return not self.aggregation.rule.streams or self.attack.omniscient
+
+    @property
+    def target(self) -> Target | None:
+        """The metric at which the run stops."""
+        accuracy, general = self.evaluate.target_accuracy, self.evaluate.target
+        return Target.parse(general) if general else None if accuracy is None else Target("accuracy", accuracy)
 
     @property
     def delivery(self) -> Delivery:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..aggregation import AGGREGATION_RULES, Rule
 from ..aggregation.compression import COMPRESSIONS, Compression, NoCompression
@@ -17,7 +17,8 @@ from ..optim import CONSTANT, SGD, ClientOptimizer, Schedule
 from ..registry.choice import RULES, Choice, Off, UserPath
 from ..sampling import SAMPLERS, Participation, Uniform
 from ..tasks import TASKS, Classification, TaskFactory
-from ..tasks.losses import LOSSES, CrossEntropy, Loss
+from ..tasks.losses import LOSSES, Loss, Natural
+from ..tasks.metrics import Target
 
 
 class Section(BaseModel):
@@ -157,6 +158,11 @@ class AggregationSection(Section):
     ] = NoCompression()
 
 
+def checked_target(text: str | None) -> str | None:
+    """Return ``text`` if it is off or can be read. Raises ValueError."""
+    return text if text is None or Target.parse(text) else None
+
+
 class EvaluateSection(Section):
     """When and where the model is evaluated."""
 
@@ -166,6 +172,10 @@ class EvaluateSection(Section):
     )
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="stop when reached (default: off)"
+    )
+    target: Annotated[str | None, Off, AfterValidator(checked_target)] = Field(
+        default=None,
+        description="stop when a metric is reached, such as 'auroc>=0.95' or 'perplexity<=9' (default: off)",
     )
     clients_mean: bool = Field(
         default=False,
@@ -321,9 +331,9 @@ class Config(Section):
     task: Annotated[
         TaskFactory, Choice(TASKS, {"name": "classification"}), Field(description="what is learned and measured")
     ] = Classification()
-    loss: Annotated[Loss, Choice(LOSSES, {"name": "cross_entropy"}), Field(description="the loss of a classifier")] = (
-        CrossEntropy()
-    )
+    loss: Annotated[
+        Loss, Choice(LOSSES, {"name": "auto"}), Field(description="the loss of an example; auto = as fits the task")
+    ] = Natural()
     client: ClientSection = ClientSection()
     cohort: CohortSection = CohortSection()
     algorithm: Annotated[

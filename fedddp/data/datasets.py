@@ -1,4 +1,4 @@
-"""Load datasets as tensors: images as uint8 until they are used, labels as int64.
+"""Load datasets as tensors: images as uint8 until they are used, classes as int64.
 
 `mnist-mini` is embedded in the package; MNIST, Fashion-MNIST, EMNIST and CIFAR-10 come through torchvision, in its
 folder layout. A user's own class is named by import path and follows torchvision's convention.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -26,9 +27,10 @@ from ..registry.choice import import_class
 from ..registry.spelling import suggestion
 from ..registry.torchvision_operators import torchvision_class
 from ..rng import numpy_generator
-from .inputs import Normalizer, as_inputs, check_inputs, moments
-from .labels import numbered, numbers
+from .inputs import Normalizer, Shape, as_inputs, check_inputs, moments
+from .labels import numbers
 from .reading import Source, check_call, constructed, read
+from .targets import TARGETS
 
 ARGUMENTS = ConfigDict(allow_inf_nan=False)
 
@@ -45,9 +47,10 @@ EMNIST_CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "m
 
 @dataclass(frozen=True)
 class Examples:
-    """``x [n, C, H, W]`` (uint8, or floating point as it is to be used), ``y [n]`` int64, and who made each, if known.
+    """Inputs ``x [n, ...]``, targets ``y [n, ...]``, and who made each example, if known.
 
-    ``owner [n]`` are any whole numbers, as many different ones as there are owners.
+    Inputs are pixels (uint8), measurements (floating point, taken as they are) or token ids (int64); what targets are
+    says `Dataset.targets`. ``owner [n]`` are any whole numbers, as many different ones as there are owners.
     """
 
     x: Tensor
@@ -63,13 +66,27 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test examples; ``mean`` and ``std`` a channel, of pixels scaled to [0, 1]."""
+    """Training and test examples.
+
+    Attributes:
+        num_classes: number of classes C, of labels L, or of real numbers d of a target.
+        mean, std: of each channel, of pixels scaled to [0, 1].
+        targets: what a target is, a key of `TARGETS`: "class", "real", "labels" or "positions".
+        vocabulary: number of token ids (padding, 0, included), of inputs int64; None: the largest id there is, plus 1.
+        target_mean, target_std: of each real number, over the training set; computed where they are not given.
+        decode: from token ids to text, where tokens are of text.
+    """
 
     train: Examples
     test: Examples
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    targets: str = "class"
+    vocabulary: int | None = None
+    target_mean: tuple[float, ...] | None = None
+    target_std: tuple[float, ...] | None = None
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for part, examples in (("training", self.train), ("test", self.test)):
@@ -87,39 +104,79 @@ class Dataset:
                     f"the {part} set has {len(examples.y)} examples and {len(examples.owner)} client_ids",
                     code="dataset-lengths",
                 )
-            y = examples.y
-            if y.dtype != torch.int64 or y.dim() != 1 or not 0 <= int(y.min()) <= int(y.max()) < self.num_classes:
+            y, kind = examples.y, TARGETS[self.targets]
+            if not kind.fits(y, self.num_classes):
+                span = f", {y.min():g} to {y.max():g}" if y.numel() else ""
                 raise UsageError(
-                    f"the {part} labels are {y.dtype} {list(y.shape)}, {y.min():g} to {y.max():g}; expected int64 "
-                    f"[n] from 0 to {self.num_classes - 1}: Dataset.of converts what can be converted",
+                    f"the {part} labels are {y.dtype} {list(y.shape)}{span}; expected {kind.words} with num_classes="
+                    f"{self.num_classes}: Dataset.of converts what can be converted",
                     code="labels-type",
                 )
         if self.num_classes > MOST_CLASSES:  # a score each, for every example of a batch
             raise UsageError(f"num_classes={self.num_classes:,}: {MOST_CLASSES:,} are the most", code="num-classes")
         check_inputs(self.train.x, self.test.x)
+        if self.targets == "real" and self.target_mean is None:
+            mean, std = self.train.y.double().mean(0), self.train.y.double().std(0, correction=0)
+            object.__setattr__(self, "target_mean", tuple(mean.tolist()))
+            object.__setattr__(self, "target_std", tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    def form(self) -> dict[str, Any]:
+        """Everything but the examples, as JSON has it; see `blank`."""
+        x = self.train.x
+        kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "vocabulary": self.num_tokens}
+        fields = ("num_classes", "mean", "std", "targets", "target_mean", "target_std")
+        return kind | {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in fields}
+
+    @classmethod
+    def blank(cls, form: Mapping[str, Any]) -> Dataset:
+        """A dataset of one blank example that is otherwise of ``form``; entries that earlier versions lack are open."""
+        known, shape = dict(form), form["shape"]
+        x = torch.zeros(1, *known.pop("shape"), dtype=getattr(torch, known.pop("dtype")))
+        known |= {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
+        known["vocabulary"] = known.get("vocabulary") or None
+        y = TARGETS[known.get("targets", "class")].blank(known["num_classes"], shape)
+        one = Examples(x, y)
+        return cls(one, one, **known)
+
+    @property
+    def num_tokens(self) -> int:
+        """The size of the vocabulary; 0 for inputs that are no tokens."""
+        if self.train.x.is_floating_point() or self.train.x.dtype in (torch.uint8, torch.bool):
+            return 0
+        return self.vocabulary or 1 + max(int(self.train.x.max()), int(self.test.x.max()))
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of one input, with what a model has to know of it besides."""
+        return Shape(self.train.x.shape[1:], self.num_tokens, self.targets == "positions")
+
+    @property
+    def classes(self) -> NDArray[np.int64] | None:
+        """The class of each training example, [n]; None where targets are no classes."""
+        return self.train.y.numpy() if self.targets == "class" else None
 
     def normalizer(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Normalizer:
         """Return the function from inputs as this dataset holds them to inputs of a model of ``dtype``."""
         return Normalizer(self.mean, self.std, dtype, device)
 
     @classmethod
-    def of(cls, train: Any, test: Any, num_classes: int | None = None) -> Dataset:
+    def of(cls, train: Any, test: Any, num_classes: int | None = None, targets: str = "class") -> Dataset:
         """Make a dataset of (x, y) pairs of arrays, of objects that yield (x, y) or have ``data`` and ``targets``,
         or of two `Examples`.
 
         Pixels (uint8) are normalised by the training set's own mean and standard deviation. Floating-point inputs are
         taken as they are, whole numbers and bools stay what they are. Labels are numbered 0 to C - 1, see `numbered`;
-        ``num_classes`` says C where not every class has an example.
+        ``num_classes`` says C where not every class has an example. ``targets``: what a target is, see `TARGETS`.
 
         Raises:
             ValueError: One line, for inputs or labels that are none.
         """
         with named("dataset"):
-            train, test, count = _examples(train, test, num_classes)
-            return cls(train, test, count, *moments(train.x))
+            train, test, count = _examples(train, test, targets, num_classes)
+            return cls(train, test, count, *moments(train.x), targets)
 
 
-def mnist_mini(root: Path, download: bool) -> Dataset:
+def mnist_mini(root: Path, download: bool, targets: str = "class") -> Dataset:
     """10,000 training and 2,000 test digits of the real MNIST, 1,000 and 200 per class, embedded in the package."""
     with resources.files("fedddp.data").joinpath("mnist_mini.npz").open("rb") as file, np.load(file) as arrays:
         parts = {k: torch.from_numpy(arrays[k]) for k in ("train_x", "train_y", "test_x", "test_y")}
@@ -135,6 +192,7 @@ def mnist_mini(root: Path, download: bool) -> Dataset:
 def synthetic(
     root: Path,
     download: bool,
+    targets: str = "class",
     *,
     num_train: Count = 2000,
     num_test: Count = 500,
@@ -174,34 +232,36 @@ class TorchvisionImages:
     num_classes: int | None = 10
     transposed: bool = False  # EMNIST stores its images column by column
 
-    def __call__(self, root: Path, download: bool, **args: Any) -> Dataset:
+    def __call__(self, root: Path, download: bool, targets: str = "class", **args: Any) -> Dataset:
         if not root.is_dir() and not (download and root == Path(DEFAULT_ROOT)):  # said before seconds of import
             how = "make the folder for a download" if download else "set data.download=true"
             raise UsageError(
                 f"data.root={str(root)!r} does not exist; point it at the data, or {how}", code="dataset-missing"
             )
         both = constructed(torchvision_class(self.class_name), root, download, args)
-        train, test, count = _examples(*both, self.num_classes)
+        train, test, count = _examples(*both, "class", self.num_classes)
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
         return Dataset(train, test, count, self.mean, self.std)
 
 
-def emnist(root: Path, download: bool, *, split: str = "balanced") -> Dataset:
+def emnist(root: Path, download: bool, targets: str = "class", *, split: str = "balanced") -> Dataset:
     """EMNIST (Cohen et al. 2017): ``split`` is balanced, byclass, bymerge, letters, digits or mnist."""
     count = EMNIST_CLASSES.get(split)
-    return TorchvisionImages("EMNIST", (0.1736,), (0.3317,), count, transposed=True)(root, download, split=split)
+    return TorchvisionImages("EMNIST", (0.1736,), (0.3317,), count, transposed=True)(
+        root, download, targets, split=split
+    )
 
 
-def from_class(cls: Callable[..., Any], root: Path, download: bool, **args: Any) -> Dataset:
+def from_class(cls: Callable[..., Any], root: Path, download: bool, targets: str = "class", **args: Any) -> Dataset:
     """A user's class, called as torchvision's are: ``cls(root=..., train=..., download=..., **args)``.
 
     It yields (input, label) pairs or has ``data`` and ``targets``, and is read once, at start; see `Dataset.of`. With
     ``client_ids``, one number an example, it also says who owns what (``data.partition.name=natural``).
     """
     both = constructed(cls, root, download, args)
-    train, test, count = _examples(*both)
-    return Dataset(train, test, count, *moments(train.x))
+    train, test, count = _examples(*both, targets)
+    return Dataset(train, test, count, *moments(train.x), targets)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -214,8 +274,11 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Dataset:
-    """The dataset that ``data.name`` names, from `DATASETS` or by import path. Raises ValueError naming the key."""
+def load(name: str, root: Path, download: bool, args: Mapping[str, Any], targets: str = "class") -> Dataset:
+    """The dataset that ``data.name`` names, from `DATASETS` or by import path. Raises ValueError naming the key.
+
+    ``targets``: the kind that its targets are read as; a dataset whose targets are of one kind anyway ignores it.
+    """
     if ":" not in name and name not in DATASETS:
         known = ", ".join(DATASETS)
         raise UsageError(
@@ -226,13 +289,13 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any]) -> Data
         if ":" in name:
             cls = import_class(name)
             check_call(cls, args)
-            return from_class(cls, root, download, **args)
+            return from_class(cls, root, download, targets, **args)
         loader = DATASETS[name]
         try:
-            inspect.signature(loader).bind(root, download, **args)
+            inspect.signature(loader).bind(root, download, targets, **args)
         except TypeError as error:
             raise UsageError(f"data.args={dict(args)!r} does not fit ({error})", code="dataset-arguments") from None
-        return loader(root, download, **_checked(loader, args))
+        return loader(root, download, targets, **_checked(loader, args))
 
 
 def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,7 +313,7 @@ def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, A
     return checked
 
 
-def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Examples, Examples, int]:
+def _examples(train: Any, test: Any, targets: str, num_classes: int | None = None) -> tuple[Examples, Examples, int]:
     """Both sets and the number of classes. What a user has to know about the labels is said once, by rank 0."""
     first, second = (_source(data, part) for data, part in ((train, "training"), (test, "test")))
     if second.num_classes not in (None, first.num_classes):
@@ -260,7 +323,7 @@ def _examples(train: Any, test: Any, num_classes: int | None = None) -> tuple[Ex
     count = first.num_classes if num_classes is None else num_classes
     if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
         raise UsageError(f"num_classes is {count!r}; expected a whole number from 1", code="num-classes")
-    labels = numbered(first.y, second.y, None if count is None else int(count))
+    labels = TARGETS[targets].read(first.y, second.y, None if count is None else int(count))
     if Place.from_env().rank == 0:
         for remark in labels.remarks:
             log.warning("%s", remark)

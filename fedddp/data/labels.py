@@ -95,7 +95,7 @@ def numbers(values: Any, what: str) -> Tensor:
 
     ``what`` they are, for the ValueError's line where they are anything else.
     """
-    column = _column(_array(values, what), what)
+    column = _column(array_of(values, what), what)
     whole = np.unique(column, return_inverse=True)[1] if column.dtype.kind == "U" else _whole(column, what)
     return torch.from_numpy(whole.astype(np.int64))
 
@@ -109,7 +109,7 @@ def listed(values: Iterable[Any], most: int = 6) -> str:
 def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
     """Labels [n], int64 or text, and how many columns they had if they were one-hot, else 0."""
     what = f"{part} labels"
-    array = _array(values, what)
+    array = array_of(values, what)
     if not len(array):
         raise UsageError(f"the {part} set has no examples", code="dataset-empty")
     if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf":
@@ -123,7 +123,7 @@ def _one_each(values: Any, part: str) -> tuple[NDArray[Any], int]:
     return (column if column.dtype.kind == "U" else _whole(column, what)), 0
 
 
-def _array(values: Any, what: str) -> NDArray[Any]:
+def array_of(values: Any, what: str) -> NDArray[Any]:
     """Values of any kind as an array [n, ...] of numbers or text. A list that mixes the two would become text."""
     if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
         raise UsageError(

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -30,11 +30,14 @@ from ..errors import named
 from ..registry.choice import read_file
 from .datasets import Dataset, Examples
 from .partition import Excerpt, Ints, Partition
+from .targets import TARGETS
 
 PUBLIC = "public"
 MANIFEST = f"{PUBLIC}/manifest.json"
 TEST = f"{PUBLIC}/test.safetensors"
 FORMAT = 1
+ADDED = ("targets", "vocabulary", "target_mean", "target_std")
+"""Entries that manifests of earlier versions do not have."""
 
 
 def train_file(client: int) -> str:
@@ -64,6 +67,10 @@ class Public:
     sizes: Annotated[tuple[Annotated[int, Field(ge=0, le=2**40)], ...], Field(min_length=1)]
     sha256: dict[str, str]
     format: int = FORMAT
+    targets: Literal["class", "real", "labels", "positions"] = "class"
+    vocabulary: int | None = None
+    target_mean: tuple[float, ...] | None = None
+    target_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
@@ -95,7 +102,7 @@ class Divided(Partition):
         """False: whether two parties' folders hold the same example cannot be known."""
         return False
 
-    def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
+    def excerpt(self, labels: Ints | None, num_classes: int, most: int = 60) -> Excerpt:
         """The sizes alone, ``counts [k, 1]``: which labels the others own stays with them."""
         clients = self._spread(most)
         return Excerpt(clients, self.sizes[clients, None], self.num_clients, by_label=False)
@@ -108,7 +115,7 @@ class Divided(Partition):
 class Parts:
     """Data divided by ``fedddp split``. Every method raises ValueError with the remedy, in one line."""
 
-    def __call__(self, root: Path, download: bool) -> Dataset:
+    def __call__(self, root: Path, download: bool, targets: str = "class") -> Dataset:
         """Everybody's examples, where all the folders are."""
         return self.divided(root, 0, 1)[0]
 
@@ -119,7 +126,9 @@ class Parts:
             table = json.loads(_read(root, MANIFEST))
             if table.get("format") != FORMAT:
                 raise ValueError(f"its format is {table.get('format')!r}, this version reads {FORMAT}")
-            known: dict[str, Any] = {f.name: table[f.name] for f in fields(Public)}
+            known: dict[str, Any] = {
+                f.name: table[f.name] for f in fields(Public) if f.name in table or f.name not in ADDED
+            }
             public = TypeAdapter(Public).validate_json(json.dumps(known))
             if len(public.sha256) != public.num_clients + 1:
                 raise ValueError(f"has {len(public.sha256)} sums for {public.num_clients} clients and the test set")
@@ -153,7 +162,8 @@ class Parts:
         starts[own] = np.cumsum(sizes[own]) - sizes[own]
         test = _examples(root, TEST, public)
         with named(f"data.root={str(root)!r}"):
-            dataset = Dataset(train, test, public.num_classes, public.mean, public.std)
+            added = {name: getattr(public, name) for name in ADDED}
+            dataset = Dataset(train, test, public.num_classes, public.mean, public.std, **added)
         return dataset, Divided(np.arange(len(train)), starts, sizes, public)
 
 
@@ -186,6 +196,7 @@ def write(
         seed=seed,
         sizes=tuple(partition.sizes.tolist()),
         sha256=sums,
+        **{name: getattr(dataset, name) for name in ADDED},
     )
     (root / MANIFEST).write_text(json.dumps(asdict(public), indent=1) + "\n", encoding="utf-8")
     return public
@@ -208,15 +219,17 @@ def _examples(root: Path, name: str, public: Public, size: int | None = None) ->
         x, y = tensors["x"], tensors["y"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path}: does not hold x and y as safetensors ({error})") from None
-    fits = x.dim() > 0 and y.dim() == 1 and y.dtype == torch.int64
-    fits = fits and tuple(x.shape[1:]) == public.shape and _name(x) == public.dtype
+    fits = x.dim() > 0 and y.dim() > 0 and tuple(x.shape[1:]) == public.shape and _name(x) == public.dtype
     if not fits or len(x) != len(y) or (size is not None and len(y) != size):
         raise ValueError(
             f"{path}: x is {_name(x)} {list(x.shape)}, y is {_name(y)} {list(y.shape)}; the manifest says "
-            f"{len(y) if size is None else size} examples of {public.dtype} {list(public.shape)} and int64 labels"
+            f"{len(y) if size is None else size} examples of {public.dtype} {list(public.shape)}"
         )
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < public.num_classes:
-        raise ValueError(f"{path}: has labels outside 0 to {public.num_classes - 1}")
+    kind = TARGETS[public.targets]
+    if len(y) and not kind.fits(y, public.num_classes):
+        raise ValueError(
+            f"{path}: y is {_name(y)} {list(y.shape)}; expected {kind.words}, {public.num_classes} of them"
+        )
     return Examples(x, y)
 
 

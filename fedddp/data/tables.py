@@ -31,6 +31,7 @@ MOST_VALUES = 1000
 def table(
     root: Path,
     download: bool,
+    targets: str = "class",
     *,
     file: str,
     target: str,
@@ -50,6 +51,7 @@ def table(
     Args:
         root: the folder of the files.
         download: not used.
+        targets: what the target column holds: a class, or a real number.
         file: the file; its first line names the columns of a CSV file.
         target: the column to predict.
         owner: the column that says to whom a row belongs.
@@ -87,7 +89,7 @@ def table(
         for part in (~chosen, chosen)
     ]
     del x
-    return Dataset.of(parts[0], parts[1])
+    return Dataset.of(parts[0], parts[1], targets=targets)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..data import ClientData
 from ..rng import numpy_generator
 from ..sampling import blocks, home_rank
 from ..tasks import Task
+from ..tasks.metrics import LOWER
 from ..types import ServerState
 from .server import BATCH, Evaluator, Score, scoring_model
 
@@ -26,9 +27,13 @@ PARAMETERS_AT_ONCE = 2**24  # of models side by side: 64 MB
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution of ``accuracy`` [c] over clients, each of which counts the same."""
+    """The distribution of ``accuracy`` [c] over clients, each of which counts the same.
+
+    ``lower``: whether less is better of what a task measures in its place.
+    """
 
     accuracy: Tensor
+    lower: bool = False
 
     @property
     def mean(self) -> float:
@@ -41,23 +46,27 @@ class Spread:
     @property
     def worst10(self) -> float:
         """The mean over the worst tenth of the clients, rounded up."""
-        return float(self.accuracy.sort().values[: -(-len(self.accuracy) // 10)].mean())
+        return float(self.accuracy.sort(descending=self.lower).values[: -(-len(self.accuracy) // 10)].mean())
 
 
 @dataclass(frozen=True)
 class ClientScores:
-    """Accuracies of the own models of the clients ``ids``, and of the global model, on their held-out examples."""
+    """Accuracies of the own models of the clients ``ids``, and of the global model, on their held-out examples.
+
+    ``measured``: what is measured, see `Task.measured`.
+    """
 
     ids: tuple[int, ...]
     personal: Spread
     global_model: Spread
+    measured: str = "accuracy"
 
     def metrics(self) -> dict[str, float | int]:
         """The entries of ``metrics.jsonl``."""
         figures: dict[str, float | int] = {"personal_clients": len(self.ids)}
         for name, spread in (("personal", self.personal), ("global_on_clients", self.global_model)):
             for figure in ("mean", "std", "worst10"):
-                figures[f"{name}_accuracy_{figure}"] = getattr(spread, figure)
+                figures[f"{name}_{self.measured}_{figure}"] = getattr(spread, figure)
         return figures
 
 
@@ -89,7 +98,9 @@ class ClientEvaluator:
             own = self._algorithm.personal_params(server, store.latest(ids, new))
             slots[0, columns] = slots[1, columns] if own is server.w else self._accuracies(own, ids)
         self._comm.all_reduce(slots, Purpose.EVALUATE_CLIENTS)
-        return ClientScores(tuple(self._ids), Spread(slots[0]), Spread(slots[1]))
+        measured = self._task.measured
+        own, common = (Spread(row, measured in LOWER) for row in slots)
+        return ClientScores(tuple(self._ids), own, common, measured)
 
     def _scored(self) -> list[int]:
         """The clients with held-out examples, or a sample of them."""
@@ -113,13 +124,13 @@ class ClientEvaluator:
             outputs = lambda module, x: self._task.outputs(module, x, y[: len(x)])  # noqa: E731
             self._model = scoring_model(build, self._comm.device, normalize(x[:2]), outputs)
         self._model.load(w)
-        right = 0
+        right = 0.0
         for first in range(0, len(y), BATCH):
             interrupt.check()
             labels = y[first : first + BATCH]
             with torch.no_grad():
                 outputs = self._task.outputs(self._model.module, normalize(x[first : first + BATCH]), labels)
-            right += int(self._task.correct(outputs, labels).sum())
+            right += float(self._task.correct(outputs, labels).sum())
         return right / len(y)
 
 

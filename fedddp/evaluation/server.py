@@ -13,10 +13,11 @@ from ..data import Examples, Normalizer
 from ..flat import FlatModule, training_in
 from ..rng import global_seed
 from ..tasks import Task
+from ..tasks.metrics import LOWER, MOST_LABELS, Target, metrics_of, of_batch
 
-MOST_LABELS = 100
-"""Above this number of classes there is no confusion matrix and no accuracy per class: too large to read."""
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
+MOST_OUTPUTS = 2**24
+"""Numbers of outputs at once, 64 MB: a language model gives as many as its vocabulary at each position."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,35 @@ class Score:
     """How good a model is.
 
     Attributes:
-        accuracy: None without classes, or if no example was scored.
+        metrics: the task's metrics by name, the primary one first; None where the examples do not determine one.
         loss: mean over the examples.
         confusion: counts by true label and prediction, [C, C]; empty without classes, or with more than `MOST_LABELS`.
         mistakes: up to 16 test examples with the largest loss among the misclassified.
-        also: further metrics by name.
+        also: metrics of further evaluations by name.
         pictures: what the model draws, see `Task.pictures`.
+        texts: what the model writes, see `Task.texts`.
     """
 
-    accuracy: float | None
+    metrics: Mapping[str, float | None]
     loss: float
     confusion: Tensor
     mistakes: tuple[Mistake, ...] = ()
-    also: Mapping[str, float] = field(default_factory=dict)
+    also: Mapping[str, float | None] = field(default_factory=dict)
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float | None:
+        """None where the task has none, or if no example was scored."""
+        return self.metrics.get("accuracy")
+
+    @property
+    def quality(self) -> float:
+        """A number that is larger for a better model: the primary metric, negated where less is better, or, without
+        one, minus the loss; -inf if unknown."""
+        name, value = next(iter(self.metrics.items()), ("loss", self.loss))
+        name, value = ("loss", self.loss) if value is None else (name, value)
+        return -math.inf if not math.isfinite(value) else -value if name in LOWER else value
 
     @property
     def per_class(self) -> Tensor:
@@ -76,31 +92,26 @@ class Scorer:
     def measure(self, w: Tensor) -> tuple[Tensor, tuple[Mistake, ...]]:
         """The counts of ``w [D]``, to be summed over ranks, and this rank's mistakes.
 
-        Counts, float64: the C x C cells of the confusion matrix (or, of more than `MOST_LABELS` classes, the number of
-        correct examples alone; or nothing, without classes), then the sum of the losses, then the number of examples.
+        Counts, float64: the sums of the task's metrics, the sum of the losses, the number of examples.
         """
         self._model.load(w)
         task, own_y = self._task, self._own.y
         predicted, losses = [own_y[:0]], [torch.zeros(0, device=own_y.device)]
+        sums = torch.zeros(sum(part.size for part in task.sums), dtype=torch.float64)
+        numbers = math.prod(task.output_shape(own_y[:1])) if len(own_y) else 1
+        at_once = max(1, min(BATCH, MOST_OUTPUTS // max(1, numbers)))
         with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
-            for start in range(0, len(own_y), BATCH):
+            for start in range(0, len(own_y), at_once):
                 interrupt.check()
-                x, y = self._own.x[start : start + BATCH], own_y[start : start + BATCH]
+                x, y = self._own.x[start : start + at_once], own_y[start : start + at_once]
                 output = task.outputs(self._model.module, self._normalize(x), y)
                 losses.append(task.loss(output, y))
-                predicted.append(output.argmax(dim=-1))
+                sums += of_batch(task.sums, output, y)
+                if task.classifies:
+                    predicted.append(output.argmax(dim=-1))
         loss = torch.cat(losses).double().cpu()
-        sums = torch.stack([loss.sum(), torch.tensor(len(loss)).double()])
-        if not task.classifies:
-            return sums, ()
-        guesses = torch.cat(predicted).cpu()
-        return torch.cat([self._counted(guesses), sums]), self._mistakes(guesses, loss)
-
-    def _counted(self, predicted: Tensor) -> Tensor:
-        y, num_classes = self._own.y.cpu(), self._task.num_classes
-        if num_classes > MOST_LABELS:
-            return (predicted == y).sum().double().view(1)
-        return (y * num_classes + predicted).bincount(minlength=num_classes**2).double()
+        counts = torch.cat([sums, torch.stack([loss.sum(), torch.tensor(len(loss)).double()])])
+        return counts, self._mistakes(torch.cat(predicted).cpu(), loss) if task.classifies else ()
 
     def _mistakes(self, predicted: Tensor, losses: Tensor) -> tuple[Mistake, ...]:
         y = self._own.y.cpu()
@@ -112,13 +123,14 @@ class Scorer:
         """The score that ``counts`` give. ``draws``: whether a model that draws pictures does."""
         task, (loss, seen) = self._task, counts[-2:].tolist()
         loss = loss / seen if seen else math.nan
-        if not task.classifies:
-            pictures = task.pictures(self._model.module) if draws else {}
-            return Score(None, loss, torch.zeros(0, 0, dtype=torch.float64), pictures=pictures)
-        sides = task.num_classes if task.num_classes <= MOST_LABELS else 0
+        found = metrics_of(task.sums, counts[:-2])
+        metrics = {name: found[name] for name in task.metrics}
+        sides = task.num_classes if task.classifies and task.num_classes <= MOST_LABELS else 0
         confusion = counts[: sides**2].view(sides, sides)
-        correct = float(confusion.diagonal().sum()) if sides else counts[0].item()
-        return Score(correct / seen if seen else None, loss, confusion, mistakes)
+        if not draws:
+            return Score(metrics, loss, confusion, mistakes)
+        module = self._model.module
+        return Score(metrics, loss, confusion, mistakes, pictures=task.pictures(module), texts=task.texts(module))
 
 
 class Evaluator:
@@ -131,7 +143,7 @@ class Evaluator:
             while the others continue with the next round, in which rank 0 gets fewer clients where these can be trained
             elsewhere. "own": each rank has a test set of its own, and the counts are summed.
         every: rounds between evaluations; 0 = only after the last.
-        target_accuracy: accuracy at which the run stops.
+        target: metric at which the run stops.
         seed: seed of the model's shape and of what is drawn at random.
         probes: further sets by name, whose accuracies are added to the score.
 
@@ -148,11 +160,11 @@ class Evaluator:
         *,
         where: str = "sharded",
         every: int = 1,
-        target_accuracy: float | None = None,
+        target: Target | None = None,
         seed: int = 0,
         probes: Mapping[str, Examples] | None = None,
     ) -> None:
-        self._comm, self._where, self._every, self._target = comm, where, every, target_accuracy
+        self._comm, self._where, self._every, self._target = comm, where, every, target
         self._members: tuple[int, ...] = ()
         sets = {"": test, **(probes or {})}
         takes_part = where != "rank0" or comm.rank == 0
@@ -166,11 +178,11 @@ class Evaluator:
         return last or (self._every > 0 and round % self._every == 0)
 
     def reached(self, score: Score | None) -> bool:
-        """Whether the target accuracy is reached; the same answer on every rank."""
+        """Whether the target is reached; the same answer on every rank."""
         if self._target is None:
             return False
-        accuracy = (score.accuracy if score else None) or 0.0
-        return self._comm.any(accuracy >= self._target, Purpose.TARGET_ACCURACY)
+        known = {**score.metrics, "loss": score.loss} if score else {}
+        return self._comm.any(self._target.met(known.get(self._target.metric)), Purpose.TARGET_ACCURACY)
 
     def score(self, w: Tensor, others: Mapping[str, Tensor] | None = None) -> Score | None:
         """The score of ``w [D]``; None on ranks that do not know it (with "rank0", all but rank 0).

@@ -21,7 +21,7 @@ from ..comm.guard import Guard
 from ..comm.world import rank_path
 from ..config import ResolvedConfig, flatten, to_dict, to_toml
 from ..evaluation.clients import ClientEvaluator, ClientsMean, Evaluation
-from ..evaluation.server import MOST_LABELS, Evaluator
+from ..evaluation.server import Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
 from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
@@ -171,9 +171,9 @@ def _evaluation(p: Prepared, algorithm: Algorithm, comm: Comm) -> Evaluation:
         comm,
         where=keys.where,
         every=keys.every,
-        target_accuracy=keys.target_accuracy,
+        target=p.config.target,
         seed=seed,
-        probes=p.config.attack.probes(p.test, p.task.num_classes),
+        probes=p.config.attack.probes(p.test, p.inputs["num_classes"]),
     )
     clients = ClientEvaluator(p.task, p.held, algorithm, comm, every=keys.personal_every, seed=seed)
     mean = ClientsMean(_mean_weights(p.config, p.data.sizes), comm) if keys.clients_mean else None
@@ -190,9 +190,7 @@ def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None
 
 def _inputs(p: Prepared) -> dict[str, Any]:
     """Return the description of the model's inputs that building it again and normalising new inputs need."""
-    x, normalize = p.test.x, p.data.normalize
-    kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "num_classes": p.task.num_classes}
-    return {**kind, "mean": list(normalize.mean), "std": list(normalize.std)}
+    return p.inputs
 
 
 def _guard(p: Prepared) -> Guard | None:
@@ -202,7 +200,7 @@ def _guard(p: Prepared) -> Guard | None:
     return Guard.of(
         secure=masks.enabled,
         ring=f"int{masks.bits}",
-        classes=min(p.task.num_classes, MOST_LABELS),
+        evaluated=2 + sum(part.size for part in p.task.sums),
         clients=p.data.num_clients,
         losses=p.config.cohort.sampler.asks_losses,
         mean_of=p.spec.dim if p.config.evaluate.clients_mean else 0,
@@ -263,8 +261,8 @@ def _schedule(p: Prepared, *, bound: bool, least: int) -> Schedule:
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
     """Return from rank 0: the rounds done, whether the target was reached, and whether anything was learned."""
-    target, saved = p.config.evaluate.target_accuracy, p.saved
-    finished = target is not None and saved is not None and (saved.test_accuracy or 0.0) >= target
+    target, saved, last = p.config.target, p.saved, telemetry.history[-1:]
+    finished = any(target is not None and target.met(m.get(target.key)) for m in last)
     learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not reported
     header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), Purpose.RESUME).tolist()
     return int(header[0]), bool(header[1]), bool(header[2])
@@ -293,7 +291,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     side = SideWork()
     shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
     files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side, timed=timed), *sinks]
-    return Telemetry(files, history, p.config.evaluate.target_accuracy, timed=timed)
+    return Telemetry(files, history, p.config.target, timed=timed)
 
 
 def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork, *, timed: bool) -> list[Sink]:
@@ -303,6 +301,7 @@ def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork, *, t
     with side("TensorBoard"):
         from ..telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-        pages = TensorBoard(path, done, to_toml(keys), flatten(to_dict(keys)), p.output.counts, side, timed=timed)
+        table, counts, measured = flatten(to_dict(keys)), p.output.counts, p.task.measured
+        pages = TensorBoard(path, done, to_toml(keys), table, counts, side, measured=measured, timed=timed)
         return [InBackground(Beside("TensorBoard", pages, side))]
     return []  # it could not be begun

@@ -11,12 +11,14 @@ from torch.nn.parameter import is_lazy
 from ..clients import LocalTrainingSpec, SequentialTrainer
 from ..config import Config, ResolvedConfig, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, check_range, extreme_batches
+from ..data.targets import TARGETS
 from ..errors import OWN_CODE, UsageError, first_line, named, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, cast, flatten
 from ..models.weights import started_from, trained_in_part
 from ..rng import global_seed
-from ..tasks import Task
+from ..tasks import TASKS, Task, natural_loss, num_outputs, targets_of
+from ..tasks.losses import CLASSES, Natural
 from ..tasks.losses import check as check_loss
 
 LARGEST = 16
@@ -28,6 +30,15 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
 
     Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
     """
+    kind = given.targets if given else targets_of(config.task)
+    if kind != dataset.targets:
+        learned, there = (TARGETS[kind].words for kind in (kind, dataset.targets))
+        fitting = next(name for name, cls in TASKS.items() if targets_of(cls) == dataset.targets)
+        raise UsageError(
+            f"{chosen(config, 'task')}: learns {learned}; the targets of data.name={config.data.name!r} are {there}: "
+            f"use task.name={fitting}",
+            code="task-targets",
+        )
     task = _sized(config, given or _configured(config, dataset), dataset)
     section = None if given else config.model
     return replace(task, make_model=trained_in_part(section, started_from(section, task.make_model)))
@@ -45,10 +56,12 @@ def _precision(config: Config) -> torch.dtype:
 
 
 def _configured(config: Config, dataset: Dataset) -> Task:
-    shape, num_classes, dtype = tuple(dataset.train.x.shape[1:]), dataset.num_classes, _precision(config)
+    dtype, natural = _precision(config), natural_loss(config.task)
+    loss = natural if config.loss == Natural() else config.loss
     try:
-        check_loss(config.loss, num_classes)
-        return config.task.build(lambda: cast(config.model.build(shape, num_classes), dtype), config.loss, dataset)
+        count = num_outputs(config.task, dataset)
+        check_loss(loss, getattr(natural, "targets", CLASSES)[0], count)
+        return config.task.build(lambda: cast(config.model.build(dataset.shape, count), dtype), loss, dataset)
     except ValueError as error:
         raise UsageError(f"{chosen(config, 'loss')}: {error}") from error
 
@@ -202,7 +215,7 @@ def _score(config: ResolvedConfig, task: Task, module: nn.Module, normalize: Nor
     def outputs(x: Tensor) -> Tensor:
         with torch.no_grad(), global_seed(config.run.seed, "evaluate"):
             found = task.outputs(module, x, examples.y)
-            if not task.classifies:
+            if task.draws:
                 task.loss(found, examples.y)
             return found
 
@@ -213,11 +226,12 @@ def _score(config: ResolvedConfig, task: Task, module: nn.Module, normalize: Nor
         if wrong := _other_dtype(config, examples.x, normalize.dtype, outputs, error):
             raise UsageError(wrong) from error
         raise _failed(config, f"does not run on {_described(examples.x)}", error, n) from error
-    if not task.classifies:
+    if task.draws:
         return
-    if not isinstance(found, Tensor) or found.shape != (n, task.num_classes):
+    shape = task.output_shape(examples.y)
+    if not isinstance(found, Tensor) or found.shape != shape:
         got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise _model_error(config, f"should give [{n}, {task.num_classes}] scores for {n} examples, gives {got}")
+        raise _model_error(config, f"should give {list(shape)} scores for {n} examples, gives {got}")
     if bad := int((found.isnan() | found.isposinf()).sum()):
         raise _model_error(
             config,
@@ -252,6 +266,8 @@ def _model_error(config: ResolvedConfig, text: str) -> UsageError:
 def _failed(config: ResolvedConfig, problem: str, error: BaseException, n: int) -> UsageError:
     """Return the error for a model that failed on ``n`` examples, with a remedy where the cause is known."""
     remedy = ""
+    if isinstance(error, IndexError) and "out of range" in str(error):
+        remedy = "; token ids are counted from 0: give the model an embedding with a row for the largest of them"
     if n == 1 and "more than 1 value per channel" in str(error):
         remedy = (
             "; a client has a batch of one, of which BatchNorm takes no statistics: use GroupNorm, another "

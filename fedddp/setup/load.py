@@ -15,7 +15,7 @@ from ..data import DATASETS, ClientData, Dataset, Excerpt, Partition, Parts, giv
 from ..errors import named
 from ..flat import FlatSpec
 from ..models.weights import start_signature
-from ..tasks import Task
+from ..tasks import Task, targets_of
 from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import check_dataset, fails_alone, laid_out, rehearse, task_of, two_examples
 from .levels import level_for
@@ -108,6 +108,7 @@ def _prepared(f: Facts, dataset: Dataset, used: Partition, drawn: Partition, dev
         data=data,
         held=_placed(config, place, placed, f.held, spec, device) if f.held else None,
         test=dataset.test,
+        inputs=dataset.form(),
         task=f.task,
         spec=spec,
         training=training,
@@ -118,7 +119,7 @@ def _prepared(f: Facts, dataset: Dataset, used: Partition, drawn: Partition, dev
 
 
 def _counts(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Excerpt:
-    counts = partition.excerpt(dataset.train.y.numpy(), dataset.num_classes)
+    counts = partition.excerpt(dataset.classes, dataset.num_classes)
     keys = config.privacy
     return counts.without_labels() if keys.level != "none" or keys.secure_aggregation.enabled else counts
 
@@ -189,6 +190,11 @@ def _divided(
     """
     with named():
         config.algorithm.vectors(spec)  # raises if the algorithm does not fit the model
+        if config.attack.of_classes and dataset.classes is None:
+            raise ValueError(
+                f"{chosen(config, 'attack')}: gives examples other classes, which the targets of "
+                f"{chosen(config, 'task')} are not; use an attack on updates, such as sign_flip"
+            )
         config.attack.probes(dataset.test, dataset.num_classes)  # raises if the attack cannot be scored
         used, held = partition, None
         if config.evaluate.holdout:
@@ -212,7 +218,10 @@ def load_data(
         if dataset is None and isinstance(loader, Parts):
             dataset, drawn = loader.divided(Path(data.root), place.rank, place.world_size)
         else:
-            dataset, drawn = dataset or load(data.name, Path(data.root), data.download, data.args), None
+            dataset, drawn = (
+                dataset or load(data.name, Path(data.root), data.download, data.args, targets_of(config.task)),
+                None,
+            )
         if partition is None:
             return dataset, drawn or data.partition.owners(dataset.train, config.run.seed)
     with named("partition"):

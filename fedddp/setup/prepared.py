@@ -1,6 +1,7 @@
 """A run whose data and model are loaded and checked; the ranks are not connected yet."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -39,6 +40,7 @@ class Prepared:
         data: the training examples that this rank holds, by ``data.placement``.
         held: the examples that clients hold out (``evaluate.holdout``); None without.
         test: the test set.
+        inputs: description of the data, from which building the model again and normalising new inputs follow.
         task: what is learned.
         spec: the layout of the model's flat vector.
         training: how clients train.
@@ -52,6 +54,7 @@ class Prepared:
     data: ClientData
     held: ClientData | None
     test: Examples
+    inputs: dict[str, Any]
     task: Task
     spec: FlatSpec
     training: LocalTrainingSpec

@@ -9,6 +9,8 @@ from ..config import Config, ResolvedConfig, build, to_dict
 from ..data import DATASETS, Partitioner, Parts
 from ..errors import UsageError, named
 from ..optim import CONSTANT, LearningRate, scaled
+from ..tasks import natural_loss
+from ..tasks.losses import Natural
 from .checks import CONFIGURATION, refuse
 
 
@@ -45,6 +47,7 @@ def resolve(config: Config, place: Place) -> ResolvedConfig:
         "client": client.model_copy(update={"execution": execution, "schedule": _schedule(config)}),
         "aggregation": aggregation.model_copy(update={"rule": rule}),
         "algorithm": algorithm,
+        "loss": natural_loss(config.task) if config.loss == Natural() else config.loss,
     }
     resolved = ResolvedConfig.of(config.model_copy(update=filled))
     refuse(CONFIGURATION, resolved, resolved)

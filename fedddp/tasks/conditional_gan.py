@@ -1,6 +1,6 @@
 """A conditional generative adversarial network: it draws images of given classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,6 +13,7 @@ from torch.func import functional_call
 from ..data import Dataset
 from ..rng import global_seed
 from .losses import CrossEntropy, Loss
+from .metrics import Sums
 from .task import Task
 
 MOST_COLUMNS = 100  # classes in an evaluation's picture
@@ -69,6 +70,8 @@ class Adversarial(Task):
     seed: int = 0
 
     classifies: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    primary: ClassVar[str] = ""
 
     def outputs(self, module: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
         return module(x, y)  # [B, 3]
@@ -80,6 +83,10 @@ class Adversarial(Task):
     def correct(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Whether D takes the real example for real and the drawing for drawn."""
         return (outputs[..., 0] > 0) & (outputs[..., 1] < 0)
+
+    @property
+    def sums(self) -> Sequence[Sums]:
+        return []
 
     def pictures(self, module: nn.Module) -> dict[str, Tensor]:
         """The same noise each time, so that pictures of different rounds compare: a row a sample, a column a class.

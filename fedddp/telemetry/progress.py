@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .beside import SideWork
-from .telemetry import Metrics, RoundRecord
+from .telemetry import Metrics, RoundRecord, primary
 from .terminal import console, on_terminal
 
 log = logging.getLogger("fedddp")
@@ -39,7 +39,7 @@ class ProgressBar:
 
     def round(self, record: RoundRecord) -> None:
         m = record.metrics
-        result = f"test accuracy {m['test_accuracy']:.4f}" if m["test_accuracy"] is not None else "training"
+        result = next(iter(_figures(m)), "training")
         self._progress.update(self._task, completed=m["round"], result=result)
 
     def close(self, summary: Metrics | None) -> None:
@@ -55,14 +55,11 @@ class ProgressLines:
     def round(self, record: RoundRecord) -> None:
         m = record.metrics
         parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
-        if m["test_accuracy"] is not None:
-            parts.append(f"test accuracy {m['test_accuracy']:.4f}")
-        elif m["test_loss"] is not None:
-            parts.append(f"test loss {_loss(m['test_loss'])}")
-        if "personal_clients" in m:
-            figures = ", ".join(f"{m[f'personal_accuracy_{k}']:.4f}" for k in ("mean", "worst10"))
+        parts += _figures(m)
+        if record.clients is not None:
+            own, common = record.clients.personal, record.clients.global_model
             parts.append(
-                f"on clients (mean, worst tenth): personal {figures}, global {m['global_on_clients_accuracy_mean']:.4f}"
+                f"on clients (mean, worst tenth): personal {own.mean:.4f}, {own.worst10:.4f}, global {common.mean:.4f}"
             )
         if "attack_success" in m:
             parts.append(f"attack success {m['attack_success']:.4f}")
@@ -79,9 +76,18 @@ class ProgressLines:
                 f"evaluate {m['seconds_evaluate']:.1f})"
             )
         print("  ".join(parts), flush=True)
+        if record.score is not None and str(m["round"]).rstrip("0") in ("1", "2", "5"):
+            for name, text in record.score.texts.items():
+                print(f"  {name}: {text!r}", flush=True)
 
     def close(self, summary: Metrics | None) -> None:
         pass
+
+
+def _figures(m: Metrics) -> list[str]:
+    """The evaluation in words: the task's primary metric, and its accuracy; the loss where it has neither."""
+    shown = dict.fromkeys((primary([m]), "test_accuracy"))
+    return [f"{key.replace('_', ' ')} {_loss(m[key])}" for key in shown if m.get(key) is not None]
 
 
 def _loss(value: float) -> str:

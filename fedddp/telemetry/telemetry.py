@@ -15,6 +15,7 @@ from ..comm.ledger import Entry, by_purpose
 from ..evaluation.clients import ClientScores
 from ..evaluation.server import Score
 from ..privacy import Guarantee
+from ..tasks.metrics import LOWER, Target
 from ..types import Mean, Report, ServerState
 
 BESIDE = ("attack_success", "clients_mean_accuracy")
@@ -88,7 +89,7 @@ class Telemetry:
         self,
         sinks: Sequence[Sink] = (),
         history: Sequence[Metrics] = (),
-        target: float | None = None,
+        target: Target | None = None,
         *,
         timed: bool = True,
     ) -> None:
@@ -126,6 +127,7 @@ class Telemetry:
         }
         metrics: Metrics = {
             "round": server.round,
+            **{f"test_{name}": value for name, value in (score.metrics if score else {}).items()},  # the primary first
             "test_accuracy": score.accuracy if score else None,
             "test_loss": _finite(score.loss) if score else None,
             "train_loss": report.train_loss,
@@ -152,17 +154,24 @@ class Telemetry:
 
     def summary(self, **more: Any) -> Metrics:
         """The run as a whole; ``clients_per_second`` counts training time only."""
-        accuracies = [m["test_accuracy"] for m in self.history if m["test_accuracy"] is not None]
-        target = self._target if self._target is not None else math.inf
-        reached = [m["round"] for m in self.history if (m["test_accuracy"] or 0.0) >= target]
+        shown, target = primary(self.history), self._target
+        accuracies, values = (
+            [v for m in self.history if (v := m.get(k)) is not None] for k in ("test_accuracy", shown)
+        )
+        best = min if shown.removeprefix("test_") in LOWER else max
+        last = next((m for m in reversed(self.history) if m["test_loss"] is not None), {})
+        reached = [m["round"] for m in self.history if target and target.met(m.get(target.key))]
         trained = sum(m["seconds_train"] or 0.0 for m in self.history)
         clients = [m["participants"] for m in self.history]
         beside = {name: m[name] for m in self.history for name in BESIDE if name in m}
         return {
             "rounds": len(self.history),
+            f"final_{shown}": values[-1] if values else None,
+            f"best_{shown}": best(values, default=None),
             "final_test_accuracy": accuracies[-1] if accuracies else None,
             "best_test_accuracy": max(accuracies, default=None),
             "rounds_to_target": reached[0] if reached else None,
+            **{f"final_{k}": v for k, v in last.items() if k.startswith("test_") and k not in ("test_accuracy", shown)},
             **self._final_of_clients(),
             **{f"final_{name}": value for name, value in beside.items()},
             "failures": self.failures if any(m["failures"] is not None for m in self.history) else None,
@@ -183,7 +192,11 @@ class Telemetry:
     def _final_of_clients(self) -> Metrics:
         """The last scores of clients' own models, if these were evaluated."""
         last = next((m for m in reversed(self.history) if "personal_clients" in m), {})
-        return {f"final_{k}": v for k, v in last.items() if k.startswith(("personal_accuracy", "global_on_clients"))}
+        return {
+            f"final_{k}": v
+            for k, v in last.items()
+            if k.startswith(("personal_", "global_on_clients")) and k != "personal_clients"
+        }
 
     def close(self, summary: Metrics | None) -> None:
         """Close the sinks: the run is over."""
@@ -205,6 +218,13 @@ class Telemetry:
         """Whether every client failed in every round so far; the same answer on every rank."""
         rounds = (self.history[t] for t in range(self._resumed_after, len(self.history)))  # no copy: asked every round
         return not self.learned_before and all(m["participants"] == 0 and m["failures"] != 0 for m in rounds)
+
+
+def primary(history: Sequence[Metrics]) -> str:
+    """The key of the metric that is shown first, the task's primary one, in lines of ``metrics.jsonl``."""
+    evaluated = next((m for m in history if m.get("test_loss") is not None), {})
+    key = next((k for k in evaluated if k.startswith("test_")), "test_accuracy")
+    return key if evaluated.get(key) is not None or not evaluated else "test_loss"
 
 
 def _finite(value: float) -> float | None:

@@ -35,7 +35,8 @@ class TensorBoard:
 
     Figures are not drawn each round, since that takes tenths of a second and a round may take less. After a resume,
     later rounds of an earlier attempt are hidden. A piece that cannot be drawn or written is left out by ``side``.
-    Unless ``timed``, every event has the time at which the file was begun.
+    Unless ``timed``, every event has the time at which the file was begun. ``measured``: what a report's
+    ``train_accuracy`` is.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class TensorBoard:
         owners: Excerpt,
         side: SideWork,
         *,
+        measured: str = "accuracy",
         timed: bool = True,
     ) -> None:
-        self._side = side
+        self._side, self._measured = side, measured
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         _not_printed(self._writer)
         if not timed:
@@ -73,12 +75,14 @@ class TensorBoard:
             for name, values in record.report.per_client.items():
                 self._histogram(f"clients/{name}", values, t)
             if record.clients is not None:
-                self._histogram("personal/personal_accuracy", record.clients.personal.accuracy, t)
-                self._histogram("personal/global_on_clients_accuracy", record.clients.global_model.accuracy, t)
+                self._histogram(f"personal/personal_{self._measured}", record.clients.personal.accuracy, t)
+                self._histogram(f"personal/global_on_clients_{self._measured}", record.clients.global_model.accuracy, t)
         if score is not None:
             for name, images in score.pictures.items():
                 with side(f"TensorBoard's picture {name!r}"):
                     self._writer.add_image(name, figures.grid(images), t, dataformats="HWC")
+            for name, text in score.texts.items():
+                self._writer.add_text(name, f"```\n{text}\n```", t)
             self._last = (t, score)
             if str(t).rstrip("0") in ("1", "2", "5"):
                 self._draw(t, score)
@@ -89,7 +93,8 @@ class TensorBoard:
         scalars = {
             "accuracy/test": m["test_accuracy"],
             "loss/test": m["test_loss"],
-            "accuracy/train": record.report.train_accuracy,
+            f"{self._measured}/train": record.report.train_accuracy,
+            **{f"{name}/test": v for name, v in (score.metrics if score else {}).items() if name != "accuracy"},
             "loss/train": m["train_loss"],
             "round/participants": m["participants"],
             "round/failures": m["failures"],
@@ -126,7 +131,7 @@ class TensorBoard:
             with self._side("TensorBoard's picture of the confusion matrix"):
                 self._writer.add_figure("confusion", figures.confusion(score, t), t)
         self._look_at([mistake.image for mistake in score.mistakes])
-        if score.accuracy is not None and self._drawable:
+        if score.mistakes and self._drawable:
             with self._side("TensorBoard's picture of the worst mistakes"):
                 self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
         self._drawn = t
@@ -145,7 +150,8 @@ class TensorBoard:
         if self._last is not None and self._drawn != self._last[0]:
             self._draw(*self._last)
         if summary is not None:
-            results = {f"summary/{k}": summary[k] for k in COMPARED if summary[k] is not None}
+            shown = next(k for k in summary if k.startswith("final_"))
+            results = {f"summary/{k}": summary[k] for k in dict.fromkeys((*COMPARED, shown)) if summary[k] is not None}
             with self._side("TensorBoard's hyper-parameters"):
                 self._add_hparams(results, summary["rounds"])
         self._writer.close()

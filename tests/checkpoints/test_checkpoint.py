@@ -35,7 +35,7 @@ def remembered(t):
 
 
 def score(accuracy):
-    return Score(accuracy, 1.0, torch.eye(2))
+    return Score({"accuracy": accuracy}, 1.0, torch.eye(2))
 
 
 def checkpoints(folder, *, every=1, keep=3, stateful=True, done=0):

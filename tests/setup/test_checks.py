@@ -35,6 +35,7 @@ EXACT = {"aggregation": {"sum": "exact"}}
 
 CONFIGURATIONS = [
     ("cohort-size", "cohort.size", [{"cohort": {"size": 5}}]),
+    ("target-twice", "evaluate.target", [{"evaluate": {"target": "f1>=0.5", "target_accuracy": 0.9}}]),
     ("cohort-twice", "cohort.size", [{"cohort": {"size": 3, "fraction": 0.5}}]),
     ("work-twice", "client.local_steps", [{"client": {"local_steps": 5, "local_epochs": 2}}]),
     ("stragglers-none", "client.drop_stragglers", [{"client": {"drop_stragglers": True}}]),

@@ -75,6 +75,7 @@ def test_data_or_a_model_that_do_not_fit_are_refused(code, key, layers, facts):
     ("code", "layer"),
     [
         ("task-target-accuracy", {"evaluate": {"target_accuracy": 0.9}}),
+        ("task-target", {"evaluate": {"target": "f1>=0.5"}}),
         ("task-personal", PERSONAL),
         ("task-contrasts", {"algorithm": {"name": "moon"}}),
         ("task-example-level", EXAMPLE),
@@ -82,7 +83,8 @@ def test_data_or_a_model_that_do_not_fit_are_refused(code, key, layers, facts):
 )
 def test_a_task_without_classes_has_no_accuracy_features_or_gradients_per_example(code, layer):
     class Other(Task):
-        classifies = False
+        draws = True
+        sums = ()
 
     checked_run(layer)
     assert refused(layer, task=Other(lambda: MODULE, 40)).code == code

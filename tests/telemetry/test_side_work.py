@@ -120,7 +120,7 @@ def test_a_histogram_takes_any_numbers(values, tmp_path, said):
 def test_divergence_is_said_once(loss, warns, said):
     watch = Divergence()
     for t in (1, 2):
-        watch.round(record(t, score=None if loss is None else Score(0.1, loss, torch.eye(2))))
+        watch.round(record(t, score=None if loss is None else Score({"accuracy": 0.1}, loss, torch.eye(2))))
     watch.close(None)
     assert len(said) == warns
     assert all("client.optimizer.lr" in line and "client.clip_norm" in line for line in said)

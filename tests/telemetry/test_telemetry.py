@@ -12,6 +12,7 @@ import torch
 from fedddp.checkpoints.run_folder import RunFolder
 from fedddp.comm import Comm
 from fedddp.evaluation.server import Mistake, Score
+from fedddp.tasks.metrics import Target
 from fedddp.telemetry import Files, Stopwatch, Telemetry, progress, rewind
 from fedddp.telemetry.progress import ProgressBar
 from fedddp.types import Mean, RoundReport, ServerState
@@ -42,7 +43,7 @@ def report(loss=(0.5, math.nan, 1.0), examples=(10, 20, 30)):
 
 def score(accuracy, loss=0.7):
     mistake = Mistake(torch.zeros(1, 4, 4, dtype=torch.uint8), 0, 1, 2.5)
-    return Score(accuracy, loss, CONFUSION, (mistake,))
+    return Score({"accuracy": accuracy}, loss, CONFUSION, (mistake,))
 
 
 def tell(telemetry, t, accuracy=None, *, report=report(), comm=None, loss=0.7):  # noqa: B008 - it is frozen
@@ -109,7 +110,7 @@ def test_bytes_are_those_of_the_round():
 
 
 def test_the_summary_has_the_contracts_keys():
-    telemetry = Telemetry(target=0.6)
+    telemetry = Telemetry(target=Target("accuracy", 0.6))
     for t, accuracy in enumerate([0.5, 0.6, 0.9, 0.7, None], 1):
         tell(telemetry, t, accuracy)
     summary = telemetry.summary(**OF_THE_RUN)
@@ -148,7 +149,7 @@ def test_the_summary_of_nothing_and_of_no_target_is_null():
     telemetry = Telemetry()
     tell(telemetry, 1, 1.0)
     assert telemetry.summary()["rounds_to_target"] is None
-    telemetry = Telemetry(target=0.9)
+    telemetry = Telemetry(target=Target("accuracy", 0.9))
     tell(telemetry, 1, 0.8)
     assert telemetry.summary()["rounds_to_target"] is None
 

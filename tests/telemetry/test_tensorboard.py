@@ -45,7 +45,7 @@ def record(t, evaluated=True):
     loss = torch.tensor([0.5, torch.nan, 1.0])
     report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,))
     mistake = Mistake(torch.zeros(1, 4, 4, dtype=torch.uint8), 0, 1, 2.5)
-    return RoundRecord(metrics, report, Score(t / 10, 0.7, CONFUSION, (mistake,)) if evaluated else None)
+    return RoundRecord(metrics, report, Score({"accuracy": t / 10}, 0.7, CONFUSION, (mistake,)) if evaluated else None)
 
 
 def board(folder, done=0, **more):
@@ -156,7 +156,7 @@ def test_numbers_in_the_confusion_matrix_can_be_read(classes):
     """Dark on bright and bright on dark, each with its share of the row."""
     counts = torch.ones(classes, classes) + torch.eye(classes) * 200
     counts[0, 1] = 500
-    figure = figures.confusion(Score(0.5, 1.0, counts), 1)
+    figure = figures.confusion(Score({"accuracy": 0.5}, 1.0, counts), 1)
     axes = figure.axes[0]
     shown = {(round(t.get_position()[1]), round(t.get_position()[0])): t for t in axes.texts}
     assert len(shown) == classes**2
@@ -170,5 +170,6 @@ def test_numbers_in_the_confusion_matrix_can_be_read(classes):
 
 def test_a_class_without_test_examples_has_no_share():
     assert [
-        t.get_text() for t in figures.confusion(Score(1.0, 1.0, torch.diag(torch.tensor([4.0, 0]))), 1).axes[0].texts
+        t.get_text()
+        for t in figures.confusion(Score({"accuracy": 1.0}, 1.0, torch.diag(torch.tensor([4.0, 0]))), 1).axes[0].texts
     ] == ["4\n100%"]

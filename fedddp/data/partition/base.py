@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -116,13 +117,18 @@ class Partition:
         left = replace(self, order=order, sizes=compact(sizes - held))
         return left, replace(left, starts=compact(self.starts + left.sizes), sizes=compact(held))
 
-    def excerpt(self, labels: Ints, num_classes: int, most: int = 60) -> Excerpt:
-        """At most ``most`` clients, evenly spread over the population, the first and the last among them."""
+    def excerpt(self, labels: Ints | None, num_classes: int, most: int = 60) -> Excerpt:
+        """At most ``most`` clients, evenly spread over the population, the first and the last among them.
+
+        ``labels [n]``: the class of each example; None where there are no classes.
+        """
         clients = self._spread(most)
+        if labels is None:
+            return Excerpt(clients, self.sizes[clients, None], self.num_clients, by_label=False)
         return Excerpt(clients, self.counts(labels, num_classes, clients), self.num_clients)
 
     def fingerprint(self, labels: Ints) -> str:
-        """A sum over the labels and who owns them, equal where these are."""
+        """A sum over the targets (of any kind) and who owns them, equal where these are."""
         owners = hashlib.sha256()
         for numbers in (labels, self.order, self.starts, self.sizes):
             owners.update(np.ascontiguousarray(numbers).data)  # in place: a million clients are megabytes
@@ -162,6 +168,8 @@ class Partitioner(ABC):
 
     draws: ClassVar[bool] = True
     """Whether anything is drawn at random."""
+    by_label: ClassVar[bool] = False
+    """Whether the examples are dealt out by their classes."""
 
     def __post_init__(self) -> None:
         if self.seed is not None and not self.draws:
@@ -185,6 +193,11 @@ class Partitioner(ABC):
 
     def deal(self, examples: Examples, seed: int) -> Partition:
         """The partition of ``examples``. A rule that looks at more than labels overrides this."""
+        if self.by_label and (examples.y.dtype != torch.int64 or examples.y.dim() != 1):
+            raise ValueError(
+                f"data.partition: {type(self).__name__} deals examples out by their classes, which these targets are "
+                "not; use iid, sizes or natural"
+            )
         return self.split(examples.y.numpy(), seed)
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Partitions drawn from the seed: regardless of labels, with few labels per client, or from Dirichlet distributions."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class Overlapping(Partitioner):
 class Shards(Partitioner):
     """Sorted by label, cut into equal shards, some shards per client (McMahan et al. 2017, section 3)."""
 
+    by_label: ClassVar[bool] = True
     shards_per_client: Annotated[int, Field(ge=1, description="label-sorted shards per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
@@ -88,6 +89,7 @@ class Labels(Partitioner):
     owners.
     """
 
+    by_label: ClassVar[bool] = True
     labels_per_client: Annotated[int, Field(ge=1, description="labels per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
@@ -130,6 +132,7 @@ class Similarity(Partitioner):
     """A fraction of the examples is dealt at random, the rest in the order of labels (Karimireddy et al. 2020,
     section 7): 0 gives every client one or two labels, 1 is IID. Client sizes differ by at most one."""
 
+    by_label: ClassVar[bool] = True
     similarity: Annotated[float, Field(ge=0, le=1, description="fraction of a client's examples that is IID")] = 0.1
 
     def split(self, labels: Ints, seed: int) -> Partition:
@@ -155,6 +158,7 @@ class Dirichlet(Partitioner):
     left; so the last clients follow the first draw less closely.
     """
 
+    by_label: ClassVar[bool] = True
     alpha: Annotated[
         float,
         Field(
@@ -211,6 +215,7 @@ class DirichletLabels(Partitioner):
     Dirichlet; `Dirichlet` draws each client's labels instead, and keeps sizes equal.
     """
 
+    by_label: ClassVar[bool] = True
     alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few owners per label")] = 0.5
     min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 10
 

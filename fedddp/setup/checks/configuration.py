@@ -50,6 +50,13 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
         "set local_epochs or local_steps above 1",
     ),
     Check(
+        "target-twice",
+        ("evaluate.target", "evaluate.target_accuracy"),
+        lambda c: c.evaluate.target is not None and c.evaluate.target_accuracy is not None,
+        "target and target_accuracy both set when the run stops",
+        "set one of them (the other is =off)",
+    ),
+    Check(
         "cohort-twice",
         ("cohort.size", "cohort.fraction"),
         lambda c: c.cohort.size is not None and c.cohort.fraction is not None,

@@ -81,17 +81,28 @@ MACHINE: tuple[Check[ResolvedConfig], ...] = (
 
 
 def _named(f: Facts, applies: bool) -> Values | None:
-    return {"task": chosen(f.config, "task")} if applies and not f.task.classifies else None
+    return {"task": chosen(f.config, "task")} if applies and f.task.draws else None
+
+
+def _measures(key: str) -> Check[Facts]:
+    def found(f: Facts) -> Values | None:
+        target, known = f.config.target, (*f.task.metrics, "loss")
+        if target is None or getattr(f.config.evaluate, key) is None or target.metric in known:
+            return None
+        return {"task": chosen(f.config, "task"), "metric": target.metric, "known": ", ".join(known)}
+
+    return Check(
+        f"task-{key.replace('_', '-')}",
+        (f"evaluate.{key}", "task.name"),
+        found,
+        "{task} has no {metric}",
+        "use evaluate.target with one of {known}, or write off",
+    )
 
 
 TASK: tuple[Check[Facts], ...] = (
-    Check(
-        "task-target-accuracy",
-        ("evaluate.target_accuracy", "task.name"),
-        lambda f: _named(f, f.config.evaluate.target_accuracy is not None),
-        "{task} has no accuracy",
-        "write evaluate.target_accuracy=off",
-    ),
+    _measures("target_accuracy"),
+    _measures("target"),
     Check(
         "task-personal",
         ("evaluate.personal_every", "task.name"),
