@@ -124,7 +124,7 @@ def test_ours_pass_the_check_of_their_targets_and_no_other(loss, count):
         if kind in loss.targets:
             check(loss, kind, count)
         else:
-            with pytest.raises(ValueError, match="use loss.name"):
+            with pytest.raises(ValueError, match=r"use loss\.name=auto"):
                 check(loss, kind, count)
 
 
