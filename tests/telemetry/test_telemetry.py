@@ -23,7 +23,7 @@ METRICS = [
     *("seconds_train", "seconds_aggregate", "seconds_evaluate", "imbalance", "bytes_sent", "sent"),
 ]
 SUMMARY = [
-    *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "failures"),
+    *("rounds", "final_test_accuracy", "best_test_accuracy", "rounds_to_target", "final_test_loss", "failures"),
     *("model_sha256", "num_parameters"),
     *("world_size", "num_clients", "seconds_total", "clients_per_second"),
 ]
