@@ -119,7 +119,8 @@ class Decoder(nn.Module):
                 nn.init.normal_(parameter, std=STD / sqrt(2 * section.layers) if residual else STD)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
+        positions = torch.arange(x.shape[1], device=x.device).expand_as(x)  # a row an example: clients have their own
+        hidden = self.tokens(x) + self.positions(positions)
         hidden = self.norm(self.blocks(hidden))
         hidden = hidden if self.per_position else at_last(hidden, x)
         return F.linear(hidden, self.tokens.weight) if self.head is None else self.head(hidden)

@@ -3,14 +3,19 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from fedddp.clients import LocalTrainingSpec, choose
 from fedddp.config import build
+from fedddp.data import ClientData, Examples, Normalizer, Partition, Work
 from fedddp.data.inputs import Shape
 from fedddp.errors import UsageError
 from fedddp.flat import FlatSpec
 from fedddp.models import GPT, LSTM, TextMean
+from fedddp.optim import SGD
+from fedddp.tasks import Task
 
 V, T = 11, 7
 SMALL = [LSTM(hidden=6), GPT(width=8, heads=2, layers=2), GPT(width=8, heads=2, layers=1, norm="rms")]
@@ -110,3 +115,13 @@ def test_heads_divide_the_width():
 
 def test_fewer_positions_than_the_context_are_read():
     assert built(GPT(width=8, heads=2, context=20), per_position=True)(tokens()).shape == (3, T, V)
+
+
+@pytest.mark.parametrize("section", [*SMALL, TextMean(width=5)], ids=lambda s: f"{s}"[:24])
+def test_layers_are_folded_over_clients(section):
+    x, y = tokens(12), torch.arange(12) % V
+    partition = Partition.dealt(np.arange(12), np.array([5, 4, 3]))
+    data = ClientData(Examples(x, y), partition, Normalizer((0.0,), (1.0,), torch.float32))
+    task = Task(lambda: section.build(Shape((T,), V), V), V)
+    spec = LocalTrainingSpec(SGD(lr=0.1), Work(1, batch_size=3))
+    assert choose(task, data, Examples(x, y), spec)[1].endswith("layers folded over clients")
