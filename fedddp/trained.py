@@ -14,11 +14,10 @@ from torch import nn
 from .api import configured
 from .checkpoints.export import BEST, LAST, best_of, exported
 from .checkpoints.saved import Saved, candidates, changed, newest, of_round
-from .config import Config, UsageError, read_toml
+from .config import UsageError, read_toml
 from .data import Dataset, Normalizer
 from .errors import OWN_CODE, first_line
 from .flat import FlatModule, FlatSpec
-from .models import ModelFactory
 from .models.weights import Weights
 from .registry.choice import user_path
 from .setup.dry_run import task_of
@@ -113,17 +112,9 @@ def _module(folder: Path, inputs: Inputs, model: Any, *, keep_weights: bool) -> 
     seed = table.get("run", {}).get("seed", 0)
     try:
         config = configured(kept, **({} if model is None else {"model": model}))
-        config = config if keep_weights else _without_weights(config)
-        return task_of(config, Dataset.blank(inputs)).model(seed)
+        return task_of(config, Dataset.blank(inputs), start=keep_weights).model(seed)
     except OWN_CODE as error:
         raise UsageError(f"{folder}: its model cannot be rebuilt ({first_line(error)}){_hint(model)}") from error
-
-
-def _without_weights(config: Config) -> Config:
-    """Return ``config`` without the weights that training started from, since they are overwritten."""
-    return (
-        config.model_copy(update={"model": config.model.unread()}) if isinstance(config.model, ModelFactory) else config
-    )
 
 
 def _table(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..comm import interrupt
 from ..data import BatchPlan, ClientData, sent
@@ -226,7 +227,7 @@ class VmappedModel:
         def loss(
             trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor, share: Tensor
         ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            with self._arithmetic:
+            with self._arithmetic, sdpa_kernel(SDPBackend.MATH):  # of attention, the one that vmap has rules for
                 outputs = task.outputs(lambda *args: functional_call(self._module, {**trained, **fixed}, args), x, y)
                 outputs = outputs.to(share.dtype)
             losses = task.loss(outputs, y)

@@ -1,8 +1,8 @@
 """The base class of model sections."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
@@ -49,9 +49,10 @@ class ModelFactory(ABC):
         path = self.weights
         return None if path is None else Weights.read(user_path(path), f"model.weights={path!r}")
 
-    def unread(self) -> Self:
-        """The same model, its weights drawn at random instead of read."""
-        return replace(self, weights=None)
+    @property
+    def reads(self) -> bool:
+        """Whether `start` reads weights."""
+        return self.weights is not None
 
 
 COMMON = ("weights", "trainable", "frozen_dtype")

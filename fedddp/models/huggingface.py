@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MethodType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -58,7 +58,7 @@ class HuggingFace(ModelFactory):
                 module: nn.Module = maker.from_config(config, dtype=torch.float32)
         except OWN_CODE as error:
             raise UsageError(f"{self.key}: cannot be built for this task ({first_line(error)})") from None
-        forward = _masked if attends else _of_tokens if shape.vocabulary else _of_images
+        forward = _masked if attends else _unmasked if shape.vocabulary else _of_images
         module.forward = MethodType(forward, module)
         return module.train()
 
@@ -95,8 +95,9 @@ class HuggingFace(ModelFactory):
             raise UsageError(f"{self.key}: has no weights of this model; model.pretrained=false draws them")
         return Weights(tensors, self.key, tuple(sorted(new)))
 
-    def unread(self) -> Self:
-        return replace(self, weights=None, pretrained=False)
+    @property
+    def reads(self) -> bool:
+        return self.weights is not None or self.pretrained
 
     def _config(self, library: Any, shape: Shape, num_classes: int) -> Any:
         """The model's configuration for this task. Raises UsageError where the model does not fit the data."""
@@ -129,8 +130,8 @@ def _masked(self: Any, x: Tensor) -> Tensor:
     return type(self).forward(self, input_ids=x, attention_mask=(x != self.config.pad_token_id).long()).logits
 
 
-def _of_tokens(self: Any, x: Tensor) -> Tensor:
-    return type(self).forward(self, input_ids=x).logits
+def _unmasked(self: Any, x: Tensor) -> Tensor:
+    return type(self).forward(self, input_ids=x, attention_mask=torch.ones_like(x)).logits
 
 
 def _of_images(self: Any, x: Tensor) -> Tensor:

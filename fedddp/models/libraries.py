@@ -4,9 +4,9 @@ import importlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -69,8 +69,9 @@ class LibraryModel(ModelFactory):
             warnings.simplefilter("ignore")
             return Weights(self.released(self.pretrained).state_dict(), f"model.pretrained={self.pretrained!r}")
 
-    def unread(self) -> Self:
-        return replace(self, weights=None, pretrained=None)
+    @property
+    def reads(self) -> bool:
+        return self.weights is not None or self.pretrained is not None
 
     def _check(self, known: Iterable[str], shape: tuple[int, ...], channels: int | None) -> None:
         """Raise UsageError if the library does not have the model, or the model does not take inputs of ``shape``."""

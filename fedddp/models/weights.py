@@ -115,7 +115,7 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
             return module
         new = weights.new(module)
         if new and first and Place.from_env().rank == 0:
-            log.warning("%s: has other outputs, or none, for %s, which start anew", weights.source, ", ".join(new))
+            log.warning("%s: has nothing that fits %s; these start anew", weights.source, ", ".join(new))
         return weights.into(module, new)
 
     return started
@@ -147,7 +147,7 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
 
 def start_signature(section: Any, module: nn.Module) -> dict[str, str]:
     """What must be equal on every rank of the weights that training starts from, where they are given."""
-    if not hasattr(section, "unread") or section == section.unread():
+    if not getattr(section, "reads", False):  # a user's own section need not have it
         return {}
     return {"initial weights": digest(module.state_dict())[:16]}
 

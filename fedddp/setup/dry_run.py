@@ -25,10 +25,16 @@ LARGEST = 16
 """Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""
 
 
-def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task:
+def task_of(config: Config, dataset: Dataset, given: Task | None = None, *, start: bool = True) -> Task:
     """Return the task ``given``, or else the one that the configuration describes for ``dataset``.
 
     Lazy layers (`nn.LazyLinear`) of its model have their sizes. Raises UsageError naming key and remedy.
+
+    Args:
+        config: the configuration.
+        dataset: the data, or one blank example of their form.
+        given: replaces the sections task, loss and model.
+        start: whether the model has the weights that training starts from; without, any.
     """
     kind = given.targets if given else targets_of(config.task)
     if kind != dataset.targets:
@@ -41,7 +47,8 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None) -> Task
         )
     task = _sized(config, given or _configured(config, dataset), dataset)
     section = None if given else config.model
-    return replace(task, make_model=trained_in_part(section, started_from(section, task.make_model)))
+    made = started_from(section, task.make_model) if start else task.make_model
+    return replace(task, make_model=trained_in_part(section, made))
 
 
 def check_dataset(config: Config, dataset: Dataset) -> None:

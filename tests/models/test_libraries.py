@@ -83,11 +83,6 @@ def test_a_head_of_as_many_classes_is_taken_too(cache):
     assert all(torch.equal(t, there.state_dict()[name]) for name, t in module.state_dict().items())
 
 
-def test_a_model_without_reading_has_the_same_layers(cache):
-    section = Torchvision(model="squeezenet1_1", pretrained="DEFAULT", trainable=("classifier.*",))
-    assert section.unread() == Torchvision(model="squeezenet1_1", trainable=("classifier.*",))
-
-
 REFUSED = {
     "unknown": ({"name": "torchvision:resnet81"}, "torchvision has no such model of classes; did you mean 'resnet18'?"),
     "a detector": ({"name": "torchvision:ssd300_vgg16"}, "has no such model of classes"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fedddp.clients import LocalTrainingSpec, choose
+from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.config import build
 from fedddp.data import ClientData, Examples, Normalizer, Partition, Work
 from fedddp.data.inputs import Shape
 from fedddp.errors import UsageError
-from fedddp.flat import FlatSpec
+from fedddp.flat import FlatSpec, flatten
 from fedddp.models import GPT, LSTM, TextMean
 from fedddp.optim import SGD
 from fedddp.tasks import Task
@@ -125,3 +126,18 @@ def test_layers_are_folded_over_clients(section):
     task = Task(lambda: section.build(Shape((T,), V), V), V)
     spec = LocalTrainingSpec(SGD(lr=0.1), Work(1, batch_size=3))
     assert choose(task, data, Examples(x, y), spec)[1].endswith("layers folded over clients")
+
+
+def test_attention_has_gradients_of_examples_without_a_loop_over_them(recwarn):
+    x, y = tokens(4), torch.arange(4)
+    task = Task(lambda: built(SMALL[1]), V)
+    module = task.model(0)
+    examples = VmappedExamples(task.model(0))
+    w = flatten(module).unsqueeze(0)
+    examples.collect(w, torch.zeros_like(w))
+    found = examples.gradients(task, x.unsqueeze(0), y.unsqueeze(0))
+    for b in range(4):
+        expected = torch.autograd.grad(task.loss(module(x[b : b + 1]), y[b : b + 1]).sum(), list(module.parameters()))
+        for (name, _), gradient in zip(module.named_parameters(), expected, strict=True):
+            assert torch.allclose(found[name][0, b], gradient, rtol=1e-9, atol=1e-12), name
+    assert not [warning for warning in recwarn if "batching rule" in str(warning.message)]

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...flat import FlatSpec, frozen_parts
 from ...tasks import Task
@@ -84,7 +85,7 @@ class VmappedExamples:
         """The gradient of each example by name, [K, B, *shape]; ``x [K, B, ...]``."""
 
         def loss(trained: dict[str, Tensor], fixed: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            with self._arithmetic:
+            with self._arithmetic, sdpa_kernel(SDPBackend.MATH):  # of attention, the one that vmap has rules for
                 outputs = functional_call(self._module, {**trained, **fixed}, (x.unsqueeze(0),))
             return task.loss(outputs.to(self.spec.dtype), y.unsqueeze(0)).squeeze(0)
 
