@@ -15,7 +15,12 @@ from fedddp.optim import SGD
 from fedddp.privacy.randomness import Randomness
 from tests.helpers.zoo import BATCHED, CLASSES, SIZES, TOTAL, Centred, clients, images, start_of, task_of, training
 
-FEW = {"mlp": GHOST, "a forward that views": f"{GHOST}, contiguous", "group norm": VMAP}
+FEW = {
+    "mlp": GHOST,
+    "a forward that views": f"{GHOST}, contiguous",
+    "group norm": GHOST,
+    "a parameter of its own": VMAP,
+}
 
 
 def private(make, *, sigma=1.0, clip=0.5, width=10, optimizer=None, data=None, dtype=torch.float64, seed=0, **how):

@@ -31,7 +31,7 @@ class FoldedEmbedding(FoldedLayer):
     def forward(self, x: Tensor) -> Tensor:
         self.use()
         self._looked_up = len(x)
-        if self._shared and self.num_clients > 1:
+        if self._shared:
             x = x.expand(self.examples, *x.shape[x.dim() > 1 :])
         return _Embedding.apply(x, self.token, self)  # pyright: ignore[reportReturnType]
 
@@ -44,10 +44,13 @@ class FoldedEmbedding(FoldedLayer):
         client = torch.arange(self.num_clients, device=x.device).repeat_interleave(len(x) // self.num_clients)
         return client.view(-1, *[1] * (x.dim() - 1)).expand_as(x), x
 
+    def without_padding(self, x: Tensor, dy: Tensor) -> Tensor:
+        """``dy`` with zeros where the id is that of padding."""
+        return dy if self.padding_idx is None else dy.masked_fill((x == self.padding_idx).unsqueeze(-1), 0)
+
     def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """Take in the gradient: dy of each id is added to its row."""
-        if self.padding_idx is not None:
-            dy = dy.masked_fill((x == self.padding_idx).unsqueeze(-1), 0)
+        dy = self.without_padding(x, dy)
         if self.collected:
             self.collected["weight"].zero_().index_put_(self.rows(x), dy, accumulate=True)
         else:

@@ -32,11 +32,14 @@ class FoldedNorm(FoldedLayer):
 
     def learn_from(self, x: Tensor, dy: Tensor) -> None:
         """Take in the gradients from the normalised inputs and the output gradients."""
-        for own, each in (("weight", dy * x), ("bias", dy)):
-            if own in self.own:
-                weights = self.own[own]
-                total = each.sum_to_size(self.of_each(weights, x).shape).reshape(len(weights), -1, *weights.shape[1:])
-                self.learn(own, total.sum(dim=1))
+        for own in self.names:
+            self.learn(own, self.summed(own, x, dy, 1).squeeze(1))
+
+    def summed(self, own: str, x: Tensor, dy: Tensor, parts: int) -> Tensor:
+        """A parameter's gradient, summed over each of so many equal parts of a client's rows, [K, parts, *shape]."""
+        each = self.of_each(self.own[own], x)
+        rows = (dy * x if own == "weight" else dy).sum_to_size(each.shape)
+        return rows.reshape(self.num_clients, parts, -1, *self.own[own].shape[1:]).sum(dim=2)
 
 
 class FoldedLayerNorm(FoldedNorm):

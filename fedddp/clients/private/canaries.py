@@ -14,8 +14,9 @@ from torch import Tensor
 from ...tasks import Task
 from ...types import LocalResult
 from ..local import Correction, Local
-from .ghost import Captured, CapturingConv2d, CapturingLinear, GhostExamples
-from .oracle import VmappedExamples
+from .captured import Captured, Rows
+from .ghost import GhostExamples
+from .oracle import OneByOneExamples, VmappedExamples
 from .trainer import PrivateTrainer, private_steps, sampling_rate
 
 BEYOND = 1e6
@@ -47,28 +48,26 @@ class DiracGhosts(GhostExamples):
     def __init__(self, of: GhostExamples) -> None:
         vars(self).update(vars(of))
         places = self.spec.views(torch.arange(self.spec.dim).unsqueeze(0))
-        self._rows: list[Tensor] = []  # of each layer's weight, where its entries lie, [o, i]
-        for layer in self._layers:
-            assert isinstance(layer, CapturingLinear | CapturingConv2d)
-            self._rows.append(layer.into(places[f"{layer.name}weight"])[0].flatten(1))
-        self._largest = max(self._rows, key=Tensor.numel)
-        self.coordinates = self._largest.flatten()
+        rows = {name: into(places[name])[0].flatten(1) for name, into in self._matrices.items()}  # [o, i] each
+        self._largest = max(rows, key=lambda name: rows[name].numel())
+        self._shape, self.coordinates = rows[self._largest].shape, rows[self._largest].flatten()
 
     def _pass(self, task: Task, x: Tensor, y: Tensor) -> list[Captured]:
         """See `GhostExamples._pass`."""
-        captured = []
-        for layer, rows in zip(self._layers, self._rows, strict=True):
-            o, i = rows.shape
-            there = (y >= 0).to(self.spec.dtype).unsqueeze(2) * float(rows is self._largest)
-            a, dy = there.new_zeros(*y.shape, i), there.new_zeros(*y.shape, o)
-            a.scatter_(2, (y.clamp(min=0) % i).unsqueeze(2), self.size * there)
-            dy.scatter_(2, (y.clamp(min=0) // i % o).unsqueeze(2), there)
-            captured.append(Captured(a.unsqueeze(2), dy.unsqueeze(2), layer.bias is not None))
-        return captured
+        o, i = self._shape
+        there = (y >= 0).to(self.spec.dtype).unsqueeze(2)
+        a, dy = there.new_zeros(*y.shape, i), there.new_zeros(*y.shape, o)
+        a.scatter_(2, (y.clamp(min=0) % i).unsqueeze(2), self.size * there)
+        dy.scatter_(2, (y.clamp(min=0) // i % o).unsqueeze(2), there)
+        path, dot, own = self._largest.rpartition(".")
+        bias = path + dot + own.replace("weight", "bias")
+        names = self._largest, bias if bias in self.spec.names else None
+        return [Rows(a.unsqueeze(2), dy.unsqueeze(2), names, self._matrices[self._largest])]
 
 
 DIRAC: dict[type, Callable[..., DiracExamples | DiracGhosts]] = {
     VmappedExamples: DiracExamples,
+    OneByOneExamples: DiracExamples,
     GhostExamples: DiracGhosts,
 }
 """From an oracle to one with its model and memory whose examples are canaries."""

@@ -12,7 +12,7 @@ from ...flat import training_in
 from ...tasks import Task
 from ..local import LocalTrainingSpec
 from .ghost import GhostExamples
-from .oracle import ClippedSums, VmappedExamples, refuse_mixing
+from .oracle import ClippedSums, OneByOneExamples, VmappedExamples, refuse_mixing
 from .trainer import PrivateTrainer, RandomStream
 
 PARAMETERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
@@ -21,12 +21,13 @@ EXAMPLES_AT_ONCE = {"cpu": 256, "cuda": 8192}
 
 Build = Callable[[nn.Module, "torch.device | str"], ClippedSums]
 GHOST = "clipped without per-example gradients"
+ONE_BY_ONE = "one backward pass an example"
 VMAP = "per-example gradients by torch.func.vmap"
 ORACLES: dict[str, Build] = {
     GHOST: GhostExamples,
     f"{GHOST}, contiguous": partial(GhostExamples, layout=torch.contiguous_format),
 }
-"""The fastest first; whatever they refuse, `VmappedExamples` takes."""
+"""The fastest first; what they refuse, `VmappedExamples` may take, and `OneByOneExamples` takes anything."""
 
 
 def choose_private(
@@ -43,9 +44,10 @@ def choose_private(
 ) -> tuple[PrivateTrainer, str]:
     """The DP-SGD trainer for ``client.execution.name`` and ``width`` (0 = by model and batch size), and why.
 
-    Layers whose clipped sums need no per-example gradients where the model consists of them and, in float64 on a few
-    of ``examples``, they give what `torch.func` gives; else `torch.func`. Raises ValueError, in one line, for a model
-    in which an example has no gradient of its own.
+    Layers whose clipped sums need no per-example gradients where the model consists of them; else `torch.func`, if it
+    knows all of the model; else one backward pass an example. Either of the first two is taken if in float64, on a few
+    of ``examples``, it gives what the last one gives. Raises ValueError, in one line, for a model in which an example
+    has no gradient of its own.
     """
     device, seed = spec.device, spec.seed
     module = task.model(seed).to(device, torch.float64)
@@ -54,24 +56,24 @@ def choose_private(
     normalize = Normalizer((0.3,), (1.0,), torch.float64, device)
     few = Examples(normalize(examples.x[rows].to(device)), examples.y[rows].to(device))
     _refuse_mixing_seen(module, few.x)
-    build: Build = partial(VmappedExamples, autocast=spec.autocast)
-    how, reason = VMAP, ""
-    for faster, candidate in {} if spec.autocast else ORACLES.items():
+    try:
+        expected = _sums(OneByOneExamples(module, device), task, few, seed)
+    except Exception as error:
+        raise ValueError(
+            f"per-example gradients of this model fail ({first_line(error)}); correct that, or use privacy.level=client"
+        ) from error
+    build: Build = partial(OneByOneExamples, autocast=spec.autocast)
+    how, reasons = ONE_BY_ONE, []
+    vmapped: Build = partial(VmappedExamples, autocast=spec.autocast)
+    for faster, candidate in {**({} if spec.autocast else ORACLES), VMAP: vmapped}.items():
         try:
-            _try_out(candidate, task, few, seed, device)
+            _try_out(candidate, task, few, seed, expected)
         except Exception as error:
-            reason = f" (not {GHOST}: {first_line(error)})"
+            reasons.append(f"not {faster}: {first_line(error)}")
             continue
-        build, how, reason = candidate, faster, ""
+        build, how = candidate, faster
         break
-    if how == VMAP:
-        try:
-            _sums(VmappedExamples(task.model(seed).double(), device), task, few, seed)
-        except Exception as error:
-            raise ValueError(
-                f"per-example gradients of this model fail ({first_line(error)}); use layers that torch.func.vmap "
-                "knows (no recurrent ones), or privacy.level=client"
-            ) from error
+    reason = f" ({'; '.join(reasons)})" if reasons else ""
     oracle = build(training_in(task.model(seed), spec.dtype), device)
     if name == "sequential":
         width = 1
@@ -94,12 +96,12 @@ def _refuse_mixing_seen(module: nn.Module, x: Tensor) -> None:
         )
 
 
-def _try_out(build: Build, task: Task, few: Examples, seed: int, device: torch.device) -> None:
-    """Raise ValueError if ``build`` gives other sums, or norms, than `torch.func`."""
-    expected = _sums(VmappedExamples(task.model(seed).double(), device), task, few, seed)
+def _try_out(build: Build, task: Task, few: Examples, seed: int, expected: tuple[Tensor, Tensor]) -> None:
+    """Raise ValueError if ``build`` gives other sums, or norms, than are expected."""
+    device = few.x.device
     for got, value in zip(_sums(build(task.model(seed).double(), device), task, few, seed), expected, strict=True):
         if not torch.allclose(got, value, rtol=1e-9, atol=1e-11):
-            raise ValueError("other sums of clipped gradients than torch.func's")
+            raise ValueError("other sums of clipped gradients than those of single examples")
 
 
 def _sums(oracle: ClippedSums, task: Task, few: Examples, seed: int) -> tuple[Tensor, Tensor]:

@@ -95,6 +95,24 @@ class VmappedExamples:
         return vmap(one_client)(trained, fixed, x, y)
 
 
+class OneByOneExamples(VmappedExamples):
+    """Any model without batch statistics, by a backward pass for each example: for what `torch.func.vmap` refuses."""
+
+    def gradients(self, task: Task, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """See `VmappedExamples.gradients`."""
+        found: list[tuple[Tensor, ...]] = []
+        for k in range(len(x)):
+            views = {name: view[k].detach() for name, view in self._views.items()}
+            leaves = [views[name].requires_grad_() for name in self._trainable]
+            for example, target in zip(x[k].split(1), y[k].split(1), strict=True):
+                with self._arithmetic:
+                    outputs = functional_call(self._module, views, (example,))
+                loss = task.loss(outputs.to(self.spec.dtype), target).sum()
+                found.append(torch.autograd.grad(loss, leaves, materialize_grads=True))
+        each = zip(self._trainable, zip(*found, strict=True), strict=True)
+        return {name: torch.stack(parts).unflatten(0, y.shape[:2]) for name, parts in each}
+
+
 def mixing_layers(module: nn.Module) -> list[str]:
     """Return the layers in which examples of a batch affect each other, or that keep their statistics: name (class).
 
