@@ -235,7 +235,7 @@ class VmappedModel:
 
         views = {name: view[: len(x)] for name, view in self._views.items()}
         trained = {name: views.pop(name) for name in self._trainable}
-        with self._heeded() if self.falls_back is None else _unwarned(self.falls_back):
+        with self._heeded() if self.falls_back is None else unwarned(self.falls_back):
             gradients, (outputs, losses) = vmap(grad(loss, has_aux=True))(trained, views, x, y, share)
         torch.cat([gradients[name].flatten(1) for name in self._trainable], dim=1, out=self._collected[: len(x)])
         return outputs, losses
@@ -253,7 +253,7 @@ class VmappedModel:
 
 
 @contextmanager
-def _unwarned(falls_back: bool) -> Iterator[None]:
+def unwarned(falls_back: bool = True) -> Iterator[None]:
     """Without torch's warnings of missing batching rules; its switch has no reader, and is on by default."""
     functorch = getattr(torch._C, "_functorch", None) if falls_back else None
     switch = getattr(functorch, "_set_vmap_fallback_warning_enabled", None)

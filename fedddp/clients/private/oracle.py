@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...flat import FlatSpec, frozen_parts
 from ...tasks import Task
 from ..local import arithmetic
+from ..vectorized import unwarned
 
 NUMBERS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
 """Of per-example gradients and activations held together: 64 MB in float32 stay near a CPU's cores; 1 GB on a GPU."""
@@ -92,7 +93,8 @@ class VmappedExamples:
         fixed = {name: view[: len(x)] for name, view in self._views.items()}
         trained = {name: fixed.pop(name) for name in self._trainable}
         one_client = vmap(grad(loss), in_dims=(None, None, 0, 0))
-        return vmap(one_client)(trained, fixed, x, y)
+        with unwarned():
+            return vmap(one_client)(trained, fixed, x, y)
 
 
 class OneByOneExamples(VmappedExamples):
