@@ -30,6 +30,7 @@ from ..rng import numpy_generator
 from .inputs import Normalizer, Shape, as_inputs, check_inputs, moments
 from .labels import numbers
 from .reading import Source, check_call, constructed, read
+from .several import Layout
 from .targets import TARGETS
 
 ARGUMENTS = ConfigDict(allow_inf_nan=False)
@@ -75,6 +76,7 @@ class Dataset:
         vocabulary: number of token ids (padding, 0, included), of inputs int64; None: the largest id there is, plus 1.
         target_mean, target_std: of each real number, over the training set; computed where they are not given.
         decode: from token ids to text, where tokens are of text.
+        layout: of inputs of several tensors, of which ``x`` has a row of numbers an example.
     """
 
     train: Examples
@@ -87,6 +89,7 @@ class Dataset:
     target_mean: tuple[float, ...] | None = None
     target_std: tuple[float, ...] | None = None
     decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         for part, examples in (("training", self.train), ("test", self.test)):
@@ -125,6 +128,7 @@ class Dataset:
         x = self.train.x
         kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "vocabulary": self.num_tokens}
         fields = ("num_classes", "mean", "std", "targets", "target_mean", "target_std")
+        kind["layout"] = self.layout and self.layout.form()
         return kind | {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in fields}
 
     @classmethod
@@ -134,6 +138,7 @@ class Dataset:
         x = torch.zeros(1, *known.pop("shape"), dtype=getattr(torch, known.pop("dtype")))
         known |= {name: tuple(v) for name, v in known.items() if isinstance(v, list)}
         known["vocabulary"] = known.get("vocabulary") or None
+        known["layout"] = Layout.of_form(form["layout"]) if form.get("layout") else None
         y = TARGETS[known.get("targets", "class")].blank(known["num_classes"], shape)
         one = Examples(x, y)
         return cls(one, one, **known)
@@ -172,8 +177,8 @@ class Dataset:
             ValueError: One line, for inputs or labels that are none.
         """
         with named("dataset"):
-            train, test, count = _examples(train, test, targets, num_classes)
-            return cls(train, test, count, *moments(train.x), targets)
+            train, test, count, layout = _examples(train, test, targets, num_classes)
+            return cls(train, test, count, *moments(train.x), targets, layout=layout)
 
 
 def mnist_mini(root: Path, download: bool, targets: str = "class") -> Dataset:
@@ -239,7 +244,7 @@ class TorchvisionImages:
                 f"data.root={str(root)!r} does not exist; point it at the data, or {how}", code="dataset-missing"
             )
         both = constructed(torchvision_class(self.class_name), root, download, args)
-        train, test, count = _examples(*both, "class", self.num_classes)
+        train, test, count, _ = _examples(*both, "class", self.num_classes)
         if self.transposed:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
         return Dataset(train, test, count, self.mean, self.std)
@@ -260,8 +265,8 @@ def from_class(cls: Callable[..., Any], root: Path, download: bool, targets: str
     ``client_ids``, one number an example, it also says who owns what (``data.partition.name=natural``).
     """
     both = constructed(cls, root, download, args)
-    train, test, count = _examples(*both, targets)
-    return Dataset(train, test, count, *moments(train.x), targets)
+    train, test, count, layout = _examples(*both, targets)
+    return Dataset(train, test, count, *moments(train.x), targets, layout=layout)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -313,12 +318,22 @@ def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, A
     return checked
 
 
-def _examples(train: Any, test: Any, targets: str, num_classes: int | None = None) -> tuple[Examples, Examples, int]:
-    """Both sets and the number of classes. What a user has to know about the labels is said once, by rank 0."""
+def _examples(
+    train: Any, test: Any, targets: str, num_classes: int | None = None
+) -> tuple[Examples, Examples, int, Layout | None]:
+    """Both sets, the number of classes, and the layout of inputs of several tensors.
+
+    What a user has to know about the labels is said once, by rank 0.
+    """
     first, second = (_source(data, part) for data, part in ((train, "training"), (test, "test")))
     if second.num_classes not in (None, first.num_classes):
         raise UsageError(
             f"num_classes is {first.num_classes} in training, {second.num_classes} in the test set", code="num-classes"
+        )
+    if first.layout != second.layout:
+        forms = [source.layout or f"one tensor {list(source.x.shape[1:])}" for source in (first, second)]
+        raise UsageError(
+            f"training inputs are {forms[0]}, test inputs {forms[1]}; give both alike", code="inputs-sets-differ"
         )
     count = first.num_classes if num_classes is None else num_classes
     if count is not None and (isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1):
@@ -330,7 +345,7 @@ def _examples(train: Any, test: Any, targets: str, num_classes: int | None = Non
     owners = (None if s.owner is None else numbers(s.owner, "client_ids") for s in (first, second))
     x, y = (first.x, second.x), (labels.train, labels.test)
     train, test = (Examples(*columns) for columns in zip(x, y, owners, strict=True))
-    return train, test, labels.num_classes
+    return train, test, labels.num_classes, first.layout
 
 
 def _source(data: Any, part: str) -> Source:

@@ -30,13 +30,14 @@ from ..errors import named
 from ..registry.choice import read_file
 from .datasets import Dataset, Examples
 from .partition import Excerpt, Ints, Partition
+from .several import Layout
 from .targets import TARGETS
 
 PUBLIC = "public"
 MANIFEST = f"{PUBLIC}/manifest.json"
 TEST = f"{PUBLIC}/test.safetensors"
 FORMAT = 1
-ADDED = ("targets", "vocabulary", "target_mean", "target_std")
+ADDED = ("targets", "vocabulary", "target_mean", "target_std", "layout")
 """Entries that manifests of earlier versions do not have."""
 
 
@@ -71,6 +72,7 @@ class Public:
     vocabulary: int | None = None
     target_mean: tuple[float, ...] | None = None
     target_std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):

@@ -17,7 +17,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor
 from ..errors import OWN_CODE, UsageError, first_line, raised
 from ..rng import global_seed
 from .inputs import as_inputs, channels_first
+from .several import Layout, one, packed, several
 
 IDX_BYTES = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}  # of a number, by the type in the header of MNIST's format
 READ_AGAIN = 1000
@@ -35,6 +36,8 @@ READ_AGAIN = 1000
 PATIENCE = 3.0
 """Seconds for it: a slow object has each of these examples read once more, at least."""
 EXPECTED = "expected (input, label) pairs"
+Pair = tuple[Tensor, Any, Layout | None]
+"""An example's input and target; the layout of an input of several tensors."""
 
 
 def check_call(cls: Any, args: Mapping[str, Any]) -> None:
@@ -163,6 +166,8 @@ class Source:
     y: Any
     owner: Any = None
     num_classes: Any = None
+    layout: Layout | None = None
+    """Of inputs of several tensors, which ``x`` holds as rows."""
 
 
 def read(data: Any, part: str) -> Source:
@@ -183,12 +188,16 @@ def _read(data: Any, part: str) -> Source:
             raise UsageError(
                 f"the {part} set is a tuple of {len(data)}; expected (inputs, labels)", code="dataset-pairs"
             )
-        return Source(channels_first(as_inputs(data[0], f"{part} inputs")), data[1])
-    if _is_columns(data, part):
-        x, y = as_inputs(data.data, f"{part} inputs"), data.targets
-    else:
-        x, y = _items(data, part)
-    return Source(channels_first(x), y, getattr(data, "client_ids", None), getattr(data, "num_classes", None))
+        return _columns(*data, part)
+    found = _columns(data.data, data.targets, part) if _is_columns(data, part) else _items(data, part)
+    return replace(found, owner=getattr(data, "client_ids", None), num_classes=getattr(data, "num_classes", None))
+
+
+def _columns(x: Any, y: Any, part: str) -> Source:
+    if several(x, len(y) if hasattr(y, "__len__") else 0):
+        rows, layout = packed(x, f"{part} inputs")
+        return Source(rows, y, layout=layout)
+    return Source(channels_first(as_inputs(x, f"{part} inputs")), y)
 
 
 def _is_columns(data: Any, part: str) -> bool:
@@ -210,13 +219,13 @@ def _is_columns(data: Any, part: str) -> bool:
     if len(data.data) != len(data.targets) or not len(data):
         return True  # which is said where they are put together
     for i in {0, len(data) // 2, len(data) - 1}:
-        x, y = _pair(data, i, part)
+        x, y, _ = _pair(data, i, part)
         if not torch.equal(x, as_inputs(data.data[i], "inputs")) or not np.array_equal(y, data.targets[i]):
             return False
     return True
 
 
-def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
+def _items(data: Any, part: str) -> Source:
     """Everything that ``data`` yields by number."""
     if isinstance(data, Mapping) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise UsageError(
@@ -228,19 +237,21 @@ def _items(data: Any, part: str) -> tuple[Tensor, list[Any]]:
         pairs = [_pair(data, i, part) for i in range(len(data))]
     if not pairs:
         raise UsageError(f"the {part} set has no examples", code="dataset-empty")
-    first = pairs[0][0]
-    for i, (x, _) in enumerate(pairs):
-        if x.shape != first.shape or x.dtype != first.dtype:
+    first, layout = _form(pairs[0][0]), pairs[0][2]
+    for i, (x, _, own) in enumerate(pairs):
+        if own != layout or (layout is None and _form(x) != first):
+            forms = [str(layout or first), str(own or _form(x))]
             raise UsageError(
-                f"{part} inputs differ: example 0 is {_form(first)}, example {i} is {_form(x)}; bring them to one "
+                f"{part} inputs differ: example 0 is {forms[0]}, example {i} is {forms[1]}; bring them to one "
                 "shape and type (resize pictures, pad sequences)",
                 code="inputs-shapes",
             )
     _refuse_random(data, pairs, part)
-    return torch.stack([x for x, _ in pairs]), [y for _, y in pairs]
+    x = torch.stack([x for x, _, _ in pairs])
+    return Source(x if layout else channels_first(x), [y for _, y, _ in pairs], layout=layout)
 
 
-def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> None:
+def _refuse_random(data: Any, pairs: list[Pair], part: str) -> None:
     """Raise ValueError if examples differ from ``pairs`` when they are read again, under other seeds."""
     some = np.unique(np.linspace(0, len(pairs) - 1, min(READ_AGAIN, len(pairs))).astype(int)).tolist()
     begun = time.monotonic()
@@ -249,7 +260,7 @@ def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> Non
             return
         with global_seed(seed, "reading"):
             for i in some:
-                x, y = _pair(data, i, part)
+                x, y, _ = _pair(data, i, part)
                 if _bytes(x) != _bytes(pairs[i][0]) or _bytes(y) != _bytes(pairs[i][1]):
                     raise UsageError(
                         f"{part} example {i} changes when it is read again: a random transform would be drawn "
@@ -258,7 +269,7 @@ def _refuse_random(data: Any, pairs: list[tuple[Tensor, Any]], part: str) -> Non
                     )
 
 
-def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
+def _pair(data: Any, i: int, part: str) -> Pair:
     try:
         item = data[i]
     except OWN_CODE as error:
@@ -273,7 +284,10 @@ def _pair(data: Any, i: int, part: str) -> tuple[Tensor, Any]:
         raise UsageError(
             f"{part} example {i} is a {type(item).__name__} of {len(item)}; {EXPECTED}", code="dataset-pairs"
         )
-    return as_inputs(item[0], f"{part} inputs"), item[1]
+    if several(item[0], 1):
+        row, layout = one(item[0], f"{part} inputs")
+        return row, item[1], layout
+    return as_inputs(item[0], f"{part} inputs"), item[1], None
 
 
 def _form(x: Tensor) -> str:

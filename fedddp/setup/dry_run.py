@@ -1,5 +1,6 @@
 """Build the task of a run, and try its model on a few of the run's own examples before the ranks connect."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -45,10 +46,25 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None, *, star
             f"use task.name={fitting}",
             code="task-targets",
         )
-    task = _sized(config, given or _configured(config, dataset), dataset)
+    task = given or _configured(config, dataset)
+    task = _sized(config, replace(task, make_model=_taking(dataset, task.make_model)), dataset)
     section = None if given else config.model
     made = started_from(section, task.make_model) if start else task.make_model
     return replace(task, make_model=trained_in_part(section, made))
+
+
+def _taking(dataset: Dataset, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Return ``make``; its modules take rows of inputs of several tensors, where the dataset has such."""
+    layout = dataset.layout
+    if layout is None:
+        return make
+
+    def build() -> nn.Module:
+        module = make()
+        module.register_forward_pre_hook(layout, with_kwargs=True)
+        return module
+
+    return build
 
 
 def check_dataset(config: Config, dataset: Dataset) -> None:
