@@ -28,7 +28,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class HuggingFace(ModelFactory):
-    """A model of transformers from a folder with a config.json, or by its name on the Hub, such as hf:models/bert.
+    """``hf:PATH``, a model of transformers from its folder, or by its name there.
 
     What it becomes follows from task and data: a language model for task.name=next_token, else a classifier of texts or
     of images with as many outputs as the task has. A model by name is read from the library's cache: nothing is

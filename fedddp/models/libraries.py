@@ -103,9 +103,10 @@ class LibraryModel(ModelFactory):
 
 @dataclass(frozen=True)
 class Torchvision(LibraryModel):
-    """A classifier of torchvision by its name there, such as torchvision:resnet18. Images have three channels.
+    """``torchvision:NAME``, a classifier of torchvision; images have three channels.
 
-    Made for ImageNet: most halve an image five times, so that little is left of 32x32 pixels.
+    Such as torchvision:resnet18. They are made for ImageNet: most halve an image five times, and little is
+    left of 32x32 pixels.
     """
 
     library: ClassVar[str] = "torchvision"
@@ -134,9 +135,9 @@ class Torchvision(LibraryModel):
 
 @dataclass(frozen=True)
 class Timm(LibraryModel):
-    """An image model of timm by its name there, such as timm:vit_tiny_patch16_224; its first layer fits the channels.
+    """``timm:NAME``, an image model of timm; its first layer fits the channels.
 
-    ``pretrained`` is a tag (timm:resnet18 has a1_in1k, ...).
+    Such as timm:vit_tiny_patch16_224. ``pretrained`` is a tag (timm:resnet18 has a1_in1k, ...).
     """
 
     library: ClassVar[str] = "timm"

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import fedddp
 from fedddp.config import build, to_dict
 from fedddp.data.inputs import Shape
 from fedddp.errors import UsageError
@@ -131,3 +132,30 @@ def test_weights_of_other_shapes_name_the_tensor(folders, tmp_path):
 def test_without_the_library_a_line_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "pip install 'fedddp[hf]'" in refused_by(tmp_path, {"name": "hf:models/bert"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "task", "keys"),
+    [
+        ("bert", "classification", {"trainable": ["classifier.*"], "frozen_dtype": "bfloat16"}),
+        ("gpt2", "classification", {}),
+        ("gpt2", "next_token", {}),
+    ],
+)
+def test_a_run_trains_and_is_loaded(folders, tmp_path, name, task, keys):
+    positions = task == "next_token"
+    x = torch.cat([tokens(20), torch.full((20, 1), V - 1)], dim=1)  # the largest id is among them
+    y = torch.where(x > 1, x, 2) if positions else x[:, 0] % 2
+    data = fedddp.Dataset.of((x, y), (x, y), V if positions else 2, targets="positions" if positions else "class")
+    table = {
+        "run": {"dir": str(tmp_path), "name": "run", "rounds": 1, "threads": 1},
+        "task": {"name": task},
+        "telemetry": {"progress": "off", "tensorboard": False},
+    }
+    model = {"name": f"hf:{folders / name}", **keys}
+    result = fedddp.run(table, dataset=data, partition=[range(12), range(12, 20)], model=model)
+    loaded = fedddp.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(tensor, result.module.state_dict()[name]) for name, tensor in loaded.items())
+    if keys:
+        assert len(result.w) == 16 * 2 + 2

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+import fedddp
 from fedddp.clients import LocalTrainingSpec, choose
 from fedddp.clients.private.oracle import VmappedExamples
 from fedddp.config import build
 from fedddp.data import ClientData, Examples, Normalizer, Partition, Work
 from fedddp.data.inputs import Shape
+from fedddp.data.targets import IGNORED
 from fedddp.errors import UsageError
 from fedddp.flat import FlatSpec, flatten
 from fedddp.models import GPT, LSTM, TextMean
@@ -141,3 +143,37 @@ def test_attention_has_gradients_of_examples_without_a_loop_over_them(recwarn):
         for (name, _), gradient in zip(module.named_parameters(), expected, strict=True):
             assert torch.allclose(found[name][0, b], gradient, rtol=1e-9, atol=1e-12), name
     assert not [warning for warning in recwarn if "batching rule" in str(warning.message)]
+
+
+def sentences(n, targets):
+    """Texts of up to seven tokens, and their targets of this kind."""
+    x = tokens(n)
+    x[::3, 5:] = 0
+    following = torch.where(x[:, 1:] > 0, x[:, 1:], IGNORED)
+    kinds = {
+        "class": x[:, 0] % 3,
+        "real": x.double().mean(dim=1, keepdim=True).float(),
+        "positions": torch.cat([following, torch.full((n, 1), IGNORED)], dim=1),
+    }
+    return x, kinds[targets]
+
+
+TASKS = {"classification": ("class", 3), "regression": ("real", 1), "next_token": ("positions", V)}
+RUNS = [(section, task) for section in [*SMALL, GPT(width=8, heads=2, tied=True)] for task in TASKS]
+RUNS = [(section, task) for section, task in RUNS if task == "next_token" or section != RUNS[-1][0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("section", "task"), [*RUNS, (TextMean(), "classification"), (TextMean(), "regression")])
+def test_a_model_trains_on_texts_for_a_task_and_is_loaded(tmp_path, section, task):
+    kind, outputs = TASKS[task]
+    data = fedddp.Dataset.of(sentences(30, kind), sentences(9, kind), outputs, targets=kind)
+    table = {
+        "run": {"dir": str(tmp_path), "name": "run", "rounds": 1, "threads": 1},
+        "task": {"name": task},
+        "telemetry": {"progress": "off", "tensorboard": False},
+    }
+    result = fedddp.run(table, dataset=data, partition=[range(20), range(20, 30)], model=section)
+    assert math.isfinite(result.history[-1]["test_loss"])
+    loaded = fedddp.load(tmp_path / "run").state_dict()
+    assert all(torch.equal(tensor, result.module.state_dict()[name]) for name, tensor in loaded.items())

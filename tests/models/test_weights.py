@@ -9,7 +9,7 @@ import fedddp
 from fedddp.config import UsageError, build, to_dict
 from fedddp.flat import flatten
 from fedddp.models import MLP
-from fedddp.models.weights import start_signature
+from fedddp.models.weights import start_signature, started_from
 
 SMALL = {
     "data": {"name": "synthetic", "args": {"num_train": 60, "num_test": 20}, "partition": {"num_clients": 3}},
@@ -174,3 +174,30 @@ def test_ranks_compare_what_they_start_from():
     assert start_signature(section, one) == start_signature(section, one)
     assert start_signature(section, one) != start_signature(section, other)
     assert start_signature(MLP(), one) == {}
+
+
+def test_a_head_for_other_classes_starts_anew_and_a_line_says_so(tmp_path, caplog):
+    path, there = saved(tmp_path)
+    make = started_from(MLP(hidden=6, norm="batch", weights=str(path)), lambda: MODEL.build((1, 28, 28), 7))
+    module, second = make(), make()
+    own = module.state_dict()
+    *body, weight, bias = own
+    assert all(torch.equal(own[name], there.state_dict()[name]) for name in body)
+    assert own[weight].shape == (7, 6)
+    assert not torch.equal(second.state_dict()[weight], own[weight])  # drawn, as without a file
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"has nothing that fits {weight}, {bias}; these start anew" in line
+
+
+OTHER_HEAD = {
+    "only its bias": {"7.bias": torch.zeros(7)},
+    "of other inputs": {"7.weight": torch.zeros(7, 5), "7.bias": torch.zeros(7)},
+}
+
+
+@pytest.mark.parametrize("changes", OTHER_HEAD.values(), ids=OTHER_HEAD)
+def test_a_last_layer_that_differs_otherwise_is_refused(tmp_path, changes):
+    assert changes.keys() <= module().state_dict().keys()
+    path, _ = saved(tmp_path, **changes)
+    with pytest.raises(UsageError, match=r"^model.weights=.*'7\.\w+' of shape"):
+        started(tmp_path / "runs", model=MLP(hidden=6, norm="batch", weights=str(path)))
