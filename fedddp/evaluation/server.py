@@ -1,8 +1,10 @@
 """Score the global model on the server's test set."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,14 @@ from torch import Tensor, nn
 from ..clients.folded import FoldedModel
 from ..comm import Comm, Purpose, interrupt
 from ..data import Examples, Normalizer
+from ..errors import first_line
 from ..flat import FlatModule, training_in
 from ..rng import global_seed
 from ..tasks import Task
 from ..tasks.metrics import LOWER, MOST_LABELS, Target, metrics_of, of_batch
+
+T = TypeVar("T")
+log = logging.getLogger("fedddp")
 
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
 MOST_OUTPUTS = 2**24
@@ -130,7 +136,17 @@ class Scorer:
         if not draws:
             return Score(metrics, loss, confusion, mistakes)
         module = self._model.module
-        return Score(metrics, loss, confusion, mistakes, pictures=task.pictures(module), texts=task.texts(module))
+        pictures = self._shown("pictures", lambda: task.pictures(module))
+        texts = self._shown("texts", lambda: task.texts(module, self._device))
+        return Score(metrics, loss, confusion, mistakes, pictures=pictures, texts=texts)
+
+    def _shown(self, what: str, make: Callable[[], dict[str, T]]) -> dict[str, T]:
+        """What ``make`` gives; nothing, with a warning, where it fails: a run does not end by what it shows."""
+        try:
+            return make()
+        except Exception as error:
+            log.warning("the model's %s cannot be shown (%s); they are left out", what, first_line(error))
+            return {}
 
 
 class Evaluator:

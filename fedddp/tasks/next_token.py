@@ -53,11 +53,10 @@ class NextToken(Task):
     def sums(self) -> Sequence[Sums]:
         return [Positions()]
 
-    def texts(self, module: nn.Module) -> dict[str, str]:
+    def texts(self, module: nn.Module, device: torch.device) -> dict[str, str]:
         """A continuation of the prompt, drawn token by token; the same draws each time, so that rounds compare."""
         if self.decode is None or not self.length:
             return {}
-        device = next(module.parameters()).device
         tokens = list(self.prompt)
         with torch.no_grad(), global_seed(0, "text"):
             for _ in range(self.length):

@@ -78,6 +78,6 @@ class Task:
         """Images that the model draws in evaluation mode, name -> [rows, columns, C, H, W] in [0, 1]."""
         return {}
 
-    def texts(self, module: nn.Module) -> dict[str, str]:
-        """Texts that the model writes in evaluation mode, by name."""
+    def texts(self, module: nn.Module, device: torch.device) -> dict[str, str]:
+        """Texts that the model, which is on ``device``, writes in evaluation mode, by name."""
         return {}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,26 @@ def test_a_language_is_learned_and_padding_ignored(tmp_path):
     result = run(tmp_path, "next_token", run={"rounds": 12, "dir": str(tmp_path), "name": "text"})
     assert result.summary["final_test_perplexity"] < 1.1
     assert result.summary["final_test_accuracy"] == 1
+
+
+def spelled(tokens):
+    return "".join("_abcd"[token] for token in tokens)
+
+
+def test_a_sample_of_text_is_shown_and_may_fail(tmp_path, capsys, caplog):
+    x, y = sequences()
+    data = Dataset.of((x[:60], y[:60]), (x[60:], y[60:]), targets="positions")
+    model = {"name": "lstm", "hidden": 16, "layers": 1}
+    words = {"task": {"name": "next_token", "sample_length": 40}, "run": {"rounds": 2, "dir": str(tmp_path)}}
+    client = {"optimizer": {"lr": 1.0}, "local_epochs": 3, "batch_size": 5}
+    for name, decode in (("shown", spelled), ("failing", lambda tokens: 1 / 0)):
+        words["run"]["name"] = name
+        result = fedddp.run(words, dataset=replace(data, decode=decode), model=model, client=client)
+        assert result.summary["rounds"] == 2
+        (events,) = (result.folder / "tensorboard").glob("events*")
+        assert (b"sample" in events.read_bytes()) == (name == "shown")
+    assert "sample: '" in capsys.readouterr().out
+    assert caplog.text.count("the model's texts cannot be shown (division by zero") == 2
 
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "ditto", "fednova", "fedprox"])
