@@ -104,7 +104,7 @@ def test_a_sample_of_text_is_shown_and_may_fail(tmp_path, capsys, caplog):
         result = fedddp.run(words, dataset=replace(data, decode=decode), model=model, client=client)
         assert result.summary["rounds"] == 2
         (events,) = (result.folder / "tensorboard").glob("events*")
-        assert (b"sample" in events.read_bytes()) == (name == "shown")
+        assert (b"sample/text_summary" in events.read_bytes()) == (name == "shown")
     assert "sample: '" in capsys.readouterr().out
     assert caplog.text.count("the model's texts cannot be shown (division by zero") == 2
 
