@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import io
 import zipfile
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedddp.data.datasets import DATASETS
 from fedddp.registry.choice import user_path
 from fedddp.rng import numpy_generator
 
-HERE = Path(__file__).parent
+PATH = Path(str(resources.files("fedddp.data"))) / "mnist_mini.npz"
 SEED = 1998  # the year of LeCun, Bottou, Bengio and Haffner's paper
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument("root", type=user_path, help="folder with MNIST in torchvision's layout")
     parser.add_argument("--check", action="store_true", help="compare with the embedded file instead of writing it")
     args = parser.parse_args()
-    arrays, path = draw(args.root), HERE / "mnist_mini.npz"
+    arrays, path = draw(args.root), PATH
     if args.check:
         with np.load(path) as embedded:
             same = digest(dict(embedded)) == digest(arrays)

@@ -6,10 +6,11 @@ from .datasets import DATASETS, Dataset, Examples, load
 from .inputs import Normalizer, check_range
 from .partition import PARTITIONS, Excerpt, Partition, Partitioner, given, write_partition
 from .parts import Parts
+from .readers import READERS
 from .skew import SKEWS, NoSkew, Skew
 from .tables import table
 
-DATASETS |= {"parts": Parts(), "csv": table, "parquet": table}  # here, since their files build on that of the others
+DATASETS |= {"parts": Parts(), "csv": table, "parquet": table, **READERS}  # here: their files build on the others
 
 __all__ = [
     "DATASETS",

@@ -1,5 +1,6 @@
 """Check and convert inputs: dense tensors of pixels (uint8), floating-point or whole numbers, all finite."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -77,8 +78,14 @@ def moments(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     channels = x.shape[1] if x.dim() == 4 else 1
     if x.dtype != torch.uint8:
         return (0.0,) * channels, (1.0,) * channels
-    pixels, dims = x.double() / 255, [d for d in range(x.dim()) if d != 1 or x.dim() != 4]
-    mean, std = pixels.mean(dims).view(-1), pixels.std(dims).view(-1).clamp(min=1e-6)
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    first = 256 * torch.arange(channels)[:, None]
+    for some in x.split(max(1, 2**20 * len(x) // x.numel())):  # 8 MB of whole numbers at a time
+        pixels = some.transpose(0, 1) if x.dim() == 4 else some
+        counts += (pixels.reshape(channels, -1) + first).flatten().bincount(minlength=256 * channels).view_as(counts)
+    values, n = torch.arange(256, dtype=torch.float64) / 255, counts.sum(1)
+    mean = (counts * values).sum(1) / n
+    std = ((counts * (values - mean[:, None]) ** 2).sum(1) / (n - 1).clamp(min=1)).sqrt().clamp(min=1e-6)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -147,8 +154,8 @@ def check_range(x: Tensor, dtype: torch.dtype) -> None:
 def _refuse_holes(x: Tensor, part: str) -> None:
     if not x.is_floating_point():
         return
-    sums = [part.sum(dtype=torch.float64) for part in x.reshape(-1).split(2**22)]  # a sum in float64 copies its part
-    if torch.isfinite(torch.stack(sums).sum()):
+    # A part at a time, since a sum in float64 copies it; as numbers, since small tensors kept would fragment the heap.
+    if math.isfinite(sum(part.sum(dtype=torch.float64).item() for part in x.reshape(-1).split(2**20))):
         return
     bad = ~torch.isfinite(x).flatten(1).all(1) if x.dim() > 1 else ~torch.isfinite(x)
     if not bad.any():  # their sum alone is infinite

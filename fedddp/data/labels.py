@@ -47,7 +47,8 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
             f"the training labels are {_form(a, a_hot)}, the test labels {_form(b, b_hot)}; give both in one form",
             code="labels-sets-differ",
         )
-    seen, classes = np.unique(a), np.union1d(a, b)
+    seen = np.unique(a)
+    classes = np.union1d(seen, np.unique(b))
     if not np.isin(b, seen).any():
         raise UsageError(
             f"no label of the test set ({listed(np.unique(b))}) occurs in the training set ({listed(seen)}); "
@@ -226,14 +227,14 @@ def _whole(column: NDArray[Any], what: str) -> NDArray[np.int64]:
         if bad.any():
             raise UsageError(
                 f"{what}: targets are not whole numbers (that of example {bad.argmax()} is {column[bad.argmax()]:g}); "
-                "only classes can be learned (there is no regression): give the number or the name of a class",
+                "set task.name=regression to learn numbers, or give the number or the name of a class",
                 code="labels-not-whole",
             )
     if column.dtype.kind == "u" and len(column) and column.max() > np.iinfo(np.int64).max:
         raise UsageError(
             f"{what}: {column.max()} does not fit into int64; number the classes from 0", code="labels-range"
         )
-    return column.astype(np.int64)
+    return np.require(column, np.int64, ["W"])  # a copy only if it has to be
 
 
 def _count_from_zero(classes: NDArray[Any]) -> bool:

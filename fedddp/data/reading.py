@@ -42,30 +42,22 @@ Pair = tuple[Tensor, Any, Layout | None]
 
 def check_call(cls: Any, args: Mapping[str, Any]) -> None:
     """Raise ValueError if ``cls`` does not take what `constructed` gives it."""
-    known: Mapping[str, Any] = {}
     try:
-        known = inspect.signature(cls).parameters
-        inspect.signature(cls).bind(root="", train=True, download=False, **args)
+        for side in _sides(cls, args):
+            inspect.signature(cls).bind(root="", download=False, **side)
     except TypeError as error:
-        if "split" in known and "train" not in known:
-            raise UsageError(
-                "takes split and not train; expected a class called with root, train=True or False, download: "
-                "derive one whose __init__ passes split='train' if train else 'test' on",
-                code="dataset-arguments",
-            ) from None
         keys = f" and data.args ({', '.join(args)})" if args else ""
         raise UsageError(
-            f"expected a class called with root, train, download{keys} ({error})", code="dataset-arguments"
+            f"expected a class called with root, train (or split), download{keys} ({error})", code="dataset-arguments"
         ) from None
 
 
 def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mapping[str, Any]) -> tuple[Any, Any]:
     """Training and test set, downloaded if they are missing and may be. Raises ValueError with one line."""
+    train, test = _sides(cls, args)
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            return cls(root=str(root), train=True, download=False, **args), cls(
-                root=str(root), train=False, download=False, **args
-            )
+            return cls(root=str(root), download=False, **train), cls(root=str(root), download=False, **test)
         except OWN_CODE as error:
             if not _says_missing(error):
                 raise UsageError(_broken(cls, root, error), code="dataset-raises") from error
@@ -77,7 +69,29 @@ def constructed(cls: Callable[..., Any], root: Path, download: bool, args: Mappi
                     code="dataset-missing",
                 ) from error
         with _turn(root):
-            return _downloaded(cls, root, True, args), _downloaded(cls, root, False, args)
+            return _downloaded(cls, root, train), _downloaded(cls, root, test)
+
+
+def _sides(cls: Any, args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the training and of the test set: ``train``, or ``split`` where there is no ``train``.
+
+    Raises:
+        ValueError: ``split`` is given and not a pair.
+    """
+    try:
+        known: Mapping[str, Any] = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        known = {}
+    if "split" not in known or "train" in known:
+        return {"train": True, **args}, {"train": False, **args}
+    names = args.get("split", ("train", "test"))
+    if not isinstance(names, list | tuple) or len(names) != 2:
+        raise UsageError(
+            f"data.args.split={names!r}: expected two names, of the training and of the test set, such as "
+            '["train","test"]',
+            code="dataset-arguments",
+        )
+    return {**args, "split": names[0]}, {**args, "split": names[1]}
 
 
 def damage(cls: Any, root: Path) -> str | None:
@@ -94,9 +108,9 @@ def damage(cls: Any, root: Path) -> str | None:
     return None
 
 
-def _downloaded(cls: Callable[..., Any], root: Path, train: bool, args: Mapping[str, Any]) -> Any:
+def _downloaded(cls: Callable[..., Any], root: Path, side: Mapping[str, Any]) -> Any:
     try:
-        return cls(root=str(root), train=train, download=True, **args)
+        return cls(root=str(root), download=True, **side)
     except (RuntimeError, OSError) as failed:
         raise UsageError(
             damage(cls, root)

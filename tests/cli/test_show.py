@@ -101,3 +101,25 @@ def test_many_classes_are_counted_and_not_listed(classes, tmp_path, capsys):
     least, most = re.search(r"(\d+) to (\d+) labels each", text).groups()
     assert [client for client, _ in rows] == ["0", "1", "2"]
     assert {int(least), int(most)} == {min(int(n) for _, n in rows), max(int(n) for _, n in rows)}
+
+
+TARGETS = {
+    "real": ("regression", np.arange(24.0).reshape(12, 2), ["target 0", "target 1"], ["11 (6.904)", "12 (6.904)"]),
+    "labels": ("multilabel", np.eye(12, 3, dtype=np.uint8), ["label 0", "label 1", "label 2"], ["1", "1", "1"]),
+    "positions": ("next_token", np.full((12, 5), [1, 2, 3, -100, -100]), ["positions", "longest"], ["36", "3"]),
+}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_targets_that_are_no_classes_are_shown_by_their_values(kind, tmp_path, capsys):
+    task, y, heads, cells = TARGETS[kind]
+    np.savez(tmp_path / "data.npz", x_train=y, y_train=y, x_test=y, y_test=y)
+    words = ["--data.name=npz", f"--data.root={tmp_path}", "--data.args.file=data.npz", f"--task.name={task}"]
+    words += ["--data.partition.num_clients=1", f"--out={tmp_path / 'partition.png'}"]
+    assert command("show")(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines if line[0] in "│┃"]
+    assert table == [["client", *heads, "examples"], ["0", *cells, "12"]]
+    said = ", ".join(f"{head} {cell}" for head, cell in zip(heads, cells, strict=True))
+    assert f"1 clients: 12 to 12 examples (median 12); of all: {said}" in lines
+    assert (tmp_path / "partition.png").stat().st_size > 1000

@@ -145,8 +145,10 @@ def test_a_dataset_of_finished_examples_has_its_labels_checked():
 
 
 class Splits:
+    """As torchvision's SVHN: ``split`` and no ``train``."""
+
     def __init__(self, root, split="train", download=False):
-        pass
+        self.data, self.targets = torch.full((6, 2), {"train": 1.0, "test": 2.0, "extra": 3.0}[split]), [0, 1] * 3
 
 
 class Undownloadable:
@@ -171,7 +173,8 @@ class Broken:
 @pytest.mark.parametrize(
     ("name", "args", "code"),
     [
-        ("Splits", {}, "dataset-arguments"),
+        ("Splits", {"split": "extra"}, "dataset-arguments"),
+        ("Splits", {"split": ["train", "val"]}, "dataset-raises"),
         ("Undownloadable", {}, "dataset-arguments"),
         ("Broken", {"hwo": 1}, "dataset-arguments"),
         ("N", {}, "dataset-arguments"),
@@ -188,6 +191,25 @@ def test_a_class_that_cannot_be_constructed_is_told_by_key_and_reason(name, args
     assert f"{__name__}:{name}" in str(error)
     assert ("at test_inputs.py:" in str(error)) == (code == "dataset-raises")
     assert (str(tmp_path) in str(error)) == (code == "dataset-missing")
+
+
+def test_a_class_with_split_gets_train_and_test_or_the_names_that_are_asked_for(tmp_path):
+    for args, values in (({}, (1, 2)), ({"split": ["extra", "test"]}, (3, 2))):
+        data = load(f"{__name__}:Splits", tmp_path, False, args)
+        assert (data.train.x.unique().tolist(), data.test.x.unique().tolist()) == ([values[0]], [values[1]])
+
+
+def test_torchvisions_own_classes_with_split_are_read(tmp_path, monkeypatch):
+    svhn = torchvision_class("SVHN")
+    savemat = pytest.importorskip("scipy.io").savemat
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
+    for part, n in (("train", 20), ("test", 12)):
+        digits = np.arange(1, n + 1)[:, None] % 10 + 1  # ten is a zero
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels[..., :n], "y": digits})
+    monkeypatch.setattr(svhn, "_check_integrity", lambda self: True)  # of the sums of the real files
+    data = load("torchvision.datasets:SVHN", tmp_path, False, {})
+    assert np.array_equal(data.train.x, pixels.transpose(3, 2, 0, 1))
+    assert data.test.y.tolist() == [(i + 1) % 10 for i in range(1, 13)]
 
 
 def test_only_the_constructor_can_miss_its_files(tmp_path):

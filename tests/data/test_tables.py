@@ -1,5 +1,6 @@
 """fedddp.data.tables: CSV and Parquet files by named columns."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from fedddp.config import UsageError
 from fedddp.data import PARTITIONS, load
+from fedddp.data.columns import BLOCK, _Growing, divided
 
 PATIENTS = """hospital,age,smokes,blood,ill,part
 north,40,true,A,no,train
@@ -185,3 +187,63 @@ def test_too_many_texts_are_refused(tmp_path):
     rows = "\n".join(f"name{i},{i % 2}" for i in range(2000))
     (tmp_path / "t.csv").write_text(f"a,b\n{rows}\n")
     assert "column 'a' has more than 1000 different texts" in str(refused(tmp_path, file="t.csv", target="b"))
+
+
+def test_several_columns_are_one_target(folder):
+    path = folder / "patients.csv"
+    path.write_text(
+        PATIENTS.replace("ill,part", "ill,weight,part").replace("no,", "no,70.5,").replace("yes,", "yes,80,")
+    )
+    data = load("csv", folder, True, ARGS | {"target": ["age", "weight"]}, "real")
+    assert data.train.y.tolist() == [[40, 70.5], [60, 80], [50, 70.5], [30, 80]]
+    assert data.test.y.tolist() == [[45, 70.5], [20, 80]]
+
+
+def test_a_file_of_many_blocks_keeps_its_rows_in_order(tmp_path):
+    """Longer and longer rows are fewer than the first block promises, shorter and shorter ones are more."""
+    at = np.arange(60_000)
+    owner = np.random.default_rng(0).permutation(at) % 700
+    numbers = np.unique([f"o{k}" for k in owner], return_inverse=True)[1]
+    for name, digits in (("longer", at // 3000), ("shorter", 20 - at // 3000)):
+        rows = [f"{i}.5{'0' * d},{i % 2},o{k}" for i, d, k in zip(at, digits, owner, strict=True)]
+        (tmp_path / f"{name}.csv").write_text("x,y,who\n" + "\n".join(rows))
+        assert (tmp_path / f"{name}.csv").stat().st_size > 1.2 * BLOCK
+        data = loaded(tmp_path, file=f"{name}.csv", target="y", owner="who", standardize=False)
+        test = np.isin(at + 0.5, data.test.x[:, 0].numpy())
+        assert 10_000 < test.sum() < 14_000
+        assert np.array_equal(data.train.x[:, 0], (at + 0.5)[~test])
+        assert np.array_equal(data.train.y, at[~test] % 2)
+        assert np.array_equal(data.train.owner, numbers[~test])
+
+
+def test_rows_grow_in_one_array_and_are_divided_in_place():
+    growing = _Growing()
+    growing.add(np.zeros((2, 3), np.uint8), 4)
+    first = growing.rows()
+    growing.add(np.ones((2, 3), np.uint8), 4)
+    assert np.shares_memory(first, growing.rows())
+    growing.add(np.full((1, 3), 0.5, np.float32), 4)
+    x = growing.rows()
+    assert x.dtype == np.float32
+    assert x.tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2 + [[0.5] * 3]
+    train, test = divided(x, np.array([True, False, True, False, False]))
+    assert (train.tolist(), test.tolist()) == ([[0.0] * 3, [1.0] * 3, [0.5] * 3], [[0.0] * 3, [1.0] * 3])
+    assert np.shares_memory(train, x)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FEDDDP_TEST_DATA" not in os.environ, reason="FEDDDP_TEST_DATA names no folder with MNIST")
+def test_a_table_of_pixels_is_the_dataset_bit_for_bit(tmp_path):
+    """As Fashion-MNIST comes: a column for each pixel, and the training and the test set in two files."""
+    root = Path(os.environ["FEDDDP_TEST_DATA"])
+    images = load("fashion_mnist" if (root / "FashionMNIST").is_dir() else "mnist", root, False, {})
+    for part, examples in (("train", images.train), ("test", images.test)):
+        columns = {"label": examples.y.numpy()} | {
+            f"pixel{i}": p for i, p in enumerate(examples.x.flatten(1).T.contiguous().numpy())
+        }
+        pyarrow.csv.write_csv(pa.table(columns), tmp_path / f"{part}.csv")
+    read = loaded(tmp_path, file="train.csv", test_file="test.csv", target="label", shape=[1, 28, 28])
+    for one, other in ((images.train, read.train), (images.test, read.test)):
+        assert one.x.dtype == other.x.dtype == torch.uint8
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.y, other.y)

@@ -166,7 +166,7 @@ def table(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data.args.target=y"], "only classes can be learned"),
+        (["--data.args.target=y"], "set task.name=regression to learn numbers"),
         (["--data.args.target=b", "--task.name=binary"], "task.name='binary': the data have 5 classes, not 2"),
         (
             ["--data.args.target=y", "--task.name=regression", "--loss.name=focal"],
