@@ -21,6 +21,9 @@ RUNS = [path for path in FILES if path not in SWEEPS]
 SHAPES = {"cifar10": [3, 32, 32]}
 """Of the datasets that are not 28x28 and grey."""
 
+EMBEDDED = {"shakespeare-mini": {"args": {"min_characters": 29_000}, "partition": {"num_clients": 2}}}
+"""What is left of datasets that need no files and are no images."""
+
 MOST_CLIENTS, EXAMPLES_EACH = 10, 40
 
 
@@ -41,6 +44,9 @@ def small(table, folder):
         "client": {"local_epochs": 1, "stragglers": 0},
         "telemetry": {"tensorboard": False},
     }
+    if name in EMBEDDED:
+        changes |= {"data": EMBEDDED[name], "cohort": {"size": 2}}
+        return merge(table, changes)
     changed = merge(table, changes)
     changed["data"]["args"] = images
     return changed

@@ -33,7 +33,7 @@ def leaf(
     column: Annotated[int, Field(ge=0)] = 4,
     length: Annotated[int, Field(ge=1, le=100_000)] = 80,
 ) -> Dataset:
-    """FEMNIST, Shakespeare, Sent140 and whatever else LEAF's scripts write below ``root``.
+    """FEMNIST, Shakespeare, Sent140 and whatever else LEAF's scripts write below ``root`` (Caldas et al. 2018).
 
     Inputs are numbers (FEMNIST), text (Shakespeare: 80 characters, of which the target is the next one), or rows with a
     text (Sent140). Text becomes its characters, cut or padded to ``length``; with targets at each position, the target

