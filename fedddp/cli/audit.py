@@ -83,7 +83,8 @@ def run(args: Namespace) -> int:
 def prepared(layers: Sequence[Any], place: Place) -> Prepared:
     """Prepare the run without what an audit does not need. Raises UsageError for a run that claims no epsilon."""
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
-    blind = {"evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, "target_accuracy": "off"}}
+    off = {"target_accuracy": "off", "target": "off"}
+    blind = {"evaluate": {"every": 0, "personal_every": 0, "clients_mean": False, **off}}
     unrecorded = {"account": {"dir": "", "key": "", "epsilon": "off", "delta": "off"}}  # canaries are nobody's data
     config = resolve(build(*layers, quiet, blind, {"run": {"resume": "never"}, "privacy": unrecorded}), place)
     keys, level = config.privacy, level_for(config.privacy)

@@ -94,11 +94,11 @@ COMMANDS = {
         examples=("fedddp show account ~/fedddp-account --key=keys/rank-0.key",),
     ),
     "plot": Command(
-        about="draw the accuracy curves of runs",
+        about="draw the curves of runs: accuracy, or the metric of their task",
         module="fedddp.cli.plot",
         options=options.plot,
         takes="RUN ...",
-        examples=("fedddp plot runs/fedavg runs/scaffold --target=0.99",),
+        examples=("fedddp plot runs/fedavg runs/scaffold --target=0.99", "fedddp plot runs/hospitals --metric=f1"),
     ),
     "sweep": Command(
         about="run a grid of experiments and compare them",

@@ -57,7 +57,8 @@ def show_account(parser: ArgumentParser) -> None:
 
 def plot(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders")
-    parser.add_argument("--target", type=float, help="draw a line at this accuracy")
+    parser.add_argument("--target", type=float, help="draw a line at this value")
+    parser.add_argument("--metric", metavar="NAME", help="of the test set, such as f1 or loss [the runs' own]")
     parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
 
 

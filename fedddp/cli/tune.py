@@ -71,7 +71,8 @@ def search_of(
     if not grids:
         raise UsageError("give what to choose from: --grid KEY=VALUE,VALUE,... (several times for several keys)")
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
-    once = {"evaluate": {"every": 0, "personal_every": 0, "target_accuracy": "off"}, "run": {"resume": "never"}}
+    off = {"every": 0, "personal_every": 0, "target_accuracy": "off", "target": "off"}
+    once = {"evaluate": off, "run": {"resume": "never"}}
     choices = tuple(product(*map(_grid, grids)))
     configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
     for privacy in (config.privacy for config in configs):
@@ -106,8 +107,8 @@ def _tune(search: Search, place: Place) -> None:
     for config in others:  # one that cannot run is refused before the first one does
         prepare(config, place, dataset, partition)
     first = prepare(first, place, dataset, partition)
-    if not first.task.classifies:
-        raise UsageError(f"{chosen(search.base, 'task')}: has no accuracy to choose by; tune a classifier")
+    if not first.task.metrics:
+        raise UsageError(f"{chosen(search.base, 'task')}: has no metric to choose by; tune a task that has one")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
     target = search.out or target
     config = first.config.run
@@ -131,9 +132,11 @@ def searched(search: Search, dataset: Dataset, partition: Partition, place: Plac
             scores += [score] if score else []
         if place.rank == 0:
             parameters = flatten(parse(words).layers[-1])
-            done = Candidate(parameters, [s.accuracy or 0.0 for s in scores], [s.loss for s in scores])
+            metric = next(iter(scores[0].metrics))
+            done = Candidate(parameters, [s.metrics[metric] for s in scores], [s.loss for s in scores], metric)
             candidates.append(done)
-            print(f"{done.text}: {done.mean:.4f}, {time.perf_counter() - begun:.1f} s", flush=True)
+            value = f"{metric} {done.mean:.4f}" if done.mean is not None else f"no {metric}"
+            print(f"{done.text}: {value}, {time.perf_counter() - begun:.1f} s", flush=True)
     return candidates
 
 

@@ -62,8 +62,7 @@ class ResolvedConfig(Config):
     @property
     def target(self) -> Target | None:
         """The metric at which the run stops."""
-        accuracy, general = self.evaluate.target_accuracy, self.evaluate.target
-        return Target.parse(general) if general else None if accuracy is None else Target("accuracy", accuracy)
+        return Target.asked(self.evaluate.target_accuracy, self.evaluate.target)
 
     @property
     def delivery(self) -> Delivery:

@@ -85,11 +85,12 @@ def resuming(folder: Path, config: ResolvedConfig, done: int, *, reached: bool, 
         folder: the run folder.
         config: the configuration.
         done: the number of finished rounds.
-        reached: whether the target accuracy was reached.
+        reached: whether the target was reached.
         spent: whether the privacy budget is used up.
     """
     if reached:
-        return f"{folder} is done: round {done} reached evaluate.target_accuracy; set a higher one, or off, to train on"
+        key = "target" if config.evaluate.target else "target_accuracy"
+        return f"{folder} is done: round {done} reached evaluate.{key}; set a harder one, or off, to train on"
     if done >= config.run.rounds:
         return (
             f"{folder} is done: {done} of {config.run.rounds} rounds are trained; set a larger run.rounds to train on"

@@ -18,6 +18,8 @@ from ..data.targets import IGNORED
 
 LOWER = frozenset({"loss", "mae", "rmse", "perplexity", "bits_per_character"})
 """Metrics of which less is better."""
+FRACTIONS = frozenset({"accuracy", "balanced_accuracy", "f1", "top5_accuracy", "auroc"})
+"""Metrics from 0 to 1, which tables show in percent."""
 MOST_LABELS = 100
 """Above this number of classes there is no confusion matrix and no metric of each class: too large to read."""
 BINS = 4096
@@ -47,6 +49,14 @@ class Target:
                 f"{'<=' if name in LOWER else '>='}{number}"
             )
         return target
+
+    @classmethod
+    def asked(cls, accuracy: float | None, text: str | None) -> Self | None:
+        """The target of the keys ``target_accuracy`` and ``target``, of which at most one is set."""
+        return cls.parse(text) if text else None if accuracy is None else cls("accuracy", accuracy)
+
+    def __str__(self) -> str:
+        return f"{self.metric}{'<=' if self.metric in LOWER else '>='}{self.value:g}"
 
     @property
     def key(self) -> str:
@@ -224,8 +234,7 @@ class Positions:
 
     def metrics(self, total: Tensor) -> Mapping[str, float]:
         nll = _mean(total[0], total[2])
-        perplexity = math.exp(nll) if nll < 700 else math.inf
-        figures = {"perplexity": perplexity, "accuracy": _mean(total[1], total[2])}
+        figures = {"perplexity": math.exp(min(nll, 700)), "accuracy": _mean(total[1], total[2])}
         return figures | {"bits_per_character": nll / math.log(2)}
 
 

@@ -3,7 +3,7 @@
 from .beside import Beside, InBackground, SideWork
 from .files import Files, rewind
 from .progress import Divergence, progress, summary_table
-from .telemetry import Metrics, RoundRecord, Sink, Stopwatch, Telemetry
+from .telemetry import Metrics, RoundRecord, Sink, Stopwatch, Telemetry, primary
 from .terminal import console, lasting_output, log_to_stderr, on_terminal
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "lasting_output",
     "log_to_stderr",
     "on_terminal",
+    "primary",
     "progress",
     "rewind",
     "summary_table",

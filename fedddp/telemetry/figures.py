@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data import Excerpt
 from ..evaluation.server import Mistake, Score
+from ..tasks.metrics import FRACTIONS, LOWER
 
 
 def is_picture(x: Tensor) -> bool:
@@ -134,27 +135,47 @@ def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
     return (255 * page).round().to(torch.uint8).numpy()
 
 
-def curves(accuracies: Mapping[str, Sequence[tuple[int, float]]], target: float | None) -> Figure:
-    """Test accuracy by round, one line per run (name -> (round, accuracy) pairs).
-
-    The axis begins a quarter below the best accuracy, or lower, so that half of every run's points can be seen.
-    """
+def curves(found: Mapping[str, Sequence[tuple[int, float]]], target: float | None, metric: str = "accuracy") -> Figure:
+    """A metric of the test set by round, one line per run (name -> (round, value) pairs); see `limits`."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for number, (name, points) in enumerate(accuracies.items()):
+    for number, (name, points) in enumerate(found.items()):
         rounds, values = zip(*points, strict=True)
         style = ("-", "--", ":", "-.")[number // 10 % 4]  # ten colours come again
         axes.plot(rounds, values, style, marker=".", label=name, color=f"C{number % 10}")
     if target is not None:
         axes.axhline(target, color="grey", linestyle="--", linewidth=1)
         axes.annotate(f"{target:g}", (0.005, target), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set(xlabel="round", ylabel="test accuracy")
-    found = [[value for _, value in points] for points in accuracies.values()]
-    marks = [] if target is None else [target]
-    best = max(value for values in (*found, marks) for value in values)
-    lowest = min([best - 0.25, *(float(np.median(values)) - 0.02 for values in found), *(m - 0.02 for m in marks)])
-    axes.set_ylim(max(-0.02, lowest), min(1.02, best + 0.02))
+    axes.set(xlabel="round", ylabel=label(metric))
+    axes.set_ylim(*limits(metric, [[value for _, value in points] for points in found.values()], target))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def label(metric: str) -> str:
+    """The label of an axis that shows ``metric`` of the test set."""
+    return f"test {metric.replace('_', ' ')}" + (", lower is better" if metric in LOWER else "")
+
+
+def limits(metric: str, found: Sequence[Sequence[float]], target: float | None) -> tuple[float, float]:
+    """The ends of an axis that shows ``found``, the values of each run, and ``target``.
+
+    Of a fraction it begins a quarter below the best value, or lower, so that half of every run's points can be seen. Of
+    any other metric it reaches twice as far from the best value as three quarters of every run's points do: a run often
+    begins far off.
+    """
+    marks = [] if target is None else [target]
+    if metric in FRACTIONS:
+        best = max(value for values in (*found, marks) for value in values)
+        lowest = min([best - 0.25, *(float(np.median(values)) - 0.02 for values in found), *(m - 0.02 for m in marks)])
+        return max(-0.02, lowest), min(1.02, best + 0.02)
+    sign = -1 if metric in LOWER else 1
+    signed = [sign * np.asarray(values, dtype=np.float64) for values in found]  # more is better
+    best, worst = max(values.max() for values in signed), min(values.min() for values in signed)
+    near = min(float(np.quantile(values, 0.25)) for values in signed)
+    ends = [best, max(worst, best - 2 * (best - near)), *(sign * mark for mark in marks)]
+    margin = 0.05 * (max(ends) - min(ends)) or 0.05 * abs(best) or 0.05
+    low, high = sorted(sign * end for end in (max(ends) + margin, min(ends) - margin))
+    return low, high

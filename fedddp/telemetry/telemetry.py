@@ -222,9 +222,9 @@ class Telemetry:
 
 def primary(history: Sequence[Metrics]) -> str:
     """The key of the metric that is shown first, the task's primary one, in lines of ``metrics.jsonl``."""
-    evaluated = next((m for m in history if m.get("test_loss") is not None), {})
-    key = next((k for k in evaluated if k.startswith("test_")), "test_accuracy")
-    return key if evaluated.get(key) is not None or not evaluated else "test_loss"
+    first = (next((k for k in m if k.startswith("test_")), "") for m in history)
+    known = (k for k, m in zip(first, history, strict=True) if m.get(k) is not None)
+    return next(known, "test_loss" if any(m.get("test_loss") is not None for m in history) else "test_accuracy")
 
 
 def _finite(value: float) -> float | None:

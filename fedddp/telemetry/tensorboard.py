@@ -20,9 +20,6 @@ from .telemetry import Metrics, RoundRecord
 
 log = logging.getLogger("fedddp")
 
-COMPARED = ("final_test_accuracy", "best_test_accuracy", "rounds", "rounds_to_target", "seconds_total")
-"""Entries of the summary that the HParams page lists beside the configuration."""
-
 WIDEST = 9e19
 """Largest value in torch's histograms, which raise an error if all values are larger."""
 
@@ -150,8 +147,8 @@ class TensorBoard:
         if self._last is not None and self._drawn != self._last[0]:
             self._draw(*self._last)
         if summary is not None:
-            shown = next(k for k in summary if k.startswith("final_"))
-            results = {f"summary/{k}": summary[k] for k in dict.fromkeys((*COMPARED, shown)) if summary[k] is not None}
+            shown = next(k for k in summary if k.startswith("final_")).removeprefix("final_")
+            results = {f"summary/{k}": v for k in compared(shown) if (v := summary.get(k)) is not None}
             with self._side("TensorBoard's hyper-parameters"):
                 self._add_hparams(results, summary["rounds"])
         self._writer.close()
@@ -164,6 +161,11 @@ class TensorBoard:
             self._writer._get_file_writer().add_summary(part)
         for name, value in results.items():
             self._writer.add_scalar(name, value, t)
+
+
+def compared(key: str) -> tuple[str, ...]:
+    """Entries of the summary that the HParams page lists beside the configuration, where ``key`` is shown first."""
+    return f"final_{key}", f"best_{key}", "rounds", "rounds_to_target", "seconds_total"
 
 
 def _undated(writer: SummaryWriter) -> None:

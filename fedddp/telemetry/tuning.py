@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,29 +13,46 @@ from typing import Any
 import tomli_w
 from rich.table import Table
 
+from ..tasks.metrics import LOWER
 from .terminal import console
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One combination of hyper-parameters, with its validation accuracy and loss in each fold."""
+    """One combination of hyper-parameters, with the value of a metric and the loss in each fold.
+
+    A value is None where the examples of the fold determine none, or training diverged.
+    """
 
     parameters: Mapping[str, Any]
-    accuracies: list[float]
+    values: list[float | None]
     losses: list[float]
+    metric: str = "accuracy"
 
     @property
     def text(self) -> str:
         return "  ".join(f"{key}={value}" for key, value in self.parameters.items())
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.accuracies)
+    def known(self) -> list[float]:
+        """The values of the folds that determine one."""
+        return [value for value in self.values if value is not None]
 
     @property
-    def deviation(self) -> float:
+    def mean(self) -> float | None:
+        """Over the folds that determine a value; None without any, and where the loss of a fold is not finite."""
+        finite = all(map(math.isfinite, self.losses))
+        return statistics.fmean(self.known) if self.known and finite else None
+
+    @property
+    def deviation(self) -> float | None:
         """Standard deviation over the folds, with k - 1 in the denominator."""
-        return statistics.stdev(self.accuracies)
+        return statistics.stdev(self.known) if len(self.known) > 1 else None
+
+    @property
+    def quality(self) -> float:
+        """A number that is larger for a better candidate: the mean, negated where less is better."""
+        return -math.inf if self.mean is None else -self.mean if self.metric in LOWER else self.mean
 
     @property
     def loss(self) -> float:
@@ -42,8 +60,8 @@ class Candidate:
 
 
 def chosen(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the highest mean accuracy; of equals, with the lowest loss."""
-    return max(candidates, key=lambda c: (c.mean, -c.loss))
+    """The candidate with the best mean; of equals, with the lowest loss."""
+    return max(candidates, key=lambda c: (c.quality, -c.loss))
 
 
 def print_table(candidates: Sequence[Candidate], folds: int) -> None:
@@ -52,7 +70,7 @@ def print_table(candidates: Sequence[Candidate], folds: int) -> None:
     table = Table(title=f"{folds}-fold cross-validation")
     for column in _columns(best):
         table.add_column(column, justify="right")
-    for candidate in sorted(candidates, key=lambda c: -c.mean):
+    for candidate in sorted(candidates, key=lambda c: -c.quality):
         table.add_row(*_cells(candidate), style="bold" if candidate is best else None)
     console().print(table)
 
@@ -88,9 +106,9 @@ def _nested(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _columns(candidate: Candidate) -> list[str]:
-    return [*candidate.parameters, "accuracy", "deviation", "loss"]
+    return [*candidate.parameters, candidate.metric.replace("_", " "), "deviation", "loss"]
 
 
 def _cells(candidate: Candidate) -> list[str]:
     figures = (candidate.mean, candidate.deviation, candidate.loss)
-    return [*map(str, candidate.parameters.values()), *(f"{figure:.4f}" for figure in figures)]
+    return [*map(str, candidate.parameters.values()), *("-" if v is None else f"{v:.4f}" for v in figures)]

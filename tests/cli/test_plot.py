@@ -20,7 +20,7 @@ def run(tmp_path):
 def test_curves_are_drawn_of_the_rounds_that_were_evaluated(run, tmp_path, monkeypatch):
     drawn = {}
     curves = plot.figures.curves
-    monkeypatch.setattr(plot.figures, "curves", lambda found, target: drawn.update(found) or curves(found, target))
+    monkeypatch.setattr(plot.figures, "curves", lambda found, *more: drawn.update(found) or curves(found, *more))
     assert command("plot")([str(run), "--target=0.2", f"--out={tmp_path / 'curves.png'}"]) == 0
     assert drawn == {"fedavg": [(1, 0.1), (3, 0.3)]}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -52,7 +52,7 @@ def test_runs_that_end_alike_are_told_apart(run, tmp_path, monkeypatch):
     """Two folders of one name, and more runs than there are colours."""
     drawn = {}
     curves = plot.figures.curves
-    monkeypatch.setattr(plot.figures, "curves", lambda found, target: drawn.update(found) or curves(found, target))
+    monkeypatch.setattr(plot.figures, "curves", lambda found, *more: drawn.update(found) or curves(found, *more))
     other = tmp_path / "other" / "fedavg"
     other.mkdir(parents=True)
     (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
@@ -69,6 +69,72 @@ def test_runs_without_an_accuracy_are_left_out_and_said(run, tmp_path, capsys):
     assert command("plot")([str(run), str(gan), f"--out={tmp_path / 'curves.png'}"]) == 0
     assert f"{gan}: " in capsys.readouterr().err
     assert command("plot")([str(gan)]) == 2
+
+
+def folder(tmp_path, name, **values):
+    """A run folder of three rounds: of a metric its values, in the order in which they are given."""
+    (tmp_path / name).mkdir()
+    lines = [{"round": t + 1} | {f"test_{k}": v[t] for k, v in values.items()} for t in range(3)]
+    lines = [m if "test_accuracy" in m else {**m, "test_accuracy": None} for m in lines]
+    (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
+    return str(tmp_path / name)
+
+
+R2 = {"r2": [-3.0, 0.2, 0.4], "mae": [9.0, 5.0, 4.0], "loss": [4.0, 1.0, 0.6]}
+TEXT = {"perplexity": [900.0, 9.0, 8.0], "accuracy": [0.1, 0.4, 0.5], "loss": [7.0, 2.2, 2.1]}
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "label", "points"),
+    [
+        (R2, [], "test r2", R2["r2"]),
+        (R2, ["--metric=mae", "--target=3"], "test mae, lower is better", R2["mae"]),
+        (TEXT, [], "test perplexity, lower is better", TEXT["perplexity"]),
+        (TEXT, ["--metric=accuracy"], "test accuracy", TEXT["accuracy"]),
+    ],
+)
+def test_a_run_is_drawn_by_its_own_metric_or_another(values, words, label, points, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot.figures, "save", lambda figure, out: drawn.append(figure))
+    assert command("plot")([folder(tmp_path, "run", **values), *words]) == 0
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == label
+    assert list(axes.lines[0].get_ydata()) == points
+    low, high = axes.get_ylim()
+    assert all(low < value < high for value in points[1:])
+    assert not words or words[-1] != "--target=3" or low < 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "unseen"),
+    [
+        ("perplexity", [5000, 45, 20, 12, 10, 9.5, 9.2, 9.1], [5000]),
+        ("r2", [-1e30, 0.1, 0.2, 0.3, 0.4, 0.5], [-1e30]),
+        ("mae", [5.0, 4.0, 3.5, 3.4], []),
+        ("rmse", [2.0, 2.0], []),
+        ("loss", [1e30, 1e20, 0.5, 0.4, 0.4, 0.3, 0.3, 0.3, 0.2], [1e30, 1e20]),
+    ],
+)
+def test_limits_leave_out_only_what_is_far_off(metric, values, unseen):
+    low, high = plot.figures.limits(metric, [values, values[1:]], None)
+    assert [value for value in values if not low < value < high] == unseen
+
+
+def test_runs_of_different_metrics_are_not_one_picture(tmp_path, capsys):
+    runs = [folder(tmp_path, "db", **R2), folder(tmp_path, "text", **TEXT)]
+    assert command("plot")(runs) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "db is measured by r2, text is measured by perplexity" in line
+    assert "--metric=loss" in line
+    out = tmp_path / "curves.png"
+    assert command("plot")([*runs, "--metric=loss", f"--out={out}"]) == 0
+    assert out.exists()
+
+
+def test_a_metric_that_no_run_has_is_answered_by_those_there_are(tmp_path, capsys):
+    assert command("plot")([folder(tmp_path, "db", **R2), "--metric=auc"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == "fedddp: --metric=auc: no run has it; there are r2, mae, loss"
 
 
 def test_a_line_that_is_being_written_is_no_damage(run, tmp_path):

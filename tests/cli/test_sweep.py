@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,8 @@ def test_a_mistake_starts_nothing_and_makes_nothing(sweep, capsys):
     assert capsys.readouterr().err.strip() == (
         "fedddp: trial.toml: run fast-seed=0: client.optimizer.momentum=1.5: should be less than 1"
     )
+    assert sweep("--sweep.target=perplexity<=9") == 2
+    assert "sweep.target, sweep.target_accuracy: both say" in capsys.readouterr().err
     assert command("sweep")(["--dry-run"]) == 2
     assert "give one SWEEP.toml" in capsys.readouterr().err
 
@@ -215,8 +218,8 @@ def made_up(tmp_path):
     outcomes = []
     for run in sweep.runs:
         row, seed = order[run.labels["rate"]] + (run.labels["client.local_epochs"] == "5"), run.config.run.seed
-        curve = [(t, 0.2 * t + 0.02 * seed - 0.1 * row) for t in (1, 2, 3, 4)]
-        summary = {"final_test_accuracy": curve[-1][1], "best_test_accuracy": 0.9, "seconds_total": 2.0}
+        curve = [{"round": t, "test_accuracy": 0.2 * t + 0.02 * seed - 0.1 * row} for t in (1, 2, 3, 4)]
+        summary = {"final_test_accuracy": curve[-1]["test_accuracy"], "best_test_accuracy": 0.9, "seconds_total": 2.0}
         outcomes.append(RunResult(run, summary, curve))
     return sweep, outcomes
 
@@ -238,7 +241,10 @@ def test_mean_deviation_and_rounds_are_those_of_the_seeds(made_up):
 
 def test_what_was_not_reached_or_failed_is_left_out_of_the_mean_and_said(made_up):
     sweep, outcomes = made_up
-    low = [RunResult(o.run, o.summary, [(t, a - 0.05) for t, a in o.curve]) for o in outcomes]
+    low = [
+        RunResult(o.run, o.summary, [{**m, "test_accuracy": m["test_accuracy"] - 0.05} for m in o.history])
+        for o in outcomes
+    ]
     last = [
         i for i, o in enumerate(low) if o.run.labels["rate"] == "fast" and o.run.labels["client.local_epochs"] == "5"
     ]
@@ -263,6 +269,45 @@ def test_the_picture_has_a_panel_and_a_line_for_each(made_up):
     assert list(panels[1].get_lines()[1].get_ydata()) == pytest.approx([-0.08, 0.12, 0.32, 0.52])
     assert len(panels[0].collections) == 2  # bands of deviation
     curves(sweep, rows(sweep, [RunResult(o.run, None, []) for o in outcomes])).canvas.draw()  # nothing yet
+
+
+@pytest.fixture
+def texts(made_up):
+    """The same grid of runs that are measured by perplexity, from 10 on down to 7 and less."""
+    sweep, outcomes = made_up
+    found = []
+    for o in outcomes:
+        told = [
+            {"round": t, "test_perplexity": 11.0 - t - o.run.config.run.seed, "test_loss": 2.0} for t in range(1, 5)
+        ]
+        found.append(RunResult(o.run, {"final_test_perplexity": told[-1]["test_perplexity"], "seconds_total": 1}, told))
+    return sweep, found
+
+
+def test_a_table_shows_the_metric_that_the_runs_have(texts):
+    sweep, outcomes = texts
+    settings = sweep.settings.model_copy(update={"target": "perplexity<=8", "target_accuracy": None})
+    table = rows(sweep := replace(sweep, settings=settings), outcomes)
+    assert table[0].rounds_to_target == Average(2.0, 1.0, 3)
+    text = markdown(sweep, table)
+    assert "| final test perplexity | best | rounds to perplexity<=8 |" in text
+    assert "| slow | 1 | 6 ± 1 | - | 2.0 ± 1.0 | 3/3 | 1.0 |" in text
+    assert "Perplexity, mean ± sample standard deviation" in text
+    assert "percent" not in text
+    assert as_csv(sweep, table).startswith("rate,client.local_epochs,final_test_perplexity,final_test_perplexity_dev")
+    (first, *_) = curves(sweep, table).axes
+    assert first.get_ylabel() == "test perplexity, lower is better"
+    assert list(first.get_lines()[0].get_ydata()) == pytest.approx([9, 8, 7, 6])
+    assert outcomes[0].result == "test perplexity 7.0000"
+    other = replace(sweep, settings=settings.model_copy(update={"target": "auroc>=0.9"}))
+    assert "there is no auroc" in markdown(other, rows(other, outcomes))
+
+
+def test_runs_of_different_metrics_share_the_loss(made_up, texts):
+    sweep, outcomes = texts
+    assert {row.key for row in rows(sweep, [*outcomes[:2], *made_up[1][2:]])} == {"test_loss"}
+    both = [RunResult(o.run, o.summary, [{**m, "test_accuracy": 0.5} for m in o.history]) for o in outcomes[:2]]
+    assert {row.key for row in rows(sweep, [*both, *made_up[1][2:]])} == {"test_accuracy"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """fedddp tune: folds of each client's own examples, and what is chosen by them."""
 
 import json
+import math
 import tomllib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from fedddp.config import build, read_toml
+from fedddp.data import datasets
 from fedddp.data.partition import Partition
 from fedddp.data.partition.base import fold_sizes, without_fold
 from fedddp.data.parts import Divided
@@ -83,6 +85,15 @@ def test_the_best_mean_is_chosen_and_of_equals_the_lowest_loss():
     assert a.deviation == pytest.approx(0.1 * 2**0.5)
 
 
+def test_the_best_is_that_of_the_metrics_direction():
+    a, b = (Candidate({"x.y": n}, values, [1.0, 1.0], "perplexity") for n, values in ((1, [9.0, 8.0]), (2, [7.0, 9.0])))
+    assert chosen([a, b]) is b
+    some = Candidate({"x.y": 3}, [None, 0.7], [1.0, 1.0], "auroc")  # a fold without a yes
+    assert (some.mean, some.deviation) == (0.7, None)
+    diverged = Candidate({"x.y": 4}, [None, 0.9], [math.inf, 1.0], "r2")
+    assert (diverged.mean, chosen([diverged, some])) == (None, some)
+
+
 def test_a_good_choice_is_found_written_and_trains_as_written(tmp_path, capsys):
     """A learning rate of 1e-6 learns nothing."""
     words = [*WORDS, "--grid", "client.optimizer.lr=1e-6,0.1", "--grid=client.batch_size=5,10", "--folds=2"]
@@ -103,6 +114,26 @@ def test_a_good_choice_is_found_written_and_trains_as_written(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["small-tune"]  # no run folder of a fold
     assert main([*words, f"--run.dir={tmp_path}", "--out", str(tmp_path / "again")]) == 0
     assert json.loads((tmp_path / "again" / "results.json").read_text()) == results
+
+
+def test_a_regression_is_tuned_by_its_own_metric(tmp_path, monkeypatch, capsys):
+    """In R2 more is better; a learning rate of 1e-6 learns nothing."""
+    monkeypatch.setitem(datasets.DATASETS, "line", line)
+    words = ["--data.name=line", "--task.name=regression", *(w for w in WORDS if not w.startswith("--data."))]
+    assert main([*words, "--grid", "client.optimizer.lr=1e-6,0.1", "--folds=2", f"--run.dir={tmp_path}"]) == 0
+    results = json.loads((tmp_path / "small-tune" / "results.json").read_text())
+    low, high = (c["mean"] for c in results["candidates"])
+    assert high > 0.9 > low
+    assert [c["metric"] for c in results["candidates"]] == ["r2", "r2"]
+    assert results["chosen"]["client.optimizer.lr"] == 0.1
+    assert f"client.optimizer.lr=0.1: r2 {high:.4f}, " in capsys.readouterr().out
+
+
+def line(root, download, targets="class"):
+    """Numbers with a linear target."""
+    x = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
+    y = 100 + x @ torch.tensor([1.0, -2.0, 3.0, 0.5])
+    return datasets.Dataset.of((x[:150], y[:150]), (x[150:], y[150:]), targets=targets)
 
 
 def test_the_score_is_that_of_the_fold_left_out(tmp_path, monkeypatch):
@@ -160,7 +191,7 @@ def test_clients_that_share_one_example_are_enough_to_refuse(tmp_path, owners, c
         (["--grid=client.optimizer.lr=0.1", "--folds=500"], "--folds=500: the clients of some rank have too few"),
         (
             ["--grid=run.seed=0", "--data.args.shape=[1, 8, 8]", "--task.name=conditional_gan", "--model.name=gan"],
-            "task.name='conditional_gan': has no accuracy to choose by",
+            "task.name='conditional_gan': has no metric to choose by",
         ),
         (
             ["--grid=client.optimizer.lr=0.1", "--data.partition.name=overlapping", "--data.partition.num_clients=20"],

@@ -44,9 +44,8 @@ class Lines:
     def round(self, round: int) -> None:
         pass
 
-    def ended(self, run: GridRun, ended: Ended, accuracy: float | None) -> None:
+    def ended(self, run: GridRun, ended: Ended, what: str) -> None:
         self._done += 1
-        what = f"test accuracy {accuracy:.4f}" if accuracy is not None else "done"
         result = what if ended.done else f"failed: {ended.reason}"
         seconds = time.monotonic() - self._began
         self._say(f"run {self._done}/{self._runs}  {run.name}  {result}  ({seconds:.1f} s)")
@@ -79,8 +78,8 @@ class Bars(Lines):
     def round(self, round: int) -> None:
         self._progress.update(self._one, completed=round)
 
-    def ended(self, run: GridRun, ended: Ended, accuracy: float | None) -> None:
-        super().ended(run, ended, accuracy)
+    def ended(self, run: GridRun, ended: Ended, what: str) -> None:
+        super().ended(run, ended, what)
         self._progress.update(self._all, completed=self._done)
 
     def close(self) -> None:
@@ -121,7 +120,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
     left = [run for run in chosen if standings[run.name].kind != "done"]
     if done := len(chosen) - len(left):
         print(f"{done} of {len(chosen)} runs are done already", flush=True)
-    table.write_columns(sweep)
+    table.write_columns(sweep, _rows(sweep, failed))
     shown = (Bars if on_terminal() else Lines)(done, len(chosen))
     try:
         for run in left:
@@ -130,8 +129,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
             if not ended.done:
                 failed[run.name] = ended.reason
             rows = _rows(sweep, failed)
-            accuracy = next(o.accuracy for row in rows for o in row.outcomes if o.run is run)
-            shown.ended(run, ended, accuracy)
+            shown.ended(run, ended, next(o.result for row in rows for o in row.outcomes if o.run is run))
             table.write(sweep, rows)
     except Interrupted:
         log.warning("the same command resumes the sweep")
@@ -140,6 +138,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
         shown.close()
         rows = _rows(sweep, failed)
         table.write(sweep, rows)
+        table.write_columns(sweep, rows)  # again: which metric the runs have is known by now
         with SideWork()("curves.png"):
             table.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
     print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: table.md, table.csv, curves.png")

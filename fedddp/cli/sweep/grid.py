@@ -20,13 +20,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ...comm.world import Place
 from ...config import Config, UsageError, build, checked, flatten, merge, nested, read_toml
-from ...config.schema import Section
+from ...config.schema import Section, checked_target
 from ...registry.choice import Off, UserPath, user_path
 from ...setup.resolve import resolve
+from ...tasks.metrics import Target
 
 OWNED = {"run.name": "sweep.name", "run.dir": "sweep.dir", "run.resume": "the same command again: it goes on by itself"}
 """Keys that the sweep sets for its runs, and what to use instead."""
@@ -43,6 +44,14 @@ class Settings(Section):
     target_accuracy: Annotated[float | None, Off] = Field(
         default=None, gt=0, le=1, description="rounds to it are counted, and nothing is stopped by it"
     )
+    target: Annotated[str | None, Off, AfterValidator(checked_target)] = Field(
+        default=None, description="the same for any metric, such as 'auroc>=0.95' or 'perplexity<=9'"
+    )
+
+    @property
+    def counted(self) -> Target | None:
+        """The target to which rounds are counted; None: each run's own."""
+        return Target.asked(self.target_accuracy, self.target)
 
 
 class SweepFile(Section):
@@ -109,6 +118,8 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
         axes = _axes(file, list(table))
         _check_owned(file.base, over, *(change for axis in axes for change in axis.changes.values()))
         _check_apart(over, axes)
+        if file.sweep.target and file.sweep.target_accuracy:
+            raise UsageError("sweep.target, sweep.target_accuracy: both say to what rounds are counted; leave out one")
         settings = file.sweep.model_copy(update={"name": file.sweep.name or path.stem})
         shared: dict[str, Any] = {}
         for name in settings.files:

@@ -20,32 +20,44 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ...config import flatten, to_dict
-from ...telemetry.tensorboard import COMPARED, PLAIN
+from ...tasks.metrics import FRACTIONS, Target
+from ...telemetry import Metrics, primary
+from ...telemetry.figures import label, limits
+from ...telemetry.tensorboard import PLAIN, compared
 from .grid import GridRun, Sweep
 from .run import Standing, read_json
 
 COLUMNS = 3  # of panels in the picture
 Curve = list[tuple[int, float]]
-"""(round, test accuracy) where it was measured."""
+"""(round, value of a metric) where it was measured."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run, or why there is none (empty if it was not tried)."""
+    """A finished run, or why there is none (empty if it was not tried).
+
+    ``history``: of each round its number and the test set's metrics, as in ``metrics.jsonl``.
+    """
 
     run: GridRun
     summary: Mapping[str, Any] | None
-    curve: Curve
+    history: Sequence[Metrics]
     reason: str = ""
 
     @property
-    def accuracy(self) -> float | None:
-        return self.summary["final_test_accuracy"] if self.summary else None
+    def result(self) -> str:
+        """The run's own metric after its last round, in words."""
+        key = primary(self.history)
+        value = self.summary.get(f"final_{key}") if self.summary else None
+        return "done" if value is None else f"{_words(key)} {value:.4f}"
 
-    def rounds_to(self, target: float | None) -> int | None:
-        """The first round whose test accuracy is ``target`` or more."""
-        target = self.run.config.evaluate.target_accuracy if target is None else target
-        return None if target is None else next((t for t, accuracy in self.curve if accuracy >= target), None)
+    def curve(self, key: str) -> Curve:
+        return [(m["round"], value) for m in self.history if (value := m.get(key)) is not None]
+
+    def rounds_to(self, target: Target | None) -> int | None:
+        """The first round that reaches ``target``, or what the run itself asks for."""
+        asked = target or _own_target(self.run)
+        return next((m["round"] for m in self.history if asked and asked.met(m.get(asked.key))), None)
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,12 @@ class Average:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Runs that differ in nothing but the axis that is averaged over."""
+    """Runs that differ in nothing but the axis that is averaged over; ``key``: the metric that the table shows."""
 
     labels: tuple[str, ...]
     outcomes: tuple[RunResult, ...]
-    target: float | None
+    target: Target | None
+    key: str = "test_accuracy"
 
     @property
     def done(self) -> list[RunResult]:
@@ -77,7 +90,7 @@ class TableRow:
 
     def mean(self, key: str) -> Average | None:
         """Of an entry of the runs' summaries."""
-        values = [outcome.summary[key] for outcome in self.done if outcome.summary is not None]
+        values = [outcome.summary.get(key) for outcome in self.done if outcome.summary is not None]
         return Average.of([value for value in values if value is not None])
 
     @property
@@ -88,7 +101,11 @@ class TableRow:
 
     @property
     def remark(self) -> str:
-        return "; ".join(f"{o.run.name} failed: {o.reason}" for o in self.outcomes if o.reason)
+        told = [f"{o.run.name} failed: {o.reason}" for o in self.outcomes if o.reason]
+        known = {name for o in self.done for m in o.history for name in m}
+        if known and self.target and self.target.key not in known:
+            told.append(f"there is no {self.target.metric}")
+        return "; ".join(told)
 
 
 def outcome(run: GridRun, found: Standing, reason: str = "") -> RunResult:
@@ -96,8 +113,8 @@ def outcome(run: GridRun, found: Standing, reason: str = "") -> RunResult:
     if found.kind != "done":
         return RunResult(run, None, [], reason)
     lines = (found.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    curve = [(m["round"], m["test_accuracy"]) for m in map(json.loads, lines) if m["test_accuracy"] is not None]
-    return RunResult(run, read_json(found.folder / "summary.json"), curve)
+    history = [{k: v for k, v in json.loads(m).items() if k == "round" or k.startswith("test_")} for m in lines]
+    return RunResult(run, read_json(found.folder / "summary.json"), history)
 
 
 def rows(sweep: Sweep, outcomes: Sequence[RunResult]) -> list[TableRow]:
@@ -105,7 +122,18 @@ def rows(sweep: Sweep, outcomes: Sequence[RunResult]) -> list[TableRow]:
     grouped: dict[tuple[str, ...], list[RunResult]] = {}
     for one in outcomes:
         grouped.setdefault(tuple(one.run.labels[axis] for axis in sweep.shown), []).append(one)
-    return [TableRow(labels, tuple(group), sweep.settings.target_accuracy) for labels, group in grouped.items()]
+    key, target = _key(outcomes), sweep.settings.counted
+    return [TableRow(labels, tuple(group), target, key) for labels, group in grouped.items()]
+
+
+def _key(outcomes: Sequence[RunResult]) -> str:
+    """The metric that the table shows: the runs' own; where these differ, accuracy if all have it, else the loss."""
+    histories = [outcome.history for outcome in outcomes if outcome.history]
+    own = {primary(history) for history in histories}
+    if len(own) == 1:
+        return own.pop()
+    common = all(any(m.get("test_accuracy") is not None for m in history) for history in histories)
+    return "test_accuracy" if common else "test_loss"
 
 
 def write(sweep: Sweep, table: Sequence[TableRow]) -> None:
@@ -117,25 +145,27 @@ def write(sweep: Sweep, table: Sequence[TableRow]) -> None:
 
 
 def markdown(sweep: Sweep, table: Sequence[TableRow]) -> str:
-    """For people: percent, mean ± deviation; with two axes, a second table that crosses them."""
-    heads = [*sweep.shown, "final test accuracy", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
+    """For people: mean ± deviation, fractions in percent; with two axes, a second table that crosses them."""
+    key = table[0].key
+    heads = [*sweep.shown, f"final {_words(key)}", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
     lines = [[*row.labels, *_shown(row)] for row in table]
     if any(row.remark for row in table):
         heads.append("remark")
         lines = [[*line, row.remark] for line, row in zip(lines, table, strict=True)]
     text = f"# {sweep.settings.name}\n\n{_markdown(heads, lines)}"
     if len(sweep.shown) == 2:
-        text += f"\nFinal test accuracy, {sweep.shown[0]} by {sweep.shown[1]}:\n\n{_crossed(sweep, table)}"
+        text += f"\nFinal {_words(key)}, {sweep.shown[0]} by {sweep.shown[1]}:\n\n{_crossed(sweep, table)}"
     averaged = next((axis for axis in sweep.axes if axis.name == sweep.settings.average), None)
     over = f"over {averaged.name} = {', '.join(averaged.changes)}" if averaged else "of single runs"
-    return f"{text}\nAccuracy in percent, mean ± sample standard deviation {over}.\n"
+    unit = " in percent" if _name(key) in FRACTIONS else ""
+    return f"{text}\n{_words(_name(key)).capitalize()}{unit}, mean ± sample standard deviation {over}.\n"
 
 
 def as_csv(sweep: Sweep, table: Sequence[TableRow]) -> str:
-    """For programs: plain numbers, accuracy as a fraction; empty where there is none."""
+    """For programs: plain numbers, such as accuracy as a fraction; empty where there is none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    figures = ("final_test_accuracy", "best_test_accuracy", "rounds_to_target", "seconds_total")
+    figures = (f"final_{table[0].key}", f"best_{table[0].key}", "rounds_to_target", "seconds_total")
     heads = [name for figure in figures for name in (figure, f"{figure}_deviation")]
     writer.writerow([*sweep.shown, *heads, "runs_done", "runs_reaching_target", "runs", "remark"])
     for row in table:
@@ -150,12 +180,26 @@ def _shown(row: TableRow) -> list[str]:
     reached, seconds = row.rounds_to_target, row.mean("seconds_total")
     some = f" ({reached.n} of {len(row.done)})" if reached and reached.n < len(row.done) else ""
     return [
-        _plus_minus(row.mean("final_test_accuracy"), 100, ".2f"),
-        _plus_minus(row.mean("best_test_accuracy"), 100, ".2f"),
+        _value(row, "final"),
+        _value(row, "best"),
         _plus_minus(reached, 1, ".1f") + some,
         f"{len(row.done)}/{len(row.outcomes)}",
         f"{seconds.mean:.1f}" if seconds else "-",
     ]
+
+
+def _value(row: TableRow, which: str) -> str:
+    """The row's final or best value: of a fraction in percent."""
+    scale, digits = (100, ".2f") if _name(row.key) in FRACTIONS else (1, ".4g")
+    return _plus_minus(row.mean(f"{which}_{row.key}"), scale, digits)
+
+
+def _name(key: str) -> str:
+    return key.removeprefix("test_")
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
 
 
 def _plus_minus(mean: Average | None, scale: float, digits: str) -> str:
@@ -166,13 +210,17 @@ def _plus_minus(mean: Average | None, scale: float, digits: str) -> str:
 
 
 def _target(sweep: Sweep) -> str:
-    targets = {run.config.evaluate.target_accuracy for run in sweep.runs}
-    target = sweep.settings.target_accuracy or (targets.pop() if len(targets) == 1 else None)
-    return f"{target:g}" if target else "target"
+    targets = {_own_target(run) for run in sweep.runs}
+    target = sweep.settings.counted or (targets.pop() if len(targets) == 1 else None)
+    return "target" if target is None else f"{target.value:g}" if target.metric == "accuracy" else str(target)
+
+
+def _own_target(run: GridRun) -> Target | None:
+    return Target.asked(run.config.evaluate.target_accuracy, run.config.evaluate.target)
 
 
 def _crossed(sweep: Sweep, table: Sequence[TableRow]) -> str:
-    cells = {row.labels: _plus_minus(row.mean("final_test_accuracy"), 100, ".2f") for row in table}
+    cells = {row.labels: _value(row, "final") for row in table}
     downs, acrosses = (list(dict.fromkeys(labels[i] for labels in cells)) for i in (0, 1))
     lines = [[down, *(cells.get((down, across), "-") for across in acrosses)] for down in downs]
     return _markdown([sweep.shown[0], *acrosses], lines)
@@ -183,11 +231,11 @@ def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in (heads, rule, *lines))
 
 
-def write_columns(sweep: Sweep) -> None:
+def write_columns(sweep: Sweep, table: Sequence[TableRow]) -> None:
     """Write the columns of the HParams page, in place of earlier ones."""
     for stale in sweep.folder.glob("events.out.tfevents.*"):
         stale.unlink()
-    columns, _, _ = hparams(varied(sweep), {f"summary/{key}": 0.0 for key in COMPARED})
+    columns, _, _ = hparams(varied(sweep), {f"summary/{key}": 0.0 for key in compared(table[0].key)})
     with SummaryWriter(str(sweep.folder)) as writer:
         writer._get_file_writer().add_summary(columns)
 
@@ -203,7 +251,7 @@ def varied(sweep: Sweep) -> dict[str, Any]:
 
 
 def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
-    """Test accuracy by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
+    """The metric by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
     panels: dict[str, list[TableRow]] = {}
     for row in table:
         panels.setdefault(row.labels[0] if len(row.labels) > 1 else "", []).append(row)
@@ -219,11 +267,16 @@ def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.remove()
-    if sweep.settings.target_accuracy is not None:
+    metric, asked = _name(table[0].key), sweep.settings.counted
+    target = asked.value if asked and asked.metric == metric else None
+    if target is not None:
         for axes in grid[: len(panels)]:
-            axes.axhline(sweep.settings.target_accuracy, color="grey", linestyle="--", linewidth=1)
+            axes.axhline(target, color="grey", linestyle="--", linewidth=1)
+    found = [[value for _, value in outcome.curve(row.key)] for row in table for outcome in row.done]
+    if (found := [values for values in found if values]) and metric not in FRACTIONS:
+        grid[0].set_ylim(*limits(metric, found, target))
     for axes in grid[: len(panels) : across]:
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(label(metric))
     handles, labels = grid[0].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
@@ -232,7 +285,7 @@ def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
 
 def _line(axes: Axes, row: TableRow, label: str) -> None:
     """The mean over the row's runs of the rounds that all of them have."""
-    found = [dict(outcome.curve) for outcome in row.done]
+    found = [dict(outcome.curve(row.key)) for outcome in row.done]
     rounds = sorted(set.intersection(*map(set, found))) if found else []
     values = [[curve[t] for curve in found] for t in rounds]
     means = [statistics.fmean(v) for v in values]
