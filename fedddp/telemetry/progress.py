@@ -57,10 +57,9 @@ class ProgressLines:
         parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
         parts += _figures(m)
         if record.clients is not None:
-            own, common = record.clients.personal, record.clients.global_model
-            parts.append(
-                f"on clients (mean, worst tenth): personal {own.mean:.4f}, {own.worst10:.4f}, global {common.mean:.4f}"
-            )
+            own, common, measured = record.clients.personal, record.clients.global_model, record.clients.measured
+            figures = f"personal {own.mean:.4f}, {own.worst10:.4f}, global {common.mean:.4f}"
+            parts.append(f"{measured} on clients (mean, worst tenth): {figures}")
         if "attack_success" in m:
             parts.append(f"attack success {m['attack_success']:.4f}")
         if m["train_loss"] is not None:

@@ -96,8 +96,8 @@ class TensorBoard:
             "round/participants": m["participants"],
             "round/failures": m["failures"],
             "round/examples": m["examples"],
-            "round/imbalance": m["imbalance"],
-            "round/bytes_sent_per_rank": m["bytes_sent"],
+            "round/imbalance": m["imbalance"] if m["bytes_sent"] else None,  # a single rank sends nothing
+            "round/bytes_sent_per_rank": m["bytes_sent"] or None,
             "privacy/epsilon": m.get("epsilon"),
             "accuracy/clients_mean": m.get("clients_mean_accuracy"),
             "loss/clients_mean": m.get("clients_mean_loss"),
