@@ -82,7 +82,7 @@ def run(
     *layers: Layer,
     dataset: Dataset | None = None,
     partition: Owners | None = None,
-    task: Task | None = None,
+    task: Task | Any = None,
     sinks: Sequence[Sink] = (),
     **sections: Any,
 ) -> Result:
@@ -92,7 +92,7 @@ def run(
         layers: TOML files and tables ({"client.optimizer.lr": 0.05}), merged left to right.
         dataset: replaces the dataset of ``data.name``; see `Dataset.of`.
         partition: the numbers of each client's examples, or a `Partition`; replaces ``data.partition``.
-        task: own loss and metrics; replaces the sections task, loss and model.
+        task: the section task (its name or table), or a `Task`, which replaces the sections task, loss and model.
         sinks: receive the record of every round, on rank 0; see `fedddp.telemetry.Sink`.
         sections: override the layers. The table of a section, its name (model="mlp"), an object
             (algorithm=FedAvg(...), a module class, a function that makes a module, or a module to start from), or a key
@@ -116,7 +116,7 @@ def assemble(
     *layers: Layer,
     dataset: Dataset | None = None,
     partition: Owners | None = None,
-    task: Task | None = None,
+    task: Task | Any = None,
     sinks: Sequence[Sink] = (),
     comm: Comm | None = None,
     **sections: Any,
@@ -153,8 +153,10 @@ def _prepared(
     sections: Mapping[str, Any],
     dataset: Dataset | None,
     partition: Owners | None,
-    task: Task | None,
+    task: Task | Any,
 ) -> Prepared:
+    if task is not None and not isinstance(task, Task):
+        sections, task = {**sections, "task": task}, None
     if task is not None and "model" in sections:
         raise UsageError("model, task: a task makes its own model; give one of them")
     place = Place.from_env()

@@ -64,7 +64,6 @@ def run(tmp_path, kind, **sections):
     cut = len(x) * 3 // 4
     data = Dataset.of((x[:cut], y[:cut]), (x[cut:], y[cut:]), targets=targets)
     base = {
-        "task": {"name": kind},
         "data": {"partition": {"num_clients": 4}},
         "run": {"rounds": 6, "dir": str(tmp_path), "name": kind},
         "client": {"batch_size": 5, "optimizer": {"lr": lr}},
@@ -72,7 +71,8 @@ def run(tmp_path, kind, **sections):
     }
     for name, keys in sections.items():
         base[name] = {**base.get(name, {}), **keys} if isinstance(base.get(name, {}), dict) else keys
-    return fedddp.run(base, dataset=data, model=model)
+    task = base.pop("task", {"name": kind})
+    return fedddp.run(base, dataset=data, model=model, task=task)
 
 
 @pytest.mark.parametrize(("kind", "metric", "at_least"), [("regression", "r2", 0.95), ("multilabel", "auroc", 0.95)])
