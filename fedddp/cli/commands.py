@@ -163,8 +163,8 @@ COMMANDS = {
         about="divide a dataset into one folder per client and a public one",
         module="fedddp.cli.split",
         options=options.split,
-        more="Of the keys, data.* and run.seed count. Copy public/ and one client's folder to the machine of its "
-        "owner, and train there with --data.name=parts --data.root=FOLDER.",
+        more="Of the keys, data.*, task.name and run.seed count. Copy public/ and one client's folder to the machine "
+        "of its owner, and train there with --data.name=parts --data.root=FOLDER.",
         examples=("fedddp split --out=parts --data=mnist --clients=4",),
         configured=True,
     ),

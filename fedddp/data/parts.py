@@ -4,11 +4,12 @@
     parts/public/test.safetensors              x [n, C, H, W], y [n]: the test set
     parts/client-00003/train.safetensors       x [n, C, H, W], y [n]: the examples of client 3, and of nobody else
 
-`fedddp split` writes it from a whole dataset. ``data.name=parts`` reads it: a rank opens the folders of the
-clients that live on it and the public one; the others' need not exist. Public are the SIZES of the clients, how they
-were dealt out and the SHA-256 sums of their files; nobody's labels. A client's file carries a random salt in its
-header, so that its sum cannot confirm a guess of what is in it. (Whoever has the whole dataset and the public folder
-can deal it out again: for data that are public anyway, such as MNIST, this shows the mechanism and protects nothing.)
+`fedddp split` writes it from a whole dataset. ``data.name=parts`` reads it: a rank opens the folders of the clients
+that live on it and the public one; the others' need not exist. Public are the SIZES of the clients, how they were
+dealt out, the SHA-256 sums of their files, and of real targets the mean and deviation over all clients; nobody's
+labels. A client's file carries a random salt in its header, so that its sum cannot confirm a guess of what is in it.
+(Whoever has the whole dataset and the public folder can deal it out again: for data that are public anyway, such as
+MNIST, this shows the mechanism and protects nothing.)
 """
 
 import hashlib

@@ -291,7 +291,7 @@ def test_a_table_shows_the_metric_that_the_runs_have(texts):
     assert table[0].rounds_to_target == Average(2.0, 1.0, 3)
     text = markdown(sweep, table)
     assert "| final test perplexity | best | rounds to perplexity<=8 |" in text
-    assert "| slow | 1 | 6 ± 1 | - | 2.0 ± 1.0 | 3/3 | 1.0 |" in text
+    assert "| slow | 1 | 6.000 ± 1.000 | - | 2.0 ± 1.0 | 3/3 | 1.0 |" in text
     assert "Perplexity, mean ± sample standard deviation" in text
     assert "percent" not in text
     assert as_csv(sweep, table).startswith("rate,client.local_epochs,final_test_perplexity,final_test_perplexity_dev")

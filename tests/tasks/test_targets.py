@@ -12,6 +12,7 @@ import torch
 import fedddp
 from fedddp.data import Dataset
 from fedddp.train import main
+from tests.helpers.commands import command
 
 WORDS = ["--telemetry.progress=off", "--telemetry.tensorboard=false"]
 
@@ -207,3 +208,15 @@ def test_two_ranks_learn_and_measure_what_one_does_and_resume(table, tmp_path):
     assert ends[1]["model_sha256"] == ends[2]["model_sha256"]
     for figure in ("r2", "mae", "rmse"):
         assert ends[1][f"final_test_{figure}"] == pytest.approx(ends[2][f"final_test_{figure}"], rel=1e-12)
+
+
+def test_numbers_that_were_divided_train_as_the_whole_does(table, tmp_path):
+    """Also the mean and the deviation of the targets are those of the whole."""
+    words = [*table, "--data.args.target=y", "--task.name=regression", "--data.partition.num_clients=4"]
+    assert command("split")([*words, "--out=parts"]) == 0
+    parts = [*WORDS, "--data.name=parts", "--data.root=parts", "--task.name=regression", "--model.name=logistic"]
+    for name, own in (("whole", words), ("divided", parts)):
+        assert main([*own, "--run.rounds=2", "--client.optimizer.lr=0.05", f"--run.name={name}"]) == 0
+    whole, divided = (json.loads((tmp_path / f"runs/{name}/summary.json").read_text()) for name in ("whole", "divided"))
+    assert divided["model_sha256"] == whole["model_sha256"]
+    assert divided["final_test_mae"] == whole["final_test_mae"]

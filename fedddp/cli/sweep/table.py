@@ -8,6 +8,7 @@ runs differ. (TensorBoard takes the first such list that it finds; hence runs wr
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -189,9 +190,12 @@ def _shown(row: TableRow) -> list[str]:
 
 
 def _value(row: TableRow, which: str) -> str:
-    """The row's final or best value: of a fraction in percent."""
-    scale, digits = (100, ".2f") if _name(row.key) in FRACTIONS else (1, ".4g")
-    return _plus_minus(row.mean(f"{which}_{row.key}"), scale, digits)
+    """The row's final or best value: of a fraction in percent, else with four digits, but at most four decimals."""
+    mean = row.mean(f"{which}_{row.key}")
+    if mean is None or _name(row.key) in FRACTIONS:
+        return _plus_minus(mean, 100, ".2f")
+    decimals = 3 - math.floor(math.log10(abs(mean.mean))) if mean.mean else 4
+    return _plus_minus(mean, 1, f".{min(4, max(0, decimals))}f")
 
 
 def _name(key: str) -> str:
