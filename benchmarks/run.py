@@ -1,6 +1,6 @@
 """fedddp beside other programs on the same federated job, a round of each in turn.
 
-    python -m benchmarks.run --workload w1|w2|w3|lr_mnist|million [--against pytorch,sequential,pfl,flower]
+    python -m benchmarks.run --workload w1|w2|w3|lr_mnist|million|text|gpt [--against pytorch,sequential,pfl,flower]
         [--checkout=DIR] [--ranks 2] [--threads 1] [--rounds n] [--data.root=DIR] [--set section.key=value ...]
 
 Each contender is a program of its own that loads everything, then sleeps until it is asked for a round; the order of
@@ -141,7 +141,7 @@ def _told(contenders: Sequence[Contender], what: str) -> str:
 
 def _contenders(workload: Workload, args: argparse.Namespace, against: Sequence[str], work: Path) -> list[Contender]:
     def own(name: str, *more: str, script: str = "fedddp") -> Contender:
-        words = [*_data(args), *workload_words, *more, f"--run.name={name}"]
+        words = [*_data(args, workload), *workload_words, *more, f"--run.name={name}"]
         return Contender(name, script, Path(sys.executable), work, words, args.threads)
 
     workload_words = [f"--{override}" for override in args.set]
@@ -164,7 +164,7 @@ def _dealt(
 ) -> tuple[str, tuple[int, int]]:
     """Deal the data out for those who do not load it themselves. The measurement in a line; the clients' sizes."""
     variant = next(iter(workload.variants.values()))
-    words = [*_data(args), *(f"--{override}" for override in args.set), *variant]
+    words = [*_data(args, workload), *(f"--{override}" for override in args.set), *variant]
     config = configuration(settings, words, Place(world_size=args.ranks))
     dataset, partition = load(config, args.examples)
     if set(against) - {"sequential"}:
@@ -174,18 +174,21 @@ def _dealt(
     population = (
         " and ".join(name for name in workload.variants) if len(workload.variants) > 1 else settings["num_clients"]
     )
-    images = f"{len(dataset.train):,} images of {config.data.name}"
+    examples = f"{len(dataset.train):,} examples of {config.data.name}"
+    fewer = "data" not in workload.sections and partition.sizes.sum() < MNIST
     title = (
         f"{workload.name}: {workload.model}, {population} clients of {each} examples, {config.cohort_size} a round, "
-        f"E={config.client.local_epochs}, B={config.client.batch_size}, lr {workload.lr}; {images}"
-        f"{' (clients are smaller than the workload says)' if partition.sizes.sum() < MNIST else ''}; "
+        f"E={config.client.local_epochs}, B={config.client.batch_size}, lr {workload.lr}; {examples}"
+        f"{' (clients are smaller than the workload says)' if fewer else ''}; "
         f"{args.ranks} rank(s) of {args.threads} thread(s), {args.device}"
         f"{', ' + ' '.join(args.set) if args.set else ''}{', all with malloc kept' if args.keep_memory else ''}"
     )
     return title, (low, high)
 
 
-def _data(args: argparse.Namespace) -> list[str]:
+def _data(args: argparse.Namespace, workload: Workload) -> list[str]:
+    if "data" in workload.sections:
+        return []
     return ["--data.name=mnist", f"--data.root={args.root}"] if args.root else ["--data.name=mnist-mini"]
 
 

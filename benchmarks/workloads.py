@@ -1,7 +1,7 @@
 """What is measured: federated jobs that every contender does alike, and where each of them comes from.
 
 Images are MNIST's 60,000 where a data root is given, else the 10,000 embedded digits dealt out to as many clients;
-all clients are IID and of one size.
+all of these clients are IID and of one size. Text is the embedded part of Shakespeare's plays, a role a client.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Workload:
     evaluate: bool = False
     eval_batch_size: int = 100
     seed: int = 0
+    sections: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Keys of fedddp's configuration besides."""
     repeats: int = 5
     """Rounds that count; one more before them warms up."""
     starts: int = 1
@@ -53,6 +55,7 @@ class Workload:
             "evaluate": self.evaluate,
             "eval_batch_size": self.eval_batch_size,
             "seed": self.seed,
+            "sections": self.sections,
             "ranks": ranks,
             "threads": threads,
             "device": device,
@@ -134,7 +137,35 @@ class Million(Workload):
     }
 
 
-WORKLOADS: dict[str, Workload] = {w.name: w for w in (W1(), W2(), W3(), LRMNIST(), Million())}
+ROLES = {
+    "data": {"name": "shakespeare-mini", "partition": {"name": "natural", "num_clients": 80}},
+    "task": {"name": "next_token"},
+}
+
+
+@dataclass(frozen=True)
+class Text(Workload):
+    """Next characters by LEAF's LSTM: 80 roles of 23 to 359 sequences of 80, 20 a round (Caldas et al. 2018, B=4)."""
+
+    name: str = "text"
+    model: str = "lstm"
+    num_clients: int = 80
+    cohort: int = 20
+    batch_size: int = 4
+    sections: ClassVar[Mapping[str, Mapping[str, Any]]] = ROLES
+    measures: tuple[str, ...] = ("clients/s", "train")
+
+
+@dataclass(frozen=True)
+class Decoder(Text):
+    """The same by a small decoder of 2 blocks of attention and MLP, width 64."""
+
+    name: str = "gpt"
+    model: str = "gpt"
+    sections: ClassVar[Mapping[str, Mapping[str, Any]]] = {**ROLES, "model": {"width": 64, "layers": 2, "heads": 4}}
+
+
+WORKLOADS: dict[str, Workload] = {w.name: w for w in (W1(), W2(), W3(), LRMNIST(), Million(), Text(), Decoder())}
 
 
 def value(record: Mapping[str, Any], measure: str) -> float:

@@ -58,7 +58,7 @@ def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Plac
         "checkpoint": {"every": 0},
         "telemetry": {"tensorboard": False, "progress": "off"},
     }
-    return resolve(build(table, *parse(words).layers), place)
+    return resolve(build(table, settings.get("sections", {}), *parse(words).layers), place)
 
 
 def load(config: ResolvedConfig, examples: int | None) -> tuple[Dataset, Partition]:

@@ -22,13 +22,12 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
 
 import flwr
 import torch
-import torch.nn.functional as F
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from models import MODELS
+from models import MODELS, loss
 from protocol import Channel, Workload
 from torch import nn
 
@@ -55,7 +54,7 @@ def train(message: Message, context: Context) -> Message:
     for _ in range(workload.epochs):
         for inputs, labels in batches:
             optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
+            loss(model(inputs), labels).backward()
             optimizer.step()
     reply = {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(y)})}
     return Message(RecordDict(reply), reply_to=message)

@@ -27,8 +27,7 @@ os.environ["PFL_PYTORCH_DEVICE"] = (  # or pfl looks for a device once for each 
 import numpy as np
 import pfl
 import torch
-import torch.nn.functional as F
-from models import MODELS
+from models import MODELS, loss
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
 from pfl.algorithm.base import NNAlgorithmParams
@@ -50,7 +49,7 @@ class Network(nn.Sequential):
     """A model with the two methods that pfl asks for."""
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(self(x), y)
+        return loss(self(x), y)
 
     @torch.inference_mode()
     def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Weighted]:

@@ -43,7 +43,7 @@ class Workload:
         return cls(**{k: settings[k] for k in cls.__dataclass_fields__ if k != "folder"}, folder=Path(folder))
 
     def clients(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Each client's normalised images and labels: views of one array, its rows put in the clients' order."""
+        """Each client's normalised images, or tokens, and labels: views of one array, rows in the clients' order."""
         with np.load(self.folder / "arrays.npz") as arrays:
             order, offsets = arrays["order"], arrays["offsets"].tolist()
             x = normalise(arrays["train_x"][order], arrays)
@@ -57,6 +57,8 @@ class Workload:
 
 
 def normalise(x: np.ndarray, arrays: np.lib.npyio.NpzFile) -> torch.Tensor:
+    if x.dtype == np.int64:  # tokens
+        return torch.from_numpy(x)
     return torch.from_numpy(x).float().div_(255).sub_(float(arrays["mean"])).div_(float(arrays["std"]))
 
 

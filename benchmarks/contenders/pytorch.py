@@ -16,8 +16,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from models import MODELS
+from models import MODELS, loss
 from protocol import Channel, Workload
 from torch import Tensor, distributed
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -61,7 +60,7 @@ class Loop:
             optimizer = torch.optim.SGD(self.module.parameters(), lr=self.workload.lr)
             for x, y in batches:
                 optimizer.zero_grad()
-                F.cross_entropy(self.module(x), y).backward()
+                loss(self.module(x), y).backward()
                 optimizer.step()
             seconds += self.now() - began
             n = sum(len(y) for _, y in batches)

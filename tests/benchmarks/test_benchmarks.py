@@ -94,6 +94,7 @@ def test_workloads_are_configurations_with_overrides_on_top():
             assert (config.run.seed, config.run.rounds) == (5, 4)
             populations.setdefault(name, []).append(config.data.partition.num_clients)
     expected = {"w1": [100], "w2": [1000], "w3": [2], "lr_mnist": [1000], "million": [1_000_000, 10_000]}
+    expected |= {"text": [80], "gpt": [80]}
     assert populations == expected
 
 
