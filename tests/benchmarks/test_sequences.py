@@ -24,4 +24,4 @@ def test_the_plain_loops_models_have_as_many_parameters(plain, own):
     counts = [sum(p.numel() for p in make().parameters()) for make in (models.MODELS[plain], sequences.MODELS[own])]
     assert counts[0] == counts[1]
     assert models.MODELS[plain]()(torch.zeros(2, 80, dtype=torch.long)).shape == (2, 80, 97)
-    assert WORKLOADS[plain].model == plain
+    assert plain in {workload.model for workload in WORKLOADS.values()}
