@@ -75,7 +75,8 @@ class ProgressLines:
                 f"evaluate {m['seconds_evaluate']:.1f})"
             )
         print("  ".join(parts), flush=True)
-        if record.score is not None and str(m["round"]).rstrip("0") in ("1", "2", "5"):
+        now_and_then = str(m["round"]).rstrip("0") in ("1", "2", "5") or m["round"] == self._rounds
+        if record.score is not None and now_and_then:
             for name, text in record.score.texts.items():
                 print(f"  {name}: {text!r}", flush=True)
 

@@ -21,7 +21,8 @@ RUNS = [path for path in FILES if path not in SWEEPS]
 SHAPES = {"cifar10": [3, 32, 32]}
 """Of the datasets that are not 28x28 and grey."""
 
-EMBEDDED = {"shakespeare-mini": {"args": {"min_characters": 29_000}, "partition": {"num_clients": 2}}}
+ROLES = {"name": "shakespeare-mini", "args": {"min_characters": 29_000}, "partition": {"num_clients": 2}}
+EMBEDDED = {"shakespeare-mini": ROLES, "shakespeare": ROLES}
 """What is left of datasets that need no files and are no images."""
 
 MOST_CLIENTS, EXAMPLES_EACH = 10, 40
