@@ -169,7 +169,7 @@ class Histogram:
 
     @property
     def bins(self) -> int:
-        return max(2, min(BINS, 2**22 // self.labels))
+        return max(2, min(BINS, 2**20 // self.labels))
 
     @property
     def size(self) -> int:

@@ -118,6 +118,24 @@ def test_algorithms_learn_every_kind(tmp_path, kind, algorithm):
     assert last < first
 
 
+@pytest.mark.parametrize(
+    "aggregation",
+    [
+        {"compression": {"name": "int8"}},
+        {"compression": {"name": "top_k", "share": 0.5}},
+        {"rule": {"name": "median"}},
+        {"rule": {"name": "krum"}},
+        {"sum": "exact"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_compressed_and_robust_sums_learn_every_kind(tmp_path, kind, aggregation):
+    result = run(tmp_path, kind, aggregation=aggregation, data={"partition": {"num_clients": 5}})
+    first, last = (result.history[i]["test_loss"] for i in (0, -1))
+    assert last < first
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_held_out_examples_of_clients(tmp_path, kind):
     result = run(tmp_path, kind, evaluate={"holdout": 0.2, "personal_every": 6}, algorithm={"name": "ditto"})
