@@ -53,7 +53,7 @@ class Network(nn.Sequential):
 
     @torch.inference_mode()
     def metrics(self, x: torch.Tensor, y: torch.Tensor) -> dict[str, Weighted]:
-        return {"accuracy": Weighted((self(x).argmax(1) == y).sum().item(), len(y))}
+        return {"accuracy": Weighted((self(x).argmax(-1) == y).sum().item(), y.numel())}
 
 
 class Rounds(TrainingProcessCallback):
