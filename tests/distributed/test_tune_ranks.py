@@ -27,7 +27,7 @@ def tuned(comm, words):
     place = Place(comm.rank, comm.world_size, comm.rank, comm.world_size)
     search = search_of(parse(words).layers, place, grids=["client.optimizer.lr=0.01,0.3"], folds=2)
     found = searched(search, *load_data(search.base, place), place, comm)
-    return [(c.accuracies, c.losses) for c in found]
+    return [(c.values, c.losses) for c in found]
 
 
 @pytest.mark.parametrize("divided", [False, True])

@@ -219,12 +219,6 @@ def test_a_level_that_nothing_can_account_for_is_refused(refused, monkeypatch, l
     assert "pip install" in str(error)
 
 
-def test_recurrent_layers_under_dp_sgd_are_refused(refused):
-    error = refused("Tokens", "CharLSTM", privacy={"level": "example", "noise_multiplier": 1.0})
-    assert error.key == "privacy.level"
-    assert "model.name='fitting:CharLSTM'" in str(error)
-
-
 @pytest.mark.parametrize(
     ("data", "skew", "key"),
     [

@@ -92,7 +92,7 @@ def plays(root: Path) -> dict[str, str]:
             f"{path} is damaged (its SHA-256 is not {SHA256}); remove it, then {remedy}", code="dataset-missing"
         )
     texts = {}
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+    with tarfile.open(None, "r:gz", io.BytesIO(content)) as archive:
         for member in archive:
             if (found := PLAYS.fullmatch(member.name)) and (file := archive.extractfile(member)):
                 texts[found[1]] = file.read().decode("ascii").replace("\r\n", "\n")
