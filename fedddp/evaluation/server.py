@@ -22,6 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger("fedddp")
 
 BATCH = 200  # large enough to spread the cost of a call, small enough that activations stay near the cores
+COUNTED_AT_ONCE = 2**20
 MOST_OUTPUTS = 2**24
 """Numbers of outputs at once, 64 MB: a language model gives as many as its vocabulary at each position."""
 
@@ -106,15 +107,22 @@ class Scorer:
         sums = torch.zeros(sum(part.size for part in task.sums), dtype=torch.float64)
         numbers = math.prod(task.output_shape(own_y[:1])) if len(own_y) else 1
         at_once = max(1, min(BATCH, MOST_OUTPUTS // max(1, numbers)))
+        waiting, first = list[Tensor](), 0  # outputs not counted yet: a call costs more than its size
         with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
             for start in range(0, len(own_y), at_once):
                 interrupt.check()
                 x, y = self._own.x[start : start + at_once], own_y[start : start + at_once]
                 output = task.outputs(self._model.module, self._normalize(x), y)
                 losses.append(task.loss(output, y))
-                sums += of_batch(task.sums, output, y)
+                waiting.append(output)
+                end = start + len(y)
+                if end < len(own_y) and (end - first) * numbers < COUNTED_AT_ONCE:
+                    continue
+                outputs = torch.cat(waiting)
+                sums += of_batch(task.sums, outputs, own_y[first:end])
                 if task.classifies:
-                    predicted.append(output.argmax(dim=-1))
+                    predicted.append(outputs.argmax(dim=-1))
+                waiting, first = [], end
         loss = torch.cat(losses).double().cpu()
         counts = torch.cat([sums, torch.stack([loss.sum(), torch.tensor(len(loss)).double()])])
         return counts, self._mistakes(torch.cat(predicted).cpu(), loss) if task.classifies else ()
