@@ -106,6 +106,13 @@ def test_padding_has_no_part_in_perplexity_loss_and_accuracy():
     assert torch.equal(task.loss(changed, y), losses)
 
 
+@pytest.mark.parametrize("classes", [8, 200])
+def test_scores_that_are_no_numbers_are_not_among_the_first(classes):
+    outputs, y = torch.full((6, classes), math.nan), torch.arange(1, 7)
+    found = metrics_of((task := Task(nn.Identity, classes)).sums, of_batch(task.sums, outputs, y))
+    assert found["top5_accuracy"] == found["accuracy"] == 0
+
+
 def test_nothing_scored_is_no_number():
     for task in (Task(nn.Identity, 8), Deciding(nn.Identity, 3), NextToken(nn.Identity, 4)):
         empty = torch.zeros(sum(part.size for part in task.sums), dtype=torch.float64)
