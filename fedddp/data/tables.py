@@ -16,7 +16,7 @@ from ..comm.world import Place
 from ..errors import UsageError
 from .columns import Roles, Rows, divided
 from .datasets import Dataset, Examples
-from .readers.split import held_out
+from .readers.split import Fraction, Seed, held_out
 
 log = logging.getLogger("fedddp")
 
@@ -35,11 +35,11 @@ def table(
     ignore: tuple[str, ...] = (),
     test_file: str = "",
     test_column: str = "",
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+    test_fraction: Fraction = 0.2,
     shape: tuple[Side, ...] = (),
     standardize: bool = True,
     missing: Literal["refuse", "mean"] = "refuse",
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Seed = 0,
 ) -> Dataset:
     """Rows of a CSV or Parquet file below ``root``; inputs float32 [n, d], or [n, *shape].
 

@@ -82,9 +82,9 @@ def _configured(config: Config, dataset: Dataset) -> Task:
     dtype, natural = _precision(config), natural_loss(config.task)
     loss = natural if config.loss == Natural() else config.loss
     try:
-        count = num_outputs(config.task, dataset)
+        shape, count = dataset.shape, num_outputs(config.task, dataset)  # once; the task does not keep the examples
         check_loss(loss, getattr(natural, "targets", CLASSES)[0], count)
-        return config.task.build(lambda: cast(config.model.build(dataset.shape, count), dtype), loss, dataset)
+        return config.task.build(lambda: cast(config.model.build(shape, count), dtype), loss, dataset)
     except ValueError as error:
         raise UsageError(f"{chosen(config, 'loss')}: {error}") from error
 

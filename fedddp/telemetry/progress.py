@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .beside import SideWork
-from .telemetry import Metrics, RoundRecord, primary
+from .telemetry import Metrics, RoundRecord, now_and_then, primary
 from .terminal import console, on_terminal
 
 log = logging.getLogger("fedddp")
@@ -75,8 +75,7 @@ class ProgressLines:
                 f"evaluate {m['seconds_evaluate']:.1f})"
             )
         print("  ".join(parts), flush=True)
-        now_and_then = str(m["round"]).rstrip("0") in ("1", "2", "5") or m["round"] == self._rounds
-        if record.score is not None and now_and_then:
+        if record.score is not None and (now_and_then(m["round"]) or m["round"] == self._rounds):
             for name, text in record.score.texts.items():
                 print(f"  {name}: {text!r}", flush=True)
 

@@ -227,5 +227,10 @@ def primary(history: Sequence[Metrics]) -> str:
     return next(known, "test_loss" if any(m.get("test_loss") is not None for m in history) else "test_accuracy")
 
 
+def now_and_then(round: int) -> bool:
+    """Whether something that need not be shown each round is: in rounds 1, 2, 5, 10, 20, 50, ..."""
+    return str(round).rstrip("0") in ("1", "2", "5")
+
+
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

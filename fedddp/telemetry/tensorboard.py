@@ -16,7 +16,7 @@ from ..data import Excerpt
 from ..evaluation.server import Score
 from . import figures
 from .beside import SideWork
-from .telemetry import Metrics, RoundRecord
+from .telemetry import Metrics, RoundRecord, now_and_then
 
 log = logging.getLogger("fedddp")
 
@@ -81,7 +81,7 @@ class TensorBoard:
             for name, text in score.texts.items():
                 self._writer.add_text(name, f"```\n{text}\n```", t)
             self._last = (t, score)
-            if str(t).rstrip("0") in ("1", "2", "5"):
+            if now_and_then(t):
                 self._draw(t, score)
         self._writer.flush()
 

@@ -6,9 +6,11 @@ Token 0 is padding, 1 the end of a line, 2 to 96 the printable characters of ASC
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from ...comm.world import Place
 from ...errors import UsageError
@@ -17,6 +19,8 @@ from ..targets import IGNORED
 
 log = logging.getLogger("fedddp")
 
+Length = Annotated[int, Field(ge=1, le=100_000)]
+"""Characters, or tokens, of an example."""
 PADDING = 0
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = 1 + len(ALPHABET)

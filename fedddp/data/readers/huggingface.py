@@ -4,17 +4,16 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ...errors import OWN_CODE, UsageError, first_line, reason
 from ..datasets import Dataset, Examples
 from ..inputs import as_inputs, channels_first
 from ..labels import listed
-from .characters import VOCABULARY, decode, padded
+from .characters import VOCABULARY, Length, decode, padded
 from .split import Fraction, Seed, held_out
 
 AT_ONCE = 1000
@@ -35,7 +34,7 @@ def hugging_face(
     test_fraction: Fraction = 0.2,
     seed: Seed = 0,
     tokenizer: str = "",
-    length: Annotated[int, Field(ge=1, le=100_000)] = 80,
+    length: Length = 80,
 ) -> Dataset:
     """A dataset that ``save_to_disk`` wrote below ``root``, or, with ``data.download=true``, one of the hub.
 

@@ -19,7 +19,7 @@ from ...errors import UsageError, first_line, reason
 from ...registry.choice import read_file
 from ..datasets import Dataset, Examples
 from ..targets import IGNORED
-from .characters import PADDING, VOCABULARY, decode, padded
+from .characters import PADDING, VOCABULARY, Length, decode, padded
 
 Side = Annotated[int, Field(ge=1, le=10**6)]
 
@@ -31,7 +31,7 @@ def leaf(
     *,
     shape: tuple[Side, ...] = (),
     column: Annotated[int, Field(ge=0)] = 4,
-    length: Annotated[int, Field(ge=1, le=100_000)] = 80,
+    length: Length = 80,
 ) -> Dataset:
     """FEMNIST, Shakespeare, Sent140 and whatever else LEAF's scripts write below ``root`` (Caldas et al. 2018).
 

