@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ if __name__ == "__main__":  # the repository's root for this folder: this file i
 
 import torch
 
-from benchmarks.contenders.protocol import Channel
+from benchmarks.contenders.protocol import Channel, drawn
 from fedddp import __version__
 from fedddp.checkpoints.checkpoint import Checkpoints
 from fedddp.comm import Comm, Place
@@ -28,12 +28,13 @@ from fedddp.config import ResolvedConfig, build, parse
 from fedddp.data import Dataset, Examples, Partition
 from fedddp.evaluation.server import Evaluator
 from fedddp.federation import Federation, federate
+from fedddp.sampling import Sampler
 from fedddp.setup.assemble import connect
 from fedddp.setup.experiment import Experiment
 from fedddp.setup.load import load_data, prepare
 from fedddp.setup.prepared import Prepared
 from fedddp.setup.resolve import resolve
-from fedddp.types import ServerState
+from fedddp.types import Cohort, ServerState
 
 
 def configuration(settings: Mapping[str, Any], words: Sequence[str], place: Place) -> ResolvedConfig:
@@ -97,11 +98,24 @@ class NoCheckpoints(Checkpoints):
         pass
 
 
+@dataclass(frozen=True)
+class Drawn(Sampler):
+    """The cohorts that every contender trains."""
+
+    population: int
+    size: int
+    seed: int
+
+    def cohort(self, round: int) -> Cohort:
+        return Cohort(round, tuple(drawn(self.population, self.size, self.seed, round)), self.population)
+
+
 def experiment(p: Prepared, comm: Comm | None = None) -> Experiment:
     """Connected ranks that write no model; without evaluation if ``evaluate.every`` is 0."""
     connected = connect(p, comm=comm)
     connected.federation.checkpoints.close()
-    f = replace(connected.federation, checkpoints=NoCheckpoints())
+    cohorts = Drawn(p.data.num_clients, p.config.cohort_size, p.config.run.seed)
+    f = replace(connected.federation, checkpoints=NoCheckpoints(), sampler=cohorts)
     if not p.config.evaluate.every:
         f = replace(f, evaluation=replace(f.evaluation, server=NoEvaluation()))
     return replace(connected, federation=f)

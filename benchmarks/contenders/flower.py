@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import random
 import sys
 import time
+from itertools import count
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray spells it so)
@@ -65,12 +65,12 @@ class Drawn(FedAvg):
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=workload.cohort)  # waits until all are there
-        self.workload, self.rng = workload, random.Random(workload.seed)
+        self.workload, self.rounds = workload, count()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        clients = self.rng.sample(range(self.workload.num_clients), self.workload.cohort)
+        clients = self.workload.drawn(next(self.rounds))
         to_all = super().configure_train(server_round, arrays, config, grid)
         return [self.message(arrays, k, m.metadata.dst_node_id) for k, m in zip(clients, to_all, strict=True)]
 

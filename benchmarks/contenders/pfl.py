@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,8 @@ def now() -> float:
 
 def cohorts(workload: Workload) -> Iterator[int]:
     """Clients, drawn alike on every rank: each `cohort` of them in a row are distinct."""
-    rng = np.random.default_rng(workload.seed)
-    while True:
-        yield from rng.choice(workload.num_clients, workload.cohort, replace=False).tolist()
+    for round in count():
+        yield from workload.drawn(round)
 
 
 def federated(workload: Workload) -> FederatedDataset:

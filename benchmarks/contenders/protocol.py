@@ -50,10 +50,19 @@ class Workload:
             y = torch.from_numpy(arrays["train_y"][order])
         return [(x[a:b], y[a:b]) for a, b in pairwise(offsets)]
 
+    def drawn(self, round: int) -> list[int]:
+        """The cohort of a round (0-based), see `drawn`."""
+        return drawn(self.num_clients, self.cohort, self.seed, round)
+
     def test(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The server's normalised test images and labels."""
         with np.load(self.folder / "arrays.npz") as arrays:
             return normalise(arrays["test_x"], arrays), torch.from_numpy(arrays["test_y"])
+
+
+def drawn(num_clients: int, cohort: int, seed: int, round: int) -> list[int]:
+    """The cohort of a round (0-based) for every contender: clients differ in size, so each must train the same ones."""
+    return sorted(np.random.default_rng((seed, round)).choice(num_clients, cohort, replace=False).tolist())
 
 
 def normalise(x: np.ndarray, arrays: np.lib.npyio.NpzFile) -> torch.Tensor:

@@ -14,7 +14,6 @@ import sys
 import time
 from datetime import timedelta
 
-import numpy as np
 import torch
 from models import MODELS, loss
 from protocol import Channel, Workload
@@ -39,8 +38,7 @@ class Loop:
 
     def work(self, round: int) -> list[Batches]:
         """The batches of this rank's clients in a round, shuffled, where they are needed."""
-        rng = np.random.default_rng((self.workload.seed, round))
-        cohort = rng.choice(self.workload.num_clients, self.workload.cohort, replace=False)
+        cohort = self.workload.drawn(round)
         return [self.batches(*self.clients[k]) for k in cohort[self.rank :: self.ranks]]
 
     def batches(self, x: Tensor, y: Tensor) -> Batches:

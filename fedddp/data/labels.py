@@ -66,11 +66,13 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
         remarks.append(f"labels are one-hot rows of {a_hot}, taken as the classes 0 to {a_hot - 1}")
     unknown = classes[~np.isin(classes, seen)]
     if len(unknown):
-        times = int(np.isin(b, unknown).sum())
-        remarks.append(
-            f"{times} of {len(b)} test examples have a label that no training example has ({listed(unknown)}): it "
-            "cannot be learned"
-        )
+        met = f"{np.isin(b, unknown).sum()} of {len(b)} test examples have a label that no training example has"
+        if num_classes is None:
+            raise UsageError(
+                f"{met} ({listed(unknown)}): it cannot be learned; divide the examples otherwise, or take these out",
+                code="labels-test-only",
+            )
+        remarks.append(f"{met} ({listed(unknown)}): it cannot be learned")
     text = a.dtype.kind == "U"
     if not text and (num_classes is not None or _count_from_zero(classes)):
         count = num_classes or int(classes[-1]) + 1

@@ -188,6 +188,8 @@ def write(
         sums[train_file(k)] = _write(path, train.x[rows], train.y[rows], mode=0o600, salt=salt)
     (root / PUBLIC).mkdir()
     sums[TEST] = _write(root / TEST, dataset.test.x, dataset.test.y)
+    added: dict[str, Any] = {name: getattr(dataset, name) for name in ADDED}
+    added["vocabulary"] = dataset.num_tokens or None  # a rank that counts its own clients' might build another model
     public = Public(
         data=data,
         num_classes=dataset.num_classes,
@@ -199,7 +201,7 @@ def write(
         seed=seed,
         sizes=tuple(partition.sizes.tolist()),
         sha256=sums,
-        **{name: getattr(dataset, name) for name in ADDED},
+        **added,
     )
     (root / MANIFEST).write_text(json.dumps(asdict(public), indent=1) + "\n", encoding="utf-8")
     return public

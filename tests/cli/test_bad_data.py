@@ -86,11 +86,11 @@ def test_a_test_set_of_other_classes(refused, tmp_path):
     )
 
 
-def test_a_class_of_the_test_set_alone_is_said_once(run, tmp_path):
+def test_a_class_of_the_test_set_alone(refused, tmp_path):
     (tmp_path / "data" / "later.csv").write_text(HEAD + "n,20,1,1\nn,20,1,2\n")
-    code, lines = run(*TABLE, "--data.args.test_file=later.csv")
-    assert code == 0
-    assert sum("1 of 2 test examples have a label that no training example has (2)" in line for line in lines) == 1
+    assert "1 of 2 test examples have a label that no training example has (2)" in refused(
+        *TABLE, "--data.args.test_file=later.csv"
+    )
 
 
 @pytest.mark.parametrize(("names", "said"), [(("no", "yes"), "no, yes"), (("1", "2"), "1, 2")])

@@ -107,9 +107,11 @@ def test_one_hot_rows_are_the_classes_of_their_columns(dtype):
         ([5, 700] * 3, [700, 9], ("1 of 2 test", "(9)")),
     ],
 )
-def test_a_label_that_only_the_test_set_has_is_said(train, test, said):
-    remark = numbered(train, test).remarks[0]
-    assert all(word in remark for word in said)
+def test_a_label_that_only_the_test_set_has_is_refused_unless_the_classes_are_declared(train, test, said):
+    with pytest.raises(UsageError) as refused:
+        numbered(train, test)
+    remark = numbered(train, test, 1000).remarks[0]
+    assert all(word in text for word in said for text in (str(refused.value), remark))
 
 
 def test_few_gaps_stay_and_are_said():

@@ -215,3 +215,15 @@ def test_a_division_with_nan_is_refused_by_its_root(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match=r"^data.root='.*p': 1 of 12 training inputs hold NaN, first example 4"):
         Parts().divided(tmp_path / "p", 0, 1)
+
+
+def test_a_division_says_how_many_tokens_there_are(tmp_path):
+    """Each rank sees its own clients' tokens alone, and all build one model."""
+    from fedddp.data import Parts
+    from fedddp.data.parts import write
+
+    x = torch.zeros(N, 3, dtype=torch.int64)
+    x[6:] = 9  # the second client has the largest id
+    dealt = Partition.dealt(np.arange(N), np.array([6, 6]))
+    write(tmp_path / "p", Dataset.of((x, Y), (x[:2], Y[:2])), dealt, data="x", table={"name": "iid"}, seed=0)
+    assert [Parts().divided(tmp_path / "p", rank, 2)[0].num_tokens for rank in (0, 1)] == [10, 10]
