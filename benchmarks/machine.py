@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from fedddp.setup.environment import cpu
+
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 
@@ -27,7 +29,7 @@ def describe(folders: Iterable[str | Path | None] = ()) -> dict[str, Any]:
     for folder in filter(None, folders):
         command = command.replace(str(folder), Path(folder).name)
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -68,12 +70,6 @@ def keep(out: Path, name: str, record: Mapping[str, Any], figure: Figure | None 
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
     return spec.name if spec else Path(sys.argv[0]).name
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _commit() -> dict[str, Any]:

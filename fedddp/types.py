@@ -7,7 +7,7 @@ D length of the flat model vector, P its trainable part (P <= D), d the length o
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -131,6 +131,13 @@ class RoundReport:
     seconds_train: tuple[float, ...]
     reasons: Mapping[str, int] = field(default_factory=dict)
     aborted: bool = False
+    ids: tuple[int, ...] = ()  # [m] the cohort
+
+    @property
+    def losses(self) -> dict[int, float | None]:
+        """The training loss of each client that contributed, None if it is not finite."""
+        told = zip(self.ids, self.loss.tolist(), strict=True)
+        return {k: _finite(loss) for k, loss in told if k not in self.failed}
 
     @property
     def train_loss(self) -> float | None:
@@ -182,6 +189,8 @@ class SummedReport:
     per_client: dict[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, int] = field(default_factory=dict)
     aborted: bool = False
+    failed: ClassVar[tuple[int, ...]] = ()
+    losses: ClassVar[None] = None  # who contributed is not told
 
 
 Report = RoundReport | SummedReport

@@ -98,6 +98,7 @@ class ClientTally(Tally):
             failed=tuple(k for k, bad in zip(self._cohort.ids, failed.tolist(), strict=True) if bad),
             seconds_train=tuple(self._seconds.tolist()),
             reasons=self._reasons,
+            ids=self._cohort.ids,
         )
         return int((~failed).sum()), report
 

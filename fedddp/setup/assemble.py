@@ -25,9 +25,21 @@ from ..evaluation.server import Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
 from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
-from ..telemetry import Beside, Divergence, Files, InBackground, SideWork, Sink, Telemetry, progress, rewind
+from ..telemetry import (
+    Beside,
+    ClientsFile,
+    Divergence,
+    Files,
+    InBackground,
+    SideWork,
+    Sink,
+    Telemetry,
+    progress,
+    rewind,
+)
 from ..types import Cohort, ServerState
 from .account import Account, opened
+from .environment import environment
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
 from .prepared import Prepared
@@ -289,9 +301,21 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     history = rewind(folder, done)
     folder.status("running", round=done, rounds=rounds)
     side = SideWork()
+    with side("environment.txt"):
+        folder.write("environment.txt", environment(p))
     shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
-    files = [Files(folder, rounds), *shown, *_tensorboard(p, folder, done, side, timed=timed), *sinks]
+    files = [
+        Files(folder, rounds),
+        *_clients_file(p, side),
+        *shown,
+        *_tensorboard(p, folder, done, side, timed=timed),
+        *sinks,
+    ]
     return Telemetry(files, history, p.config.target, timed=timed)
+
+
+def _clients_file(p: Prepared, side: SideWork) -> list[Sink]:
+    return [Beside("clients.csv", ClientsFile(p.output.folder, p.output.owners), side)] if p.output else []
 
 
 def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork, *, timed: bool) -> list[Sink]:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,9 @@ Owners = Partition | Sequence[Sequence[int]]
 """The examples of each client: a partition, or the numbers of each client's examples."""
 
 log = logging.getLogger("fedddp")
+
+LISTED = 10_000
+"""Number of clients that the run folder lists at most; of more, as many evenly spread ones."""
 
 LOCAL = (
     "run.dir",
@@ -114,14 +117,16 @@ def _prepared(f: Facts, dataset: Dataset, used: Partition, drawn: Partition, dev
         training=training,
         trainer=_trainer(config, f.task, dataset, data, training),
         signature=_signature(config, spec, dataset, drawn) | start_signature(config.model, f.module),
-        output=None if place.rank else Output(*found(config, place, spec), _counts(config, drawn, dataset)),
+        output=None if place.rank else Output(*found(config, place, spec), *_owned(config, drawn, dataset)),
     )
 
 
-def _counts(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Excerpt:
-    counts = partition.excerpt(dataset.classes, dataset.num_classes)
+def _owned(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Iterator[Excerpt]:
+    """Yield who owns what, of few clients and of many."""
     keys = config.privacy
-    return counts.without_labels() if keys.level != "none" or keys.secure_aggregation.enabled else counts
+    for most in (60, LISTED):
+        counts = partition.excerpt(dataset.classes, dataset.num_classes, most)
+        yield counts.without_labels() if keys.level != "none" or keys.secure_aggregation.enabled else counts
 
 
 def checked(facts: Facts) -> ResolvedConfig:

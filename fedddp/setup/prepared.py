@@ -23,11 +23,13 @@ class Output:
         folder: the run folder.
         saved: the checkpoint in it to continue from.
         counts: the numbers of examples per client and class for the picture of the partition.
+        owners: the same of more clients, for ``clients.csv``.
     """
 
     folder: RunFolder
     saved: Saved | None
     counts: Excerpt
+    owners: Excerpt
 
 
 @dataclass(frozen=True)

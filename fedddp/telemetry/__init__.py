@@ -1,6 +1,7 @@
 """Report a run: metrics, progress, TensorBoard. All that is printed or written for a reader goes through here."""
 
 from .beside import Beside, InBackground, SideWork
+from .clients_file import ClientsFile
 from .files import Files, rewind
 from .progress import Divergence, progress, summary_table
 from .telemetry import Metrics, RoundRecord, Sink, Stopwatch, Telemetry, primary
@@ -8,6 +9,7 @@ from .terminal import console, lasting_output, log_to_stderr, on_terminal
 
 __all__ = [
     "Beside",
+    "ClientsFile",
     "Divergence",
     "Files",
     "InBackground",

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from ..checkpoints.durable import writing
 from ..checkpoints.run_folder import RunFolder
+from .clients_file import TRAINED
 from .telemetry import Metrics, RoundRecord
 
 GO_ON = "free space, then continue from the last checkpoint with --run.resume=auto"
@@ -44,6 +45,8 @@ class Files:
 def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
     """Cut the files to the first ``rounds`` rounds, without a line that is incomplete; the metrics that are left."""
     _rewound(folder, "ledger.jsonl", rounds)
+    if (folder.path / TRAINED).exists():
+        _rewound(folder, TRAINED, rounds)
     return _rewound(folder, "metrics.jsonl", rounds)
 
 
