@@ -37,9 +37,9 @@ from ..telemetry import (
     progress,
     rewind,
 )
+from ..telemetry.environment import environment
 from ..types import Cohort, ServerState
 from .account import Account, opened
-from .environment import environment
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
 from .prepared import Prepared
@@ -302,7 +302,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     folder.status("running", round=done, rounds=rounds)
     side = SideWork()
     with side("environment.txt"):
-        folder.write("environment.txt", environment(p))
+        folder.write("environment.txt", environment(p.device, p.place.world_size, p.config.run.threads))
     shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
     files = [
         Files(folder, rounds),

@@ -74,8 +74,8 @@ class ClientsFile:
                 failures.update(line["failed"])
                 loss |= losses
         clients = self._owners.clients.tolist()
-        counted = {"rounds": rounds, "failures": failures}
-        return {name: {k: n[k] for k in clients} for name, n in counted.items()} | {"loss": loss}
+        counted = [{k: n[k] for k in clients} for n in (rounds, failures)]
+        return dict(zip(("rounds", "failures", "loss"), (*counted, loss), strict=True))
 
     def _scored(self) -> dict[str, Mapping[int, object]]:
         """The last scores; of a population that is sampled for them, of the sample."""

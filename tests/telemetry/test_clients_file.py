@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_written_does_not_end_the_run(tmp_path, monkeypatc
 
 
 def test_the_commit_of_the_working_folder_and_its_changes_are_told(tmp_path, monkeypatch):
-    from fedddp.setup.environment import _commit
+    from fedddp.telemetry.environment import _commit
 
     def git(*words):
         names = ["-c", "user.name=a", "-c", "user.email=a@b.c"]

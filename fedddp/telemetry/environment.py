@@ -10,18 +10,22 @@ import torch
 
 from .. import __version__
 from ..comm.world import local_cores
-from .prepared import Prepared
 
 PATIENCE = 5.0
 """Seconds that git may take: a working folder can be on a slow file system."""
 
 
-def environment(p: Prepared) -> str:
-    """Return the environment of rank 0, a line each: software, machine, and the commit of the working folder.
+def environment(device: torch.device, ranks: int, threads: int) -> str:
+    """Return where a run takes place, a line each: software, machine, and the commit of the working folder.
 
     Nothing of it is secret: no user, host, path, address or variable.
+
+    Args:
+        device: where this rank trains.
+        ranks: the number of ranks.
+        threads: the number of torch's threads in each.
     """
-    gpu = f"{torch.cuda.get_device_name(p.device)}, CUDA {torch.version.cuda}" if p.device.type == "cuda" else "none"
+    gpu = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}" if device.type == "cuda" else "none"
     lines = {
         "fedddp": __version__,
         "python": platform.python_version(),
@@ -30,8 +34,8 @@ def environment(p: Prepared) -> str:
         "platform": platform.platform(),
         "cpu": f"{cpu()}, {local_cores()} cores for this process",
         "gpu": gpu,
-        "ranks": p.place.world_size,
-        "threads": f"{p.config.run.threads} per rank",
+        "ranks": ranks,
+        "threads": f"{threads} per rank",
         "git": _commit() or "the working folder is in no repository",
     }
     return "".join(f"{name}: {value}\n" for name, value in lines.items())
