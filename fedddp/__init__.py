@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .tasks import Task as Task
     from .trained import load as load
     from .trained import normalizer as normalizer
+    from .trained import predictor as predictor
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _HOME = {
     "federate": "federation",
     "load": "trained",
     "normalizer": "trained",
+    "predictor": "trained",
     "run": "api",
 }
 
@@ -48,6 +50,7 @@ __all__ = [
     "federate",
     "load",
     "normalizer",
+    "predictor",
     "run",
 ]
 

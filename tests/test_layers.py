@@ -92,7 +92,8 @@ def test_only_comm_knows_torch_distributed():
 def test_nothing_that_arrives_is_unpickled(path):
     """No pickle, no object collective, no torch.save or torch.load, no .npy with objects in it.
 
-    But for the file that a user names as model.weights, by torch's unpickler of tensors and plain containers.
+    But for the file that a user names as model.weights, by torch's unpickler of tensors and plain containers, and for
+    the one that fedddp export writes for others to read so.
     """
     assert not {name.split(".")[0] for name in imported(path)} & PICKLING
     if path == ROOT / "models" / "weights.py":
@@ -103,7 +104,10 @@ def test_nothing_that_arrives_is_unpickled(path):
         of_ctypes = name == "py_object"
         assert of_ctypes or not name.endswith(("_object", "_object_list")), f"{path.name}:{node.lineno}"
         if isinstance(node, ast.Attribute):
-            assert ast.unparse(node) not in ("torch.save", "torch.load"), f"{path.name}:{node.lineno}"
+            written = (
+                ("torch.load",) if path == ROOT / "cli" / "export" / "formats.py" else ("torch.save", "torch.load")
+            )
+            assert ast.unparse(node) not in written, f"{path.name}:{node.lineno}"
         if isinstance(node, ast.keyword):
             assert node.arg not in ("allow_pickle", "weights_only"), f"{path.name}:{node.lineno}"
 

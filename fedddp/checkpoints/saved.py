@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import first_line, reason
+from ..errors import UsageError, first_line, reason
 from ..flat import FlatSpec
 from .export import BEST, LAST, RatedModel, exported
 
@@ -101,6 +101,25 @@ class Saved(_State):
         tensors = load_file(self.folder / "server.safetensors")
         w = tensors.pop("w")
         return w, tensors
+
+    def client(self, k: int) -> dict[str, Tensor]:
+        """What client ``k`` and all clients together remember, see `ClientStore`; nothing if ``k`` took no part yet.
+
+        Raises:
+            UsageError: the ranks keep their clients' states elsewhere.
+        """
+        if self.kept_apart:
+            raise UsageError(
+                f"client={k}: the states of clients are in checkpoint.clients_dir of their own ranks, not in the run "
+                "folder; leave client out",
+                code="clients-apart",
+            )
+        state = {}
+        for path in sorted(self.folder.glob("clients-*.safetensors")):
+            with safe_open(path, "pt") as file:
+                mine = [name for name in file.keys() if name.startswith((f"{k}/", "all/"))]  # noqa: SIM118
+                state |= {name: file.get_tensor(name) for name in mine}
+        return state
 
     def budget(self) -> dict[str, Tensor]:
         """The state of the privacy budget; empty without one."""

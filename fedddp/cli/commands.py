@@ -149,6 +149,20 @@ COMMANDS = {
         examples=("fedddp generate runs/gan 0123456789 --judge=runs/cnn",),
         configured=True,
     ),
+    "export": Command(
+        about="write the model of a run for other programs, with a model card",
+        module="fedddp.cli.export.command",
+        options=options.export,
+        takes="RUN",
+        more="state_dict and safetensors are weights, by the names of the module; onnx and exported-program are graphs "
+        "that take inputs as the dataset has them (pixels uint8, any number of examples); hf is a folder for "
+        "from_pretrained, of model.name=hf:NAME. README.md beside it says what goes in and comes out, how the model "
+        "was trained, its metrics, its privacy and SHA-256 sums.",
+        examples=(
+            "fedddp export runs/fedavg --to=onnx",
+            "fedddp export runs/ditto --to=safetensors --client=3 --out=model-of-3",
+        ),
+    ),
     "doctor": Command(
         about="report what the network, processes and files of a run protect",
         module="fedddp.cli.doctor.report",

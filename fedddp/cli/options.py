@@ -5,6 +5,7 @@ from argparse import REMAINDER, SUPPRESS, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
+FORMATS = ("state_dict", "safetensors", "onnx", "exported-program", "hf")
 DEMONSTRATIONS = ("inversion", "matching", "membership")
 
 
@@ -91,6 +92,20 @@ def generate(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole(0), default=0, help="[0]")
     parser.add_argument("--judge", type=user_path, metavar="RUN", help="classify drawings by the model of this run")
     parser.add_argument("--samples", type=whole(1), default=1000, help="drawings to classify [1000]")
+
+
+def export(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
+    parser.add_argument("--round", type=whole(1), metavar="N", help="the checkpoint of this round [the best round]")
+    parser.add_argument(
+        "--client",
+        type=whole(0),
+        metavar="K",
+        help="what this client would deploy, of the newest checkpoint or --round",
+    )
+    parser.add_argument("--out", type=user_path, metavar="FOLDER", help="[RUN/export/FORMAT-round-N]")
+    parser.add_argument("--force", action="store_true", help="replace files of the same name")
 
 
 def split(parser: ArgumentParser) -> None:

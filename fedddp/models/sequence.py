@@ -42,7 +42,7 @@ def every_position(shape: tuple[int, ...]) -> bool:
 def at_last(hidden: Tensor, x: Tensor) -> Tensor:
     """Return the rows of ``hidden [B, T, W]`` at the last position of each example that is no padding, [B, W]."""
     last = (torch.arange(x.shape[1], device=x.device) * (x != PADDING)).amax(dim=1)  # 0 for nothing but padding
-    return hidden.take_along_dim(last[:, None, None], dim=1).squeeze(1)
+    return hidden.gather(1, last[:, None, None].expand(-1, 1, hidden.shape[-1])).squeeze(1)
 
 
 class Recurrent(nn.Module):

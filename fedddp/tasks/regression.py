@@ -27,6 +27,11 @@ class Regressor(Task):
     primary: ClassVar[str] = "r2"
     measured: ClassVar[str] = "mae"
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """See `Task.predictions`: o scale + shift."""
+        scale, shift = (torch.tensor(v, dtype=outputs.dtype, device=outputs.device) for v in (self.scale, self.shift))
+        return outputs * scale + shift
+
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """See `Task.loss`: of outputs against (y - shift) / scale."""
         return self.loss_of(outputs, self._standardised(outputs, y))

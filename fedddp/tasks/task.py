@@ -54,6 +54,10 @@ class Task:
         """The outputs of ``module`` for a batch, [B, C]."""
         return module(x)
 
+    def predictions(self, outputs: Tensor) -> Tensor:
+        """What outputs stand for, of the same shape: themselves, or numbers in the units of the targets."""
+        return outputs
+
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of each example, [B]; a step descends along its mean."""
         return self.loss_of(outputs, y)
