@@ -1,5 +1,6 @@
 """The programs and notebooks in examples/: each is short, runs, and shows what it says."""
 
+import json
 import subprocess
 import sys
 
@@ -41,6 +42,13 @@ def test_a_notebook_runs(path, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_and_holds_its_output(path):
+    cells = json.loads(path.read_text())["cells"]
+    assert len(cells) <= 15
+    assert any(cell.get("outputs") for cell in cells)
+
+
 def test_the_digit_of_the_notebook_is_read_from_its_update():
-    (path,) = [path for path in NOTEBOOKS if "private" in path.stem]
-    assert "correlation 1.0000" in path.read_text()
+    for path in [path for path in NOTEBOOKS if "private" in path.stem]:
+        assert "correlation 1.0000" in path.read_text()
