@@ -62,7 +62,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         f.comm.enter(f"train in round {t + 1}")
         mine = f.schedule.mine(cohort, f.evaluation.server.load)
         new = f.algorithm.init_client(server)  # what a client knows that takes part for the first time
-        for ids in inbox.blocks(mine, f.trainer.width):
+        for ids in f.telemetry.following(inbox.blocks(mine, f.trainer.width), len(mine)):
             with inbox.tolerate(ids):
                 local, state = f.trainer.on(ids, t), f.store.get(ids, new)
                 update, state, result = f.algorithm.client_update(server, state, local)  # 3 train locally

@@ -30,6 +30,8 @@ class FlatSpec:
     dtype: torch.dtype
     kinds: tuple[str, ...] = field(default=(), compare=False)
     """The class of the layer that each tensor belongs to."""
+    num_frozen: int = field(default=0, compare=False)
+    """Number of entries of the parameters that do not train."""
     constants: str = field(default="", compare=False)
     """SHA-256 of the parameters and buffers outside of ``w``; empty without any, or where it was not asked for."""
 
@@ -55,6 +57,7 @@ class FlatSpec:
             dim=sum(t.numel() for _, t in named),
             dtype=dtypes.pop(),
             kinds=tuple(_kind(module, name) for name, _ in named),
+            num_frozen=sum(p.numel() for p in module.parameters() if not p.requires_grad),
             constants=digest(constants(module)) if whole else "",
         )
 

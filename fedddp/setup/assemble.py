@@ -1,7 +1,7 @@
 """Connect the ranks and assemble the federation of a prepared run, at its beginning or at a checkpoint."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..telemetry import (
     Divergence,
     Files,
     InBackground,
+    Plan,
     SideWork,
     Sink,
     Telemetry,
@@ -263,12 +264,13 @@ def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
 
 
 def _schedule(p: Prepared, *, bound: bool, least: int) -> Schedule:
+    return Schedule(p.data.sizes, _work(p), p.place.rank, p.place.world_size, bound, least)
+
+
+def _work(p: Prepared) -> Callable[[Tensor], Tensor]:
+    """Return the examples, padding included, that clients of given sizes train on in a round."""
     full = p.training.work
-
-    def work(sizes: torch.Tensor) -> torch.Tensor:
-        return full.most(sizes) * (full.batch_size or sizes)
-
-    return Schedule(p.data.sizes, work, p.place.rank, p.place.world_size, bound, least)
+    return lambda sizes: full.most(sizes) * (full.batch_size or sizes)
 
 
 def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
@@ -303,7 +305,8 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     side = SideWork()
     with side("environment.txt"):
         folder.write("environment.txt", environment(p.device, p.place.world_size, p.config.run.threads))
-    shown = [Beside("progress", sink, side) for sink in (*progress(keys.progress, done, rounds), Divergence())]
+    bars = progress(keys.progress, _plan(p, done))
+    shown = [Beside("progress", sink, side) for sink in (*bars, Divergence())]
     files = [
         Files(folder, rounds),
         *_clients_file(p, side),
@@ -311,7 +314,26 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
         *_tensorboard(p, folder, done, side, timed=timed),
         *sinks,
     ]
-    return Telemetry(files, history, p.config.target, timed=timed)
+
+    def during(trained: int, of: int) -> None:
+        with side("progress"):
+            for bar in bars:
+                bar.clients(trained, of)
+
+    return Telemetry(files, history, p.config.target, timed=timed, during=during)
+
+
+def _plan(p: Prepared, done: int) -> Plan:
+    keys, lr = p.config.evaluate, getattr(p.training.optimizer, "lr", None)
+    work = float(_work(p)(p.data.sizes).double().mean()) * p.config.cohort_size
+    alone = p.place.world_size if keys.where == "rank0" else 1
+    return Plan(
+        rounds=p.config.run.rounds,
+        done=done,
+        every=(keys.every, *([keys.personal_every] if keys.personal_every and p.held else [])),
+        evaluation=len(p.test) * alone / 3 / max(1.0, work),  # a training step costs three forward passes
+        lr=lambda t: None if lr is None else lr * p.training.schedule.factor(t - 1),
+    )
 
 
 def _clients_file(p: Prepared, side: SideWork) -> list[Sink]:

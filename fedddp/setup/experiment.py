@@ -19,8 +19,9 @@ from ..config import ResolvedConfig, flatten, to_dict
 from ..errors import OWN_CODE, NothingLearned
 from ..federation import Federation, federate
 from ..privacy import curve, zcdp
-from ..telemetry import Metrics, Telemetry
+from ..telemetry import Metrics, SideWork, Telemetry
 from ..types import ServerState
+from .banner import banner
 from .levels import level_for
 from .prepared import Prepared
 
@@ -97,12 +98,19 @@ class Experiment:
             CommError: another rank was lost.
         """
         with self.ending():
+            self._announce()
             server = federate(self.federation, self.server)
             check_learned(self.federation.telemetry)
             self.federation.comm.barrier(Purpose.DONE)
             summary = self.summary(server)
             self.close(summary)
         return server, summary
+
+    def _announce(self) -> None:
+        """Print what is about to be trained, where progress is printed."""
+        if self.folder and self.prepared.config.telemetry.progress != "off":
+            with SideWork()("banner"):
+                print(banner(self), flush=True)
 
     def summary(self, server: ServerState) -> Metrics:
         """Return the content of ``summary.json`` for a run that ended with ``server``."""

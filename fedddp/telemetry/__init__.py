@@ -3,6 +3,7 @@
 from .beside import Beside, InBackground, SideWork
 from .clients_file import ClientsFile
 from .files import Files, rewind
+from .pace import Plan
 from .progress import Divergence, progress, summary_table
 from .telemetry import Metrics, RoundRecord, Sink, Stopwatch, Telemetry, primary
 from .terminal import console, lasting_output, log_to_stderr, on_terminal
@@ -14,6 +15,7 @@ __all__ = [
     "Files",
     "InBackground",
     "Metrics",
+    "Plan",
     "RoundRecord",
     "SideWork",
     "Sink",

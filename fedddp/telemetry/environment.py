@@ -2,11 +2,14 @@
 
 import platform
 import re
+import resource
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import torch
+from rich.filesize import decimal
 
 from .. import __version__
 from ..comm.world import local_cores
@@ -46,6 +49,13 @@ def cpu() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text(encoding="utf-8")) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def memory() -> str:
+    """Return the most memory that this process has had so far, and that of its GPU."""
+    main = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    gpu = torch.cuda.max_memory_reserved() if torch.cuda.is_available() and torch.cuda.is_initialized() else 0
+    return decimal(main) + (f" and {decimal(gpu)} on its GPU" if gpu else "")
 
 
 def _packages() -> list[str]:

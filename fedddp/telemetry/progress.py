@@ -3,84 +3,162 @@
 from __future__ import annotations
 
 import logging
-import math
+import time
+from collections.abc import Iterable, Iterator
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from ..evaluation.server import Score
 from .beside import SideWork
+from .environment import memory
+from .pace import Pace, Plan, clock
 from .telemetry import Metrics, RoundRecord, now_and_then, primary
 from .terminal import console, on_terminal
 
 log = logging.getLogger("fedddp")
 
 DIVERGED = 1e4
-"""A test loss above this means divergence: guessing costs log C, 11.5 for 100,000 classes."""
+"""A test loss above this means divergence: guessing costs log C, 11.5 for 100,000 classes, or 1 - R2 = 1."""
 
 
 class ProgressBar:
-    """A progress bar with round, accuracy and time left."""
+    """Two lines: how far the run and its round are, with elapsed and remaining time; and what the last round gave."""
 
-    def __init__(self, done: int, rounds: int) -> None:
-        self._progress = Progress(
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._pace = plan, Pace(plan)
+        self._second = Text()
+        self._progress = _TwoLines(
+            self._second,
             TextColumn("round"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[result]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[clients]}"),
+            TextColumn("elapsed"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console(),
-            speed_estimate_period=math.inf,  # the default, the last 30 s, is less than a slow round
+            _Left(self._pace),
+            console=console(80),
         )
-        self._task = self._progress.add_task("", total=rounds, completed=done, result="training")
-        self._progress.advance(self._task, 0)  # starts the clock of the first round
+        self._task = self._progress.add_task("", total=plan.rounds, completed=plan.done, clients="")
         self._progress.start()
+
+    def clients(self, done: int, of: int) -> None:
+        """Show how many clients this rank has trained in the round."""
+        self._progress.update(self._task, clients=f"client {done}/{of}")
 
     def round(self, record: RoundRecord) -> None:
         m = record.metrics
-        result = next(iter(_figures(m)), "training")
-        self._progress.update(self._task, completed=m["round"], result=result)
+        self._pace.round(m)
+        self._second.plain = "  ".join([*_results(m), *_rate(self._plan, m)])
+        self._progress.update(self._task, completed=m["round"], clients="")
+        if costs := _costs(self._pace, m):
+            self._progress.console.print(costs, highlight=False)
 
     def close(self, summary: Metrics | None) -> None:
         self._progress.stop()
 
 
-class ProgressLines:
-    """One line per round."""
+class _TwoLines(Progress):
+    def __init__(self, second: Text, *columns: ProgressColumn, console: Console) -> None:
+        self._second = second
+        super().__init__(*columns, console=console, expand=True)
 
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self._second:
+            yield self._second
+
+
+class _Left(ProgressColumn):
+    """The time left by ``pace``; rich's own takes all rounds for equal."""
+
+    max_refresh = 0.5
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        left = self._pace.left()
+        return Text("-:--" if left is None else clock(left), style="progress.remaining")
+
+
+class ProgressLines:
+    """One line per round, with the time of day and the time left."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._pace = plan, Pace(plan)
+
+    def clients(self, done: int, of: int) -> None:
+        """Print nothing: a log would be full of it."""
 
     def round(self, record: RoundRecord) -> None:
-        m = record.metrics
-        parts = [f"round {m['round']:{len(str(self._rounds))}d}/{self._rounds}"]
-        parts += _figures(m)
-        if record.clients is not None:
-            own, common, measured = record.clients.personal, record.clients.global_model, record.clients.measured
-            figures = f"personal {own.mean:.4f}, {own.worst10:.4f}, global {common.mean:.4f}"
-            parts.append(f"{measured} on clients (mean, worst tenth): {figures}")
-        if "attack_success" in m:
-            parts.append(f"attack success {m['attack_success']:.4f}")
-        if m["train_loss"] is not None:
-            parts.append(f"train loss {_loss(m['train_loss'])}")
-        if m["participants"] is not None:
-            many = "" if m["participants"] == 1 else "s"
-            parts.append(f"{m['participants']} client{many}" + (f", {m['failures']} failed" if m["failures"] else ""))
-        if m.get("epsilon") is not None:
-            parts.append(f"epsilon {m['epsilon']:.3f}")
-        if m["seconds"] is not None:
-            parts.append(
-                f"{m['seconds']:.1f} s (train {m['seconds_train']:.1f}, aggregate {m['seconds_aggregate']:.2f}, "
-                f"evaluate {m['seconds_evaluate']:.1f})"
-            )
+        m, rounds = record.metrics, self._plan.rounds
+        self._pace.round(m)
+        parts = [f"round {m['round']:{len(str(rounds))}d}/{rounds}", *_results(m)]
+        if m["seconds"] is not None:  # else no time may be told
+            parts[0] = time.strftime("%H:%M:%S ") + parts[0]
+            left = None if m["round"] == rounds else self._pace.left()
+            parts.append(_seconds(m["seconds"]) + ("" if left is None else f", {clock(left)} left"))
         print("  ".join(parts), flush=True)
-        if record.score is not None and (now_and_then(m["round"]) or m["round"] == self._rounds):
+        for extra in filter(None, (_on_clients(record), _costs(self._pace, m))):
+            print(f"  {extra}", flush=True)
+        if record.score is not None and (now_and_then(m["round"]) or m["round"] == rounds):
             for name, text in record.score.texts.items():
                 print(f"  {name}: {text!r}", flush=True)
 
     def close(self, summary: Metrics | None) -> None:
         pass
+
+
+def _results(m: Metrics) -> Iterator[str]:
+    """What a round gave, in few words, the metric first."""
+    yield from _figures(m)
+    if m.get("attack_success") is not None:
+        yield f"attack success {m['attack_success']:.4f}"
+    if m["train_loss"] is not None:
+        yield f"train loss {_loss(m['train_loss'])}"
+    if m["failures"] and m["participants"] is not None:
+        yield f"{m['failures']} of {m['participants'] + m['failures']} clients failed"
+    if m.get("epsilon") is not None:
+        yield f"epsilon {m['epsilon']:.3f}"
+
+
+def _on_clients(record: RoundRecord) -> str:
+    if record.clients is None:
+        return ""
+    own, common, measured = record.clients.personal, record.clients.global_model, record.clients.measured
+    figures = f"personal {own.mean:.4f}, {own.worst10:.4f}, global {common.mean:.4f}"
+    return f"{measured} on clients (mean, worst tenth): {figures}"
+
+
+def _rate(plan: Plan, m: Metrics) -> list[str]:
+    lr = plan.lr(m["round"])
+    return [] if lr is None else [f"lr {lr:.3g}"]
+
+
+def _costs(pace: Pace, m: Metrics) -> str:
+    """What a round costs, once: the first one sends the model, too, so it is the second."""
+    if pace.rounds != 2 or m["seconds"] is None:
+        return ""
+    sent = f"each rank sends {decimal(m['bytes_sent'])} per round; " if m["bytes_sent"] else ""
+    return f"{sent}rank 0 has taken up to {memory()} of memory"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f}s" if value >= 9.95 else f"{value:.1f}s"
 
 
 def _figures(m: Metrics) -> list[str]:
@@ -101,7 +179,7 @@ class Divergence:
 
     def round(self, record: RoundRecord) -> None:
         score = record.score
-        if score is None or self._warned or score.loss <= DIVERGED:
+        if score is None or self._warned or _against_guessing(score) <= DIVERGED:
             return
         self._warned = True
         log.warning(
@@ -114,13 +192,19 @@ class Divergence:
         pass
 
 
-def progress(kind: str, done: int, rounds: int) -> list[ProgressBar | ProgressLines]:
+def _against_guessing(score: Score) -> float:
+    """A test loss that guessing keeps small; of a regression, whose loss has the unit of its targets, 1 - R2."""
+    r2 = score.metrics.get("r2")
+    return score.loss if r2 is None else 1 - r2
+
+
+def progress(kind: str, plan: Plan) -> list[ProgressBar | ProgressLines]:
     """The sink for ``telemetry.progress``; none if that is off."""
     if kind == "off":
         return []
     if kind == "bar" or (kind == "auto" and on_terminal()):
-        return [ProgressBar(done, rounds)]
-    return [ProgressLines(rounds)]
+        return [ProgressBar(plan)]
+    return [ProgressLines(plan)]
 
 
 def _counted(name: str, value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,7 +82,13 @@ class Stopwatch:
 class Telemetry:
     """Collects the run's history and passes each round on. Without sinks it is silent, as on every rank but 0.
 
-    ``timed``: whether times are recorded; else they are None.
+    Args:
+        sinks: receive each round's record.
+        history: the metrics of the rounds before.
+        target: the metric at which the run stops.
+        timed: whether times are recorded; else they are None.
+        during: called within a round with the number of clients that this rank has trained, and of all it is to train.
+            Not called where nothing is timed: who is drawn is then secret.
     """
 
     def __init__(
@@ -92,13 +98,24 @@ class Telemetry:
         target: Target | None = None,
         *,
         timed: bool = True,
+        during: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
+        self._during = during
         self._sinks, self.history, self._target = tuple(sinks), list(history), target
         self._bytes_before, self._timed = 0, timed
         self._resumed_after = len(self.history)
         self._failed = 0  # since the start or the resume
         self._recorded_at = time.perf_counter()
         self.learned_before = False  # whether a round before the resumed one had a contribution
+
+    def following(self, blocks: Iterable[tuple[int, ...]], clients: int) -> Iterator[tuple[int, ...]]:
+        """Yield the ``blocks`` of this rank's ``clients`` in a round; one that failed may come again."""
+        done = 0
+        for ids in blocks:
+            if self._timed:
+                self._during(min(done, clients), clients)
+            yield ids
+            done += len(ids)
 
     def round(
         self,

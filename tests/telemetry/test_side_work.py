@@ -126,6 +126,12 @@ def test_divergence_is_said_once(loss, warns, said):
     assert all("client.optimizer.lr" in line and "client.clip_norm" in line for line in said)
 
 
+@pytest.mark.parametrize(("loss", "r2", "warns"), [(4e10, 0.5, False), (4e10, -3.0, False), (4e10, -1e5, True)])
+def test_the_loss_of_a_regression_has_the_unit_of_its_targets_and_is_compared_with_guessing(loss, r2, warns, said):
+    Divergence().round(record(1, score=Score({"r2": r2}, loss, torch.eye(0))))
+    assert len(said) == warns
+
+
 def board(folder):
     owners = Excerpt(np.arange(2), np.array([[3, 0], [1, 5]]), 2)
     return TensorBoard(folder / "tensorboard", 0, "", {}, owners, SideWork())
