@@ -88,8 +88,8 @@ def _train(prepared: Prepared) -> int:
 def _tensorboard_command(runs: Path) -> str:
     """As it works in the user's shell: by its path where the environment is not activated (make train)."""
     activated = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
-    program = "tensorboard" if activated else os.path.relpath(Path(sys.executable).with_name("tensorboard"))
-    return f"{program} --logdir {runs}"
+    program = "fedddp" if activated else os.path.relpath(Path(sys.executable).with_name("fedddp"))
+    return f"{program} tensorboard {runs}"
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ class RoundAborted(RuntimeError):
 class RoundReport:
     """What a round reports, client by client in the cohort's order; the properties are those of `SummedReport`.
 
-    ``loss`` and ``accuracy`` are NaN for a client that failed.
+    ``loss`` and ``accuracy`` are NaN for a client that failed. ``update_norm``: the weighted mean of ||u_k|| over the
+    clients' updates u_k; ``update_cosine``: see `DriftTally`.
     """
 
     loss: Tensor  # [m]
@@ -132,12 +133,14 @@ class RoundReport:
     reasons: Mapping[str, int] = field(default_factory=dict)
     aborted: bool = False
     ids: tuple[int, ...] = ()  # [m] the cohort
+    update_norm: float | None = None
+    update_cosine: float | None = None
 
     @property
     def losses(self) -> dict[int, float | None]:
         """The training loss of each client that contributed, None if it is not finite."""
         told = zip(self.ids, self.loss.tolist(), strict=True)
-        return {k: _finite(loss) for k, loss in told if k not in self.failed}
+        return {k: finite(loss) for k, loss in told if k not in self.failed}
 
     @property
     def train_loss(self) -> float | None:
@@ -164,7 +167,7 @@ class RoundReport:
         """Over the clients that succeeded, weighted by examples; None if that is not finite."""
         good = ~values.isnan()
         weight = self.examples[good].double()
-        return _finite(float((values[good] * weight).sum() / weight.sum())) if weight.sum() > 0 else None
+        return finite(float((values[good] * weight).sum() / weight.sum())) if weight.sum() > 0 else None
 
 
 @dataclass(frozen=True)
@@ -191,11 +194,14 @@ class SummedReport:
     aborted: bool = False
     failed: ClassVar[tuple[int, ...]] = ()
     losses: ClassVar[None] = None  # who contributed is not told
+    update_norm: ClassVar[None] = None
+    update_cosine: ClassVar[None] = None
 
 
 Report = RoundReport | SummedReport
 """What a round reports besides its mean, equal on every rank."""
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """``value``, or None for one that is not finite."""
     return value if math.isfinite(value) else None

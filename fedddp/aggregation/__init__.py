@@ -5,13 +5,14 @@ from .reduce import ExactSum, FastSum, Reduce
 from .ring import RingSum, in_the_clear
 from .rules import AGGREGATION_RULES, Rule
 from .shards import CoordinateShards
-from .tally import ClientTally, CountTally, SilentTally, SumTally, Tally
+from .tally import ClientTally, CountTally, DriftTally, SilentTally, SumTally, Tally
 
 __all__ = [
     "AGGREGATION_RULES",
     "ClientTally",
     "CoordinateShards",
     "CountTally",
+    "DriftTally",
     "ExactSum",
     "FastSum",
     "Inbox",

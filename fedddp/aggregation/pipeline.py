@@ -158,7 +158,7 @@ class Inbox:
                 self._failed(k, str(error))
             return []
         rows = update.pack(self._pipeline.layout)
-        largest = torch.linalg.vector_norm(rows, dim=1)  # no entry is larger; NaN if one is
+        lengths = largest = torch.linalg.vector_norm(rows, dim=1)  # no entry is larger; NaN if one is
         if not (largest <= self._pipeline.reduce.bound).all():
             largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
         limit = self._pipeline.sizes[list(ids)].clamp(min=1)
@@ -178,6 +178,7 @@ class Inbox:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
         self._tally.add(kept_ids, kept)  # last: what the sum refused is a failure
+        self._tally.uploaded(kept_ids, weight.cpu() * lengths[keep].cpu())
         return [row for row in keep if ids[row] in self._drawn]
 
     def _check_shapes(self, k: int, update: Update, result: LocalResult) -> None:
@@ -211,6 +212,7 @@ class Inbox:
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
         self._compare_models()
         weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
+        self._tally.summed(total, weight)
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()

@@ -1,6 +1,7 @@
 """What a round reports besides its mean: slots in the round's one collective, and the report made of their sums.
 
-How much may be reported depends on who may see it. `ClientTally` reports every client by itself. `SumTally` reports
+How much may be reported depends on who may see it. `ClientTally` reports every client by itself, `DriftTally` also how
+far their updates point in one direction. `SumTally` reports
 sums over clients, for runs in which no single one may be visible. `CountTally` reports how many took part and nothing
 that was computed from their examples, `SilentTally` not even that: noise on the mean bounds nothing if exact losses
 accompany it.
@@ -9,13 +10,14 @@ accompany it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import nan
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..types import Cohort, LocalResult, Report, RoundReport, SummedReport
+from ..types import Cohort, LocalResult, Report, RoundReport, SummedReport, finite
 
 
 class Tally:
@@ -48,6 +50,12 @@ class Tally:
         """Enter that this rank trained its clients in ``seconds``; ``reasons``: why some failed -> how many."""
         self._own_seconds, self._reasons = seconds, dict(reasons)
 
+    def uploaded(self, ids: Sequence[int], lengths: Tensor) -> None:
+        """Enter ``lengths [K]``, w_k ||u_k||, of what the clients ``ids`` uploaded."""
+
+    def summed(self, total: Tensor, weight: float) -> None:
+        """Take the sum of all uploads and the summed weight, once the slots hold sums over ranks."""
+
     def report(self) -> tuple[int | None, Report]:
         """How many clients contributed (None: not reported) and the report, once the slots hold sums over ranks."""
         return None, SummedReport(())
@@ -69,15 +77,19 @@ class SilentTally(Tally):
 class ClientTally(Tally):
     """Three slots per client, for its loss, its accuracy and its success; one per rank for its training time."""
 
+    _rows = 3
+
     @property
     def size(self) -> int:
-        return 3 * len(self._cohort.ids) + self._ranks
+        return self._rows * len(self._cohort.ids) + self._ranks
 
     def bind(self, slots: Tensor) -> None:
         m = len(self._cohort.ids)
         self._slot = {k: i for i, k in enumerate(self._cohort.ids)}
-        self._loss, self._accuracy, self._succeeded = slots[: 3 * m].view(3, m)
-        self._seconds = slots[3 * m :]
+        rows = slots[: self._rows * m].view(self._rows, m)
+        self._loss, self._accuracy, self._succeeded = rows[:3]
+        self._lengths = rows[3:]
+        self._seconds = slots[self._rows * m :]
 
     def add(self, ids: Sequence[int], result: LocalResult) -> None:
         slots = [self._slot[k] for k in ids]
@@ -101,6 +113,33 @@ class ClientTally(Tally):
             ids=self._cohort.ids,
         )
         return int((~failed).sum()), report
+
+
+class DriftTally(ClientTally):
+    """The same, and a slot per client for the length of its weighted upload: how far clients drift apart.
+
+    For sums of whole uploads only. The cosine is the mean over pairs of clients j, k of cos(u_j, u_k), weighted by
+    w_j ||u_j|| w_k ||u_k||: (||sum w u||^2 - sum w^2 ||u||^2) / ((sum w ||u||)^2 - sum w^2 ||u||^2).
+    """
+
+    _rows = 4
+    _norm = _cosine = nan
+
+    def uploaded(self, ids: Sequence[int], lengths: Tensor) -> None:
+        self._lengths[0, [self._slot[k] for k in ids]] = lengths.to(self._lengths)
+
+    def summed(self, total: Tensor, weight: float) -> None:
+        lengths = self._lengths[0].double().cpu()
+        if weight:
+            self._norm = float(lengths.sum()) / weight
+        if (lengths > 0).sum() > 1:
+            own = float(lengths.square().sum())
+            together = float(torch.linalg.vector_norm(total, dtype=torch.float64)) ** 2
+            self._cosine = (together - own) / (float(lengths.sum()) ** 2 - own)
+
+    def report(self) -> tuple[int, Report]:
+        count, report = super().report()
+        return count, replace(report, update_norm=finite(self._norm), update_cosine=finite(self._cosine))
 
 
 class CountTally(Tally):

@@ -100,6 +100,14 @@ COMMANDS = {
         takes="RUN ...",
         examples=("fedddp plot runs/fedavg runs/scaffold --target=0.99", "fedddp plot runs/hospitals --metric=f1"),
     ),
+    "tensorboard": Command(
+        about="show runs in TensorBoard, each by its own name",
+        module="fedddp.cli.board",
+        options=options.board,
+        takes="[FOLDER ...]",
+        more="Runs that start meanwhile appear too. tensorboard --logdir FOLDER shows the same under longer names.",
+        examples=("fedddp tensorboard", "fedddp tensorboard runs/fedavg runs/scaffold --port=6007"),
+    ),
     "sweep": Command(
         about="run a grid of experiments and compare them",
         module="fedddp.cli.sweep.command",

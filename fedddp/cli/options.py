@@ -63,6 +63,15 @@ def plot(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
 
 
+def board(parser: ArgumentParser) -> None:
+    folders = {"nargs": "*", "type": user_path, "default": [Path("runs")], "metavar": "FOLDER"}
+    parser.add_argument("folders", **folders, help="run folders, or folders of such, sweeps among them [runs]")
+    parser.add_argument("--port", type=whole(0), default=6006, help="0 = a free one [6006]")
+    parser.add_argument(
+        "--host", default="localhost", help="address to listen on; others can read it there [localhost]"
+    )
+
+
 def sweep(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the runs and how far each is, and exit")
     parser.add_argument(

@@ -19,7 +19,7 @@ from ..clients import ClientStore, Trainer
 from ..comm import Comm, CommError, Purpose
 from ..comm.guard import Guard
 from ..comm.world import rank_path
-from ..config import ResolvedConfig, flatten, to_dict, to_toml
+from ..config import ResolvedConfig, build, flatten, to_dict, to_toml
 from ..evaluation.clients import ClientEvaluator, ClientsMean, Evaluation
 from ..evaluation.server import Evaluator
 from ..federation import Federation, initialise
@@ -31,6 +31,7 @@ from ..telemetry import (
     Divergence,
     Files,
     InBackground,
+    Metrics,
     Plan,
     SideWork,
     Sink,
@@ -40,6 +41,7 @@ from ..telemetry import (
 )
 from ..telemetry.environment import environment
 from ..types import Cohort, ServerState
+from .about import about
 from .account import Account, opened
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
@@ -311,7 +313,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
         Files(folder, rounds),
         *_clients_file(p, side),
         *shown,
-        *_tensorboard(p, folder, done, side, timed=timed),
+        *_tensorboard(p, folder, history, side, timed=timed),
         *sinks,
     ]
 
@@ -340,14 +342,29 @@ def _clients_file(p: Prepared, side: SideWork) -> list[Sink]:
     return [Beside("clients.csv", ClientsFile(p.output.folder, p.output.owners), side)] if p.output else []
 
 
-def _tensorboard(p: Prepared, folder: RunFolder, done: int, side: SideWork, *, timed: bool) -> list[Sink]:
-    keys, path = p.config, folder.path / "tensorboard"
+def _tensorboard(
+    p: Prepared, folder: RunFolder, history: Sequence[Metrics], side: SideWork, *, timed: bool
+) -> list[Sink]:
+    keys, path, done = p.config, folder.path / "tensorboard", p.saved.round if p.saved else 0
     if not keys.telemetry.tensorboard or p.output is None:
         return []
     with side("TensorBoard"):
         from ..telemetry.tensorboard import TensorBoard  # seconds of imports that the other ranks do without
 
-        table, counts, measured = flatten(to_dict(keys)), p.output.counts, p.task.measured
-        pages = TensorBoard(path, done, to_toml(keys), table, counts, side, measured=measured, timed=timed)
+        pages = TensorBoard(
+            path,
+            done,
+            to_toml(keys),
+            flatten(to_dict(keys)),
+            p.output.counts,
+            side,
+            words=about(p),
+            changed=to_toml(build(to_dict(keys)), changed=True),
+            measured=p.task.measured,
+            rate=_plan(p, done).lr,
+            target=keys.target,
+            history=history,
+            timed=timed,
+        )
         return [InBackground(Beside("TensorBoard", pages, side))]
     return []  # it could not be begun

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import LogNorm
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
@@ -16,6 +17,11 @@ from torch import Tensor
 from ..data import Excerpt
 from ..evaluation.server import Mistake, Score
 from ..tasks.metrics import FRACTIONS, LOWER
+
+DPI = 150
+"""Of pictures that are small, so that their text can be read on a card, and sharp."""
+BLUE, ORANGE = "#0072B2", "#E69F00"
+"""Colours of Okabe and Ito, which the colour-blind tell apart."""
 
 
 def is_picture(x: Tensor) -> bool:
@@ -40,27 +46,69 @@ def save(drawn: Figure | np.ndarray, path: Path, dpi: int = 120) -> None:
 
 
 def partition(owners: Excerpt) -> Figure:
-    """Clients x labels: number of examples per client and label, and per client."""
-    rows, shown, num_clients = owners.clients, owners.counts, owners.num_clients
-    num_classes = shown.shape[1]
-    figure = Figure(figsize=(9, 2 + 0.14 * max(10, len(rows))), layout="constrained")
+    """Clients x labels: a bubble whose area is the number of examples, and above it the examples of each client."""
+    rows, counts, num_clients = owners.clients, owners.counts, owners.num_clients
+    labels = counts.shape[1] if owners.by_label else 0  # else labels stay on each rank
+    figure = Figure(figsize=(5, 1.7 + 0.2 * min(labels, 24)), dpi=DPI, layout="constrained")
     if owners.by_label:
-        labels, sizes = figure.subplots(1, 2, width_ratios=(3, 1), sharey=True)
-        image = labels.imshow(
-            np.ma.masked_equal(shown, 0), aspect="auto", cmap="viridis", interpolation="nearest", vmin=0
-        )
-        labels.set(xlabel="label", xticks=range(0, num_classes, max(1, num_classes // 20)))
-        figure.colorbar(image, ax=labels, label="examples")
-    else:  # labels stay on each rank
-        labels = sizes = figure.subplots()
+        sizes, bubbles = figure.subplots(2, 1, height_ratios=(1, 0.5 + 0.2 * min(labels, 24)), sharex=True)
+        cell = min(300 / max(len(rows), 4), 14 * min(1.0, 24 / labels))  # points that a bubble may be wide
+        who, label = np.nonzero(counts)
+        owned = counts[who, label]
+        bubbles.scatter(who, label, s=cell**2 * owned / max(1, counts.max()), color=BLUE, linewidths=0)
+        bubbles.set(ylabel="label", ylim=(-0.7, labels - 0.3))
+        bubbles.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+        bubbles.grid(alpha=0.25)
+        bubbles.set_axisbelow(True)
+    else:
+        sizes = bubbles = figure.subplots()
     ticks = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 12)).astype(int))
-    labels.set_yticks(ticks, [str(rows[t]) for t in ticks])
-    labels.set(ylabel="client")
-    sizes.barh(range(len(rows)), shown.sum(axis=1), height=1.0 if len(rows) > 30 else 0.8)
-    sizes.set(xlabel="examples")
+    bubbles.set_xticks(ticks, [str(rows[t]) for t in ticks])
+    bubbles.set(xlabel="client", xlim=(-0.7, len(rows) - 0.3))
+    sizes.bar(range(len(rows)), counts.sum(axis=1), width=1.0 if len(rows) > 30 else 0.7, color=ORANGE)
+    sizes.set(ylabel="examples")
     some = f", {len(rows)} of them shown" if len(rows) < num_clients else ""
-    figure.suptitle(f"who owns what: {num_clients} clients{some}")
+    most = f"\nlargest bubble: {counts.max()} examples" if owners.by_label else ""
+    figure.suptitle(f"who owns what: {num_clients} clients{some}{most}", size=11)
     return figure
+
+
+def classes(found: Mapping[int, Tensor]) -> Figure:
+    """Accuracy of each class in each evaluated round (round -> [C])."""
+    table = np.stack([row.numpy() for row in found.values()], axis=1)  # [C, T]
+    figure, axes = _over_rounds(found, len(table))
+    image = axes.imshow(table, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="test accuracy")
+    axes.set(ylabel="class", title="accuracy of each class")
+    axes.yaxis.set_major_locator(MaxNLocator(12, integer=True))
+    return figure
+
+
+def took_part(owners: Excerpt, found: Mapping[int, Mapping[int, bool]]) -> Figure:
+    """Which clients of ``owners`` trained in which round, and which failed (round -> client -> success)."""
+    at = {client: row for row, client in enumerate(owners.clients.tolist())}
+    table = np.zeros((len(at), len(found)))
+    for column, cohort in enumerate(found.values()):
+        for client, succeeded in cohort.items():
+            table[at[client], column] = 1 if succeeded else 2
+    figure, axes = _over_rounds(found, len(at))
+    axes.imshow(table, aspect="auto", cmap=ListedColormap(["white", BLUE, ORANGE]), interpolation="nearest", vmax=2)
+    ticks = np.unique(np.linspace(0, len(at) - 1, min(len(at), 12)).astype(int))
+    axes.set_yticks(ticks, [str(owners.clients[t]) for t in ticks])
+    failed = ", failed (orange)" if (table == 2).any() else ""
+    some = f", {len(at)} of {owners.num_clients} clients" if len(at) < owners.num_clients else ""
+    axes.set(ylabel="client", title=f"who took part (blue){failed}{some}")
+    return figure
+
+
+def _over_rounds(found: Mapping[int, object], rows: int) -> tuple[Figure, Axes]:
+    """A figure with a column a round of ``found``."""
+    figure = Figure(figsize=(5, 1.6 + 0.16 * min(rows, 18)), dpi=DPI, layout="constrained")
+    axes, rounds = figure.subplots(), list(found)
+    ticks = np.unique(np.linspace(0, len(rounds) - 1, min(len(rounds), 10)).astype(int))
+    axes.set_xticks(ticks, [str(rounds[t]) for t in ticks])
+    axes.set(xlabel="round")
+    return figure, axes
 
 
 def images(shown: Mapping[int, Tensor]) -> Figure:
@@ -89,7 +137,7 @@ def confusion(score: Score, round: int) -> Figure:
     """Confusion matrix: counts on a logarithmic colour scale, and percentages of each true label."""
     counts = score.confusion.numpy()
     classes = len(counts)
-    figure = Figure(figsize=(6.5, 6), layout="constrained")
+    figure = Figure(figsize=(5.2, 4.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", norm=LogNorm(vmin=1, vmax=max(2, counts.max())))
     figure.colorbar(image, ax=axes, label="test examples")
@@ -101,13 +149,13 @@ def confusion(score: Score, round: int) -> Figure:
             count = counts[true, predicted]
             brightness = np.dot(image.cmap(image.norm(count))[:3], (0.299, 0.587, 0.114))  # as an eye sees it
             text, colour = f"{int(count)}\n{percent[true, predicted]:.0f}%", "white" if brightness < 0.5 else "black"
-            axes.text(predicted, true, text, ha="center", va="center", color=colour, size=7)
+            axes.text(predicted, true, text, ha="center", va="center", color=colour, size=6)
     return figure
 
 
 def mistakes(worst: Sequence[Mistake], round: int) -> Figure:
     """The test examples with the largest loss among the misclassified, at most 16."""
-    figure = Figure(figsize=(6.5, 7), layout="constrained")
+    figure = Figure(figsize=(5, 5.6), dpi=DPI, layout="constrained")
     for number, mistake in enumerate(worst, start=1):
         axes = figure.add_subplot(4, 4, number)
         axes.imshow(_pixels(mistake.image), cmap="gray")

@@ -155,6 +155,8 @@ class Telemetry:
             "bytes_sent": comm.bytes_sent - self._bytes_before,
             "sent": by_purpose(sent),
         }
+        drift = {"update_norm": report.update_norm, "update_cosine": report.update_cosine}
+        metrics |= {name: value for name, value in drift.items() if value is not None}
         if report.reasons:
             metrics["failure_reasons"] = dict(report.reasons)
         metrics |= score.also if score else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch.utils.tensorboard.summary import hparams
 
 from ..data import Excerpt
 from ..evaluation.server import Score
+from ..tasks.metrics import Target
 from . import figures
 from .beside import SideWork
-from .telemetry import Metrics, RoundRecord, now_and_then
+from .series import CLIENTS, LEARNING, PRIVACY, Naming, Series, layout, past
+from .telemetry import Metrics, RoundRecord, now_and_then, primary
 
 log = logging.getLogger("fedddp")
 
@@ -26,14 +28,28 @@ WIDEST = 9e19
 PLAIN = str | int | float | bool
 """Types of configuration values that the HParams page can hold."""
 
+FIRST = ("data.partition.name", "algorithm.name", "model.name")
+"""Keys that the HParams page ticks where runs do not differ in them: of the others it shows the first by name."""
+OUTWARD = ("run.name", "run.dir", "run.resume", "checkpoint.", "telemetry.")
+"""Keys that are no hyper-parameters."""
+
 
 class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
 
     Figures are not drawn each round, since that takes tenths of a second and a round may take less. After a resume,
-    later rounds of an earlier attempt are hidden. A piece that cannot be drawn or written is left out by ``side``.
-    Unless ``timed``, every event has the time at which the file was begun. ``measured``: what a report's
-    ``train_accuracy`` is.
+    later rounds of an earlier attempt are hidden, and pictures over rounds begin with the resume. A piece that cannot
+    be drawn or written is left out by ``side``.
+
+    Args:
+        folder, done: where to write, and the rounds done before.
+        config, keys: the configuration as TOML, and by dotted key.
+        owners: who owns what.
+        words, changed: the run in words, and the keys that differ from the defaults as TOML.
+        measured: what a report's ``train_accuracy`` is.
+        rate, target: the clients' learning rate in a round (1-based), and the target of the run.
+        history: the metrics of the rounds done before.
+        timed: otherwise every event has the time at which the file was begun.
     """
 
     def __init__(
@@ -45,22 +61,37 @@ class TensorBoard:
         owners: Excerpt,
         side: SideWork,
         *,
+        words: str = "",
+        changed: str = "",
         measured: str = "accuracy",
+        rate: Callable[[int], float | None] | None = None,
+        target: Target | None = None,
+        history: Sequence[Metrics] = (),
         timed: bool = True,
     ) -> None:
-        self._side, self._measured = side, measured
+        self._side, self._measured, self._owners = side, measured, owners
         self._writer = SummaryWriter(str(folder), purge_step=done + 1)
         _not_printed(self._writer)
         if not timed:
             _undated(self._writer)
-        self._hparams = {k: v for k, v in keys.items() if isinstance(v, PLAIN)}
+        self._naming = Naming(measured, rate, target)
+        self._series = Series(self._writer.add_scalar, past(self._naming, history))
+        self._arranged = 0
+        first = {f"{i} {key}": keys.get(key, "") for i, key in enumerate(FIRST, start=1)}
+        self._hparams = first | {k: v for k, v in keys.items() if isinstance(v, PLAIN) and not k.startswith(OUTWARD)}
+        self._primary = primary(history)
         self._last: tuple[int, Score] | None = None
+        self._classes: dict[int, Tensor] = {}
+        self._took_part: dict[int, dict[int, bool]] = {}
+        self._listed = frozenset(owners.clients.tolist())
         self._drawn = 0
         self._drawable = True
         self._terms = ""
-        self._writer.add_text("config", "```toml\n" + config + "```", done)
+        self._texts = {"1 this run": words, "2 what differs from the defaults": _toml(changed), "3 all": _toml(config)}
+        for name, text in self._texts.items():
+            self._writer.add_text(name, text, done)
         with side("TensorBoard's picture of the partition"):
-            self._writer.add_figure("partition", figures.partition(owners), done)
+            self._writer.add_figure(f"{CLIENTS}/partition", figures.partition(owners), done)
         self._writer.flush()
 
     def round(self, record: RoundRecord) -> None:
@@ -69,69 +100,61 @@ class TensorBoard:
         with side("TensorBoard's scalars"):
             self._scalars(record, t)
         with side("TensorBoard's histograms"):
-            for name, values in record.report.per_client.items():
-                self._histogram(f"clients/{name}", values, t)
+            self._histogram(f"{CLIENTS}/training loss", record.report.per_client.get("train_loss"), t)
             if record.clients is not None:
-                self._histogram(f"personal/personal_{self._measured}", record.clients.personal.accuracy, t)
-                self._histogram(f"personal/global_on_clients_{self._measured}", record.clients.global_model.accuracy, t)
+                for whose, spread in (("personal", record.clients.personal), ("global", record.clients.global_model)):
+                    self._histogram(f"{CLIENTS}/{self._measured} {whose}", spread.accuracy, t)
+        losses, failed = record.report.losses or {}, record.report.failed
+        self._took_part[t] = {k: k in losses for k in (*losses, *failed) if k in self._listed}
         if score is not None:
             for name, images in score.pictures.items():
                 with side(f"TensorBoard's picture {name!r}"):
-                    self._writer.add_image(name, figures.grid(images), t, dataformats="HWC")
+                    self._writer.add_image(f"{LEARNING}/{name}", figures.grid(images), t, dataformats="HWC")
             for name, text in score.texts.items():
-                self._writer.add_text(name, f"```\n{text}\n```", t)
+                self._writer.add_text(f"{LEARNING}/{name}", f"```\n{text}\n```", t)
             self._last = (t, score)
-            if now_and_then(t):
-                self._draw(t, score)
+            if len(score.confusion):
+                self._classes[t] = score.per_class
+        if now_and_then(t):
+            self._draw(t)
         self._writer.flush()
 
     def _scalars(self, record: RoundRecord, t: int) -> None:
-        m, score = record.metrics, record.score
-        scalars = {
-            "accuracy/test": m["test_accuracy"],
-            "loss/test": m["test_loss"],
-            f"{self._measured}/train": record.report.train_accuracy,
-            **{f"{name}/test": v for name, v in (score.metrics if score else {}).items() if name != "accuracy"},
-            "loss/train": m["train_loss"],
-            "round/participants": m["participants"],
-            "round/failures": m["failures"],
-            "round/examples": m["examples"],
-            "round/imbalance": m["imbalance"] if m["bytes_sent"] else None,  # a single rank sends nothing
-            "round/bytes_sent_per_rank": m["bytes_sent"] or None,
-            "privacy/epsilon": m.get("epsilon"),
-            "accuracy/clients_mean": m.get("clients_mean_accuracy"),
-            "loss/clients_mean": m.get("clients_mean_loss"),
-            "attack/success": m.get("attack_success"),
-            **{f"sent/{purpose}": sent for purpose, sent in m["sent"].items()},
-            "seconds/round": m["seconds"],
-            "seconds/train": m["seconds_train"],
-            "seconds/aggregate": m["seconds_aggregate"],
-            "seconds/evaluate": m["seconds_evaluate"],
-            **{f"personal/{k}": v for k, v in (record.clients.metrics() if record.clients else {}).items()},
-            **{f"class accuracy/{k}": v for k, v in enumerate(score.per_class.tolist() if score else [])},
-        }
-        for name, value in scalars.items():
-            if value is not None:
-                self._writer.add_scalar(name, value, t)
+        m = record.metrics
+        self._primary = primary([m]) if record.score else self._primary
+        self._series.add(self._naming.of_record(record), t)
+        for name, value in self._naming.target.items():
+            self._writer.add_scalar(name, value, t)
+        if len(self._series.shown) > self._arranged:
+            self._arranged = len(self._series.shown)
+            tags = self._series.shown | self._naming.target.keys()
+            self._writer.add_custom_scalars(layout(tags, self._primary.removeprefix("test_")))
         if (terms := m.get("epsilon_terms")) and terms != self._terms:
-            self._writer.add_text("privacy/terms", f"epsilon is {terms}", t)
+            self._writer.add_text(f"{PRIVACY}/terms", f"epsilon is {terms}", t)
             self._terms = terms
 
-    def _histogram(self, name: str, values: Tensor, t: int) -> None:
-        finite = values[values.isfinite()]
-        if len(finite):
+    def _histogram(self, name: str, values: Tensor | None, t: int) -> None:
+        if values is not None and len(finite := values[values.isfinite()]):
             self._writer.add_histogram(name, finite.clamp(-WIDEST, WIDEST), t)
 
-    def _draw(self, t: int, score: Score) -> None:
-        """Draw the figures of a classifier; very many classes have no confusion matrix."""
-        if len(score.confusion):
-            with self._side("TensorBoard's picture of the confusion matrix"):
-                self._writer.add_figure("confusion", figures.confusion(score, t), t)
-        self._look_at([mistake.image for mistake in score.mistakes])
-        if score.mistakes and self._drawable:
-            with self._side("TensorBoard's picture of the worst mistakes"):
-                self._writer.add_figure("worst mistakes", figures.mistakes(score.mistakes, t), t)
+    def _draw(self, t: int) -> None:
+        """Draw what there is to draw after round ``t``; very many classes have no confusion matrix."""
+        if not all(all(row.values()) and len(row) == len(self._listed) for row in self._took_part.values()):
+            self._figure(CLIENTS, "who took part", t, figures.took_part, self._owners, self._took_part)
+        if len(self._classes) > 1:
+            self._figure(LEARNING, "accuracy of classes", t, figures.classes, self._classes)
+        if self._last is not None and self._last[0] > self._drawn:
+            evaluated, score = self._last
+            if len(score.confusion):
+                self._figure(LEARNING, "confusion", evaluated, figures.confusion, score, evaluated)
+            self._look_at([mistake.image for mistake in score.mistakes])
+            if score.mistakes and self._drawable:
+                self._figure(LEARNING, "worst mistakes", evaluated, figures.mistakes, score.mistakes, evaluated)
         self._drawn = t
+
+    def _figure(self, group: str, name: str, t: int, draw: Callable[..., Any], *args: Any) -> None:
+        with self._side(f"TensorBoard's picture {name!r}"):
+            self._writer.add_figure(f"{group}/{name}", draw(*args), t)
 
     def _look_at(self, inputs: list[Tensor]) -> None:
         """Check whether the inputs of this run are pictures; log once if they are not."""
@@ -144,28 +167,29 @@ class TensorBoard:
             )
 
     def close(self, summary: Metrics | None) -> None:
-        if self._last is not None and self._drawn != self._last[0]:
-            self._draw(*self._last)
+        if self._took_part and self._drawn != (end := max(self._took_part)):
+            self._draw(end)
         if summary is not None:
-            shown = next(k for k in summary if k.startswith("final_")).removeprefix("final_")
-            results = {f"summary/{k}": v for k in compared(shown) if (v := summary.get(k)) is not None}
             with self._side("TensorBoard's hyper-parameters"):
-                self._add_hparams(results, summary["rounds"])
+                self._series.flush([result_tag(self._primary)])  # with one evaluation a point, for the HParams page
+                self._add_hparams()
         self._writer.close()
 
-    def _add_hparams(self, results: Metrics, t: int) -> None:
-        """Write hyper-parameters and results without torch's list of columns: TensorBoard would use one run's list for
-        all runs beside it, and hide keys that this run does not have."""
-        _, asked, ended = hparams(self._hparams, results)
+    def _add_hparams(self) -> None:
+        """Write hyper-parameters without torch's list of columns: TensorBoard would use one run's list for all runs
+        beside it, and hide keys that this run does not have. Results on that page are the last values of scalars."""
+        _, asked, ended = hparams(self._hparams, {result_tag(self._primary): 0.0})
         for part in (asked, ended):
             self._writer._get_file_writer().add_summary(part)
-        for name, value in results.items():
-            self._writer.add_scalar(name, value, t)
 
 
-def compared(key: str) -> tuple[str, ...]:
-    """Entries of the summary that the HParams page lists beside the configuration, where ``key`` is shown first."""
-    return f"final_{key}", f"best_{key}", "rounds", "rounds_to_target", "seconds_total"
+def result_tag(key: str) -> str:
+    """The scalar whose last value is the result of a run that is measured by ``key``, an entry of its metrics."""
+    return f"{LEARNING}/{key.removeprefix('test_')} test"
+
+
+def _toml(text: str) -> str:
+    return f"```toml\n{text}```" if text else ""
 
 
 def _undated(writer: SummaryWriter) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
-from fedddp.aggregation import ClientTally, CountTally, SilentTally, SumTally
-from fedddp.types import Cohort, LocalResult
+from fedddp.aggregation import ClientTally, CountTally, DriftTally, ExactSum, FastSum, Pipeline, SilentTally, SumTally
+from fedddp.comm import Comm
+from fedddp.flat import FlatSpec
+from fedddp.types import Cohort, LocalResult, ServerState, Update
 
 COHORT = Cohort(0, (2, 5, 9), 10)
 EXAMPLES = torch.tensor([10, 20, 30])
+SPEC = FlatSpec.of(nn.Linear(2, 1))
 
 
 def result(loss, accuracy):
@@ -77,3 +83,28 @@ def test_an_aborted_round_is_a_failure_of_all_but_silent_where_the_cohort_is_sec
         assert (report.failures, report.trained_on, report.seconds_train) == (3, 0, (4.0,))
     report = aborted(SilentTally)
     assert (report.failures, report.trained_on, report.seconds_train) == (None, None, ())
+
+
+@pytest.mark.parametrize("reduce", [FastSum(torch.float32, "cpu"), ExactSum("cpu")])
+def test_drift_is_the_mean_cosine_over_pairs_and_the_mean_length(reduce):
+    rows = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, -2.0], [0.5, 0.5, 0.5]])
+    pipeline = Pipeline({"delta": 3}, reduce, EXAMPLES, Comm.alone(), tally=DriftTally)
+    inbox = pipeline.open(Cohort(0, (0, 1, 2), 3), ServerState(torch.zeros(3), SPEC))
+    weight = EXAMPLES.double()
+    for k in range(3):
+        inbox.add([k], Update({"delta": rows[k : k + 1]}, weight[k : k + 1]), result([0.5], [0.5]))
+    _, report = inbox.mean()
+    pairs = list(itertools.combinations(range(3), 2))
+    lengths = weight * rows.double().norm(dim=1)
+    shares = torch.stack([lengths[j] * lengths[k] for j, k in pairs])
+    cosines = torch.stack([torch.cosine_similarity(rows[j], rows[k], dim=0) for j, k in pairs]).double()
+    assert report.update_cosine == pytest.approx(float((shares * cosines).sum() / shares.sum()), abs=1e-6)
+    assert report.update_norm == pytest.approx(float(lengths.sum() / weight.sum()), rel=1e-6)
+
+
+def test_one_client_drifts_from_nobody():
+    pipeline = Pipeline({"delta": 3}, FastSum(torch.float32, "cpu"), EXAMPLES, Comm.alone(), tally=DriftTally)
+    inbox = pipeline.open(Cohort(0, (1,), 3), ServerState(torch.zeros(3), SPEC))
+    inbox.add([1], Update({"delta": torch.ones(1, 3)}, torch.tensor([20.0])), result([0.5], [0.5]))
+    _, report = inbox.mean()
+    assert (report.update_cosine, report.update_norm) == (None, pytest.approx(3**0.5))

@@ -194,7 +194,7 @@ def test_the_folder_is_one_hparams_table(sweep):
     experiment = get_experiment.Handler(*asked, api_pb2.GetExperimentRequest()).run()
     keys = [info.name for info in experiment.hparam_infos]
     assert sorted(keys) == ["client.optimizer.lr", "client.optimizer.momentum", "run.seed"]
-    assert "summary/final_test_accuracy" in [info.name.tag for info in experiment.metric_infos]
+    assert "1 learning/accuracy test" in [info.name.tag for info in experiment.metric_infos]
     columns = [api_pb2.ColParams(hparam=key) for key in keys]
     request = api_pb2.ListSessionGroupsRequest(
         col_params=columns, start_index=0, slice_size=9, allowed_statuses=[api_pb2.STATUS_SUCCESS]
@@ -204,7 +204,7 @@ def test_the_folder_is_one_hparams_table(sweep):
     assert sorted(told) == ["fast-seed=0/tensorboard", "slow-seed=0/tensorboard"]
     fast = told["fast-seed=0/tensorboard"]
     assert fast.hparams["client.optimizer.momentum"].number_value == 0.5
-    final = next(v.value for v in fast.metric_values if v.name.tag == "summary/final_test_accuracy")
+    final = next(v.value for v in fast.metric_values if v.name.tag == "1 learning/accuracy test")
     assert final == pytest.approx(summaries()["fast-seed=0"]["final_test_accuracy"])
 
 

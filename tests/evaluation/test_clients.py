@@ -277,13 +277,13 @@ def test_tensorboard_has_them_in_a_group_of_their_own(tmp_path):
     f, start = small(tmp_path / "run", name="ditto", rounds=1, sinks=[sink])
     federate(f, start)
     owners = Partition.dealt(np.arange(45), np.array(SIZES)).excerpt(few_digits(45).train.y.numpy(), 10)
-    pages = TensorBoard(tmp_path / "pages", 0, "", {}, owners, SideWork())
+    pages = TensorBoard(tmp_path / "pages", 1, "", {}, owners, SideWork(), history=[{"round": 1}])
     pages.round(sink.records[0])
     pages.close(None)
     events = EventAccumulator(str(tmp_path / "pages"))
     events.Reload()
-    scalars = {tag for tag in events.Tags()["scalars"] if tag.startswith("personal/")}
-    assert scalars >= {"personal/personal_accuracy_mean", "personal/global_on_clients_accuracy_worst10"}
-    histograms = [tag for tag in events.Tags()["histograms"] if tag.startswith("personal/")]
-    assert histograms == ["personal/personal_accuracy", "personal/global_on_clients_accuracy"]
+    scalars = events.Scalars("2 clients/accuracy personal, worst tenth")
+    assert [s.value for s in scalars] == [pytest.approx(sink.records[0].clients.personal.worst10)]
+    histograms = ["2 clients/accuracy personal", "2 clients/accuracy global"]
+    assert set(histograms) <= set(events.Tags()["histograms"])
     assert events.Histograms(histograms[0])[0].histogram_value.num == 3

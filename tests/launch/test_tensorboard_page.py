@@ -38,7 +38,7 @@ def tensorboard(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-m", "tensorboard.main", f"--logdir={tmp_path / 'runs'}", f"--port={port}"],
+        [sys.executable, "-m", "fedddp", "tensorboard", str(tmp_path / "runs"), f"--port={port}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -47,7 +47,7 @@ def tensorboard(tmp_path):
         until(lambda: _lists_the_run(address))
         yield address
     finally:
-        server.kill()
+        server.terminate()
         server.wait()
 
 
@@ -79,7 +79,16 @@ def expect(url: str, tmp_path: Path, *shown: str) -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
 def test_scalar_and_image_pages_show_the_run(tensorboard, tmp_path):
-    pages = ("digits/tensorboard", "accuracy", "loss", "seconds", "confusion", "partition", "worst mistakes")
+    pages = (
+        "digits",
+        "1 learning",
+        "accuracy test",
+        "2 clients",
+        "5 system",
+        "confusion",
+        "partition",
+        "who took part",
+    )
     expect(f"{tensorboard}/#timeseries", tmp_path, *pages)
     for _ in range(5):
         browse(f"{tensorboard}/#images", tmp_path, tmp_path / "images.png")

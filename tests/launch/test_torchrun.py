@@ -97,7 +97,7 @@ def test_no_argument_shows_rounds_a_table_and_the_tensorboard_command(start):
     output = _finish(start(2, *SMALL, "--run.rounds=2"))
     assert "round 1/2  test accuracy" in output
     assert "final test accuracy" in output
-    assert "tensorboard --logdir runs" in output  # by its path where the environment is not activated
+    assert "fedddp tensorboard runs" in output  # by its path where the environment is not activated
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

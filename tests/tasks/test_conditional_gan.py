@@ -165,8 +165,8 @@ def test_a_run_has_losses_and_pictures_and_no_accuracy(runs):
     assert [m["round"] for m in metrics if m["test_loss"] is not None] == [6, 12]
     events = EventAccumulator(str(runs / "gan" / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
-    assert [event.step for event in events.Images("samples")] == [6, 12]
-    assert {"confusion", "worst mistakes"}.isdisjoint(events.Tags()["images"])
+    assert [event.step for event in events.Images("1 learning/samples")] == [6, 12]
+    assert set(events.Tags()["images"]) == {"1 learning/samples", "2 clients/partition"}
 
 
 def test_resumed_it_draws_what_the_uninterrupted_one_draws(runs):

@@ -212,4 +212,4 @@ def test_tensorboard_is_told_every_round_by_the_time_it_is_closed(tmp_path):
     f.telemetry.close(None)
     events = EventAccumulator(str(tmp_path / "pages/tensorboard"))
     events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("1 learning/loss train")] == [1, 2, 3, 4]

@@ -1,5 +1,6 @@
 """fedddp.telemetry.tensorboard: the pages of a run, read back with TensorBoard's own reader."""
 
+import re
 import time
 
 import numpy as np
@@ -7,50 +8,52 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from fedddp.data import Excerpt
 from fedddp.evaluation.server import Mistake, Score
+from fedddp.tasks.metrics import Target
 from fedddp.telemetry import RoundRecord, SideWork, figures
+from fedddp.telemetry.series import Naming, layout
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.types import RoundReport
 
 CONFUSION = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
 SCALARS = {
-    *("accuracy/test", "loss/test", "accuracy/train", "loss/train", "round/participants", "round/failures"),
-    *(
-        "round/examples",
-        "round/imbalance",
-        "round/bytes_sent_per_rank",
-        "seconds/round",
-        "seconds/train",
-        "seconds/aggregate",
-    ),
-    *("seconds/evaluate", "class accuracy/0", "class accuracy/1", "sent/aggregate", "sent/evaluate"),
+    *(f"1 learning/{name}" for name in ("accuracy test", "accuracy train", "loss test", "learning rate")),
+    *(f"2 clients/loss, {name}" for name in ("10th percentile", "median", "90th percentile")),
+    *("2 clients/update norm", "2 clients/update cosine"),
+    *("4 cost/bytes sent per rank, total", "4 cost/seconds, total", "5 system/seconds train"),
 }
+"""What changes from round to round in the runs below; all else is constant."""
 
 
-def record(t, evaluated=True):
+def record(t, evaluated=True, participants=2):
     metrics = {
-        **{"round": t, "test_accuracy": t / 10 if evaluated else None, "test_loss": 0.7 if evaluated else None},
-        **{"train_loss": 0.5, "participants": 2, "failures": 1, "examples": 40, "seconds": 1.0},
+        **{"round": t, "test_accuracy": t / 10 if evaluated else None, "test_loss": 0.7 / t if evaluated else None},
+        **{"train_loss": 0.5, "participants": participants, "failures": 1, "examples": 40, "seconds": 1.0},
         **{
-            "seconds_train": 0.5,
+            "seconds_train": 0.5 * t,
             "seconds_aggregate": 0.25,
             "seconds_evaluate": 0.125,
             "imbalance": 1.0,
             "bytes_sent": 80,
             "sent": {"aggregate": 72, "evaluate": 8},
+            "update_norm": 2.0 * t,
+            "update_cosine": 1 / t,
         },
     }
-    loss = torch.tensor([0.5, torch.nan, 1.0])
-    report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,))
+    loss = torch.tensor([0.5, torch.nan, 1.0]) / t
+    report = RoundReport(loss, loss, torch.tensor([10, 20, 30]), (1,), (0.5,), ids=(0, 1, 5))
     mistake = Mistake(torch.zeros(1, 4, 4, dtype=torch.uint8), 0, 1, 2.5)
-    return RoundRecord(metrics, report, Score({"accuracy": t / 10}, 0.7, CONFUSION, (mistake,)) if evaluated else None)
+    score = Score({"accuracy": t / 10}, 0.7 / t, CONFUSION, (mistake,))
+    return RoundRecord(metrics, report, score if evaluated else None)
 
 
 def board(folder, done=0, **more):
-    owners = Excerpt(np.arange(2), np.array([[3, 0], [1, 5]]), 2)
-    keys = {"run.seed": 0, "model.name": "cnn", "off": None}
+    owners = Excerpt(np.array([0, 1, 5, 6]), np.array([[3, 0], [1, 5], [2, 2], [0, 1]]), 7)
+    keys = {"run.seed": 0, "run.name": "mine", "model.name": "cnn", "off": None}
+    more = {"words": "two clients", "rate": lambda t: 1 / t, **more}
     return TensorBoard(folder, done, 'model = "cnn"\n', keys, owners, SideWork(), **more)
 
 
@@ -76,30 +79,68 @@ def events(tmp_path_factory):
     return read(folder)
 
 
-def test_every_scalar_has_its_page(events):
-    tags = set(events.Tags()["scalars"])
-    assert tags >= SCALARS
-    compared = ("rounds", "final_test_accuracy", "best_test_accuracy", "seconds_total")
-    assert tags - SCALARS == {f"summary/{key}" for key in compared}
-    assert steps(events, "accuracy/test") == [1, 2]
-    assert steps(events, "loss/train") == [1, 2, 3]
-    assert [e.value for e in events.Scalars("class accuracy/0")] == [0.75, 0.75]
-    assert [e.value for e in events.Scalars("round/bytes_sent_per_rank")] == [80, 80, 80]
-    assert events.Scalars("summary/final_test_accuracy")[0].value == pytest.approx(0.2)
+def test_scalars_that_change_have_a_card_in_their_group_and_constant_ones_have_none(events):
+    assert set(events.Tags()["scalars"]) == SCALARS
+    assert steps(events, "1 learning/accuracy test") == [1, 2]
+    assert steps(events, "2 clients/loss, median") == [1, 2, 3]
+    assert next(e.value for e in events.Scalars("2 clients/loss, 90th percentile")) == pytest.approx(0.95)
+    assert [e.value for e in events.Scalars("4 cost/bytes sent per rank, total")] == [80, 160, 240]
+    assert [e.value for e in events.Scalars("1 learning/learning rate")] == [1.0, 0.5, pytest.approx(1 / 3)]
+
+
+def test_a_value_that_stays_the_same_at_first_is_written_when_it_changes(tmp_path):
+    pages = board(tmp_path)
+    for t in (1, 2, 3, 4):
+        pages.round(record(t, participants=2 if t < 4 else 1))
+    pages.close(None)
+    points = [(e.step, e.value) for e in read(tmp_path).Scalars("2 clients/participants")]
+    assert points == [(1, 2), (3, 2), (4, 1)]  # the line between equal points is theirs
 
 
 def test_pictures_come_in_rounds_of_round_numbers(events):
-    assert set(events.Tags()["images"]) == {"partition", "confusion", "worst mistakes"}
-    assert [e.step for e in events.Images("confusion")] == [1, 2]
-    assert [e.step for e in events.Images("partition")] == [0]
+    learning = {f"1 learning/{name}" for name in ("accuracy of classes", "confusion", "worst mistakes")}
+    assert set(events.Tags()["images"]) == learning | {"2 clients/partition", "2 clients/who took part"}
+    assert [e.step for e in events.Images("1 learning/confusion")] == [1, 2]
+    assert [e.step for e in events.Images("2 clients/partition")] == [0]
+    assert [e.step for e in events.Images("2 clients/who took part")] == [1, 2, 3]
 
 
-def test_histograms_text_and_hyperparameters_are_there(events):
-    assert set(events.Tags()["distributions"]) >= {"clients/train_loss", "clients/examples"}
-    assert events.Histograms("clients/train_loss")[0].histogram_value.num == 2
-    (config,) = events.Tensors("config/text_summary")
+def test_histograms_texts_and_hyperparameters_are_there(events):
+    assert events.Tags()["distributions"] == ["2 clients/training loss"]
+    assert events.Histograms("2 clients/training loss")[0].histogram_value.num == 2
+    (words,) = events.Tensors("1 this run/text_summary")
+    assert words.tensor_proto.string_val[0] == b"two clients"
+    (config,) = events.Tensors("3 all/text_summary")
     assert b'model = "cnn"' in config.tensor_proto.string_val[0]
-    assert b"run.seed" in events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    keys = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"run.seed" in keys
+    assert b"3 model.name" in keys
+    assert b"run.name" not in keys
+
+
+def test_the_custom_page_puts_into_one_chart_what_is_compared(events):
+    content = events.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    page = layout_pb2.Layout.FromString(content)
+    charts = {chart.title: chart for section in page.category for chart in section.chart}
+    (pattern,) = charts["accuracy: test, train, target"].multiline.tag
+    both = [
+        tag for tag in ("accuracy test", "accuracy train", "target accuracy") if re.match(pattern, f"1 learning/{tag}")
+    ]
+    assert len(both) == 3
+    (fan,) = charts["clients' training loss: 10th to 90th percentile"].margin.series
+    assert (fan.value, fan.lower) == ("2 clients/loss, median", "2 clients/loss, 10th percentile")
+    assert not any("epsilon" in title for title in charts)
+
+
+def test_accuracy_and_epsilon_are_one_chart_and_the_target_is_a_line(tmp_path):
+    assert list(layout(["1 learning/accuracy test", "3 privacy/epsilon"], "accuracy")["privacy"]) == [
+        "accuracy and epsilon"
+    ]
+    pages = board(tmp_path, target=Target("accuracy", 0.9))
+    for t in (1, 2):
+        pages.round(record(t))
+    pages.close(None)
+    assert [e.value for e in read(tmp_path).Scalars("1 learning/target accuracy")] == [pytest.approx(0.9)] * 2
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -119,11 +160,11 @@ def test_the_last_evaluation_is_drawn_at_the_end(tmp_path):
     pages = board(tmp_path)
     pages.round(record(3))
     pages.close(None)
-    assert [e.step for e in read(tmp_path).Images("confusion")] == [3]
+    assert [e.step for e in read(tmp_path).Images("1 learning/confusion")] == [3]
 
 
-@pytest.mark.parametrize(("done", "trained", "evaluated"), [(4, [3, 4, 6], [3, 4]), (0, [6], [])])
-def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, monkeypatch, done, trained, evaluated):
+@pytest.mark.parametrize(("done", "trained"), [(4, [3, 4, 6, 7]), (0, [6, 7])])
+def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, monkeypatch, done, trained):
     """Also where no checkpoint was whole and the run starts again."""
     pages = board(tmp_path)
     for t in (3, 4, 5):
@@ -131,11 +172,34 @@ def test_after_a_resume_later_rounds_of_the_first_attempt_are_hidden(tmp_path, m
     pages.close(None)
     clock = time.time  # TensorBoard reads the files of one second in the order of their names
     monkeypatch.setattr(time, "time", lambda: clock() + 1)
-    pages = board(tmp_path, done)
-    pages.round(record(6, evaluated=False))
+    history = [record(t).metrics for t in (3, 4)] if done else []
+    pages = board(tmp_path, done, history=history)
+    for t in (6, 7):
+        pages.round(record(t, participants=2 if t < 7 else 1))
     pages.close(None)
-    assert steps(read(tmp_path), "loss/train") == trained
-    assert steps(read(tmp_path), "accuracy/test") == evaluated
+    for tag in ("1 learning/accuracy test", "2 clients/loss, median"):
+        assert steps(read(tmp_path), tag) == trained
+    assert steps(read(tmp_path), "2 clients/participants") == ([3, 6, 7] if done else [6, 7])
+    sent = read(tmp_path).Scalars("4 cost/bytes sent per rank, total")[-1].value
+    assert sent == (320 if done else 160)
+
+
+def test_the_single_point_of_one_evaluation_is_kept_for_the_table_of_runs(tmp_path):
+    pages = board(tmp_path)
+    for t in (1, 2):
+        pages.round(record(t, evaluated=t == 2))
+    pages.close({"final_test_accuracy": 0.2})
+    assert steps(read(tmp_path), "1 learning/accuracy test") == [2]
+    assert steps(read(tmp_path), "1 learning/loss test") == []
+
+
+def test_few_cards_are_enough():
+    """All that a run on two ranks shows without privacy, personal models or failures."""
+    naming = Naming("accuracy", None, None)
+    shown = naming.of_record(record(1))
+    constant = {"2 clients/participants", "2 clients/failures"}
+    assert len(set(shown) - constant) <= 15
+    assert sorted({tag.split("/")[0] for tag in shown}) == ["1 learning", "2 clients", "4 cost", "5 system"]
 
 
 def test_epsilon_stands_beside_what_it_depends_on_said_once(tmp_path):
@@ -146,8 +210,8 @@ def test_epsilon_stands_beside_what_it_depends_on_said_once(tmp_path):
         pages.round(spent)
     pages.close(None)
     events = read(tmp_path)
-    assert [e.value for e in events.Scalars("privacy/epsilon")] == [0.5, 1.0]
-    (terms,) = events.Tensors("privacy/terms/text_summary")
+    assert [e.value for e in events.Scalars("3 privacy/epsilon")] == [0.5, 1.0]
+    (terms,) = events.Tensors("3 privacy/terms/text_summary")
     assert b"at delta 1e-05 (one example more or less)" in terms.tensor_proto.string_val[0]
 
 
@@ -173,3 +237,21 @@ def test_a_class_without_test_examples_has_no_share():
         t.get_text()
         for t in figures.confusion(Score({"accuracy": 1.0}, 1.0, torch.diag(torch.tensor([4.0, 0]))), 1).axes[0].texts
     ] == ["4\n100%"]
+
+
+@pytest.mark.parametrize(("clients", "labels"), [(1, 1), (4, 10), (60, 10), (60, 62)])
+def test_bubbles_of_the_partition_fit_into_their_cells(clients, labels):
+    counts = np.ones((clients, labels), dtype=np.int64)
+    figure = figures.partition(Excerpt(np.arange(clients), counts, clients))
+    figure.canvas.draw()
+    axes = figure.axes[1]
+    wide = (axes.transData.transform((1, 1)) - axes.transData.transform((0, 0))) * 72 / figure.dpi
+    (bubbles,) = axes.collections
+    assert len(bubbles.get_offsets()) == clients * labels
+    assert max(bubbles.get_sizes()) ** 0.5 <= 1.1 * min(wide)
+
+
+def test_who_took_part_is_drawn_by_client_and_round():
+    owners = Excerpt(np.array([0, 1, 5]), np.ones((3, 2), dtype=np.int64), 9)
+    image = figures.took_part(owners, {1: {0: True, 5: False}, 2: {1: True}}).axes[0].images[0]
+    assert image.get_array().tolist() == [[1, 0], [0, 1], [2, 0]]

@@ -142,7 +142,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
         with SideWork()("curves.png"):
             table.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
     print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: table.md, table.csv, curves.png")
-    print(f"TensorBoard: tensorboard --logdir {sweep.folder}", flush=True)
+    print(f"TensorBoard: fedddp tensorboard {sweep.folder}", flush=True)
     return FAILED if failed else DONE
 
 

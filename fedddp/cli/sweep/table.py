@@ -1,7 +1,7 @@
 """The results of a sweep: a row per point of the grid, mean and deviation over its seeds; as Markdown, CSV and curves.
 
 TensorBoard's HParams page over a sweep's folder is one table of all its runs: each run's events hold its configuration
-and its results. Which of the fifty keys are columns is written once, at the sweep's folder itself: those in which the
+and its results. Which of the fifty keys are columns is written once, beside the events of one run: those in which the
 runs differ. (TensorBoard takes the first such list that it finds; hence runs write none of their own.)
 """
 
@@ -24,7 +24,7 @@ from ...config import flatten, to_dict
 from ...tasks.metrics import FRACTIONS, Target
 from ...telemetry import Metrics, primary
 from ...telemetry.figures import label, limits
-from ...telemetry.tensorboard import PLAIN, compared
+from ...telemetry.tensorboard import PLAIN, result_tag
 from .grid import GridRun, Sweep
 from .run import Standing, read_json
 
@@ -236,12 +236,12 @@ def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def write_columns(sweep: Sweep, table: Sequence[TableRow]) -> None:
-    """Write the columns of the HParams page, in place of earlier ones."""
-    for stale in sweep.folder.glob("events.out.tfevents.*"):
-        stale.unlink()
-    columns, _, _ = hparams(varied(sweep), {f"summary/{key}": 0.0 for key in compared(table[0].key)})
-    with SummaryWriter(str(sweep.folder)) as writer:
-        writer._get_file_writer().add_summary(columns)
+    """Write the columns of the HParams page to the first run that has pages; of several such lists the last counts."""
+    pages = [page for run in sweep.runs if (page := sweep.folder / run.name / "tensorboard").is_dir()]
+    if pages:
+        columns, _, _ = hparams(varied(sweep), {result_tag(table[0].key): 0.0})
+        with SummaryWriter(str(pages[0])) as writer:
+            writer._get_file_writer().add_summary(columns)
 
 
 def varied(sweep: Sweep) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...aggregation import (
     ClientTally,
     CoordinateShards,
+    DriftTally,
     ExactSum,
     FastSum,
     Pipeline,
@@ -134,7 +135,9 @@ class Plain:
 
     def pipeline(self) -> Pipeline:
         """Return the aggregation of a round."""
-        return self._pipeline(self._reduce(), SumTally if self._masked else ClientTally)
+        config = self._p.config
+        whole = config.delivery == "whole" and not config.needs_single_updates
+        return self._pipeline(self._reduce(), SumTally if self._masked else DriftTally if whole else ClientTally)
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
         layout, sizes = self.algorithm.vectors(self._p.spec), self._p.data.sizes
