@@ -18,11 +18,11 @@ def about(p: Prepared) -> str:
     batches = f"in batches of {config.client.batch_size}" if config.client.batch_size else "on all examples at once"
     lines = {
         "Data": f"{names['data.name']}, {int(sizes.sum()):,} training examples of {_many(n, 'client')}, {span} each, "
-        f"divided by {names['data.partition.name']}{_labels(p.output.counts)}",
+        f"partition {names['data.partition.name']}{_labels(p.output.counts)}",
         "Model": f"{names['model.name']}, {p.spec.num_trainable:,} trained parameters",
         "Round": f"{each} train for {work} {batches}, "
         f"and {names['algorithm.name']} makes one model of theirs; {_many(config.run.rounds, 'round')}",
-        "Machines": f"{_many(p.place.world_size, 'process')} on {p.device.type}",
+        "Ranks": f"{_many(p.place.world_size, 'process')} on {p.device.type}",
         "What leaves a machine": _sent(p),
         "Privacy": _privacy(p),
     }

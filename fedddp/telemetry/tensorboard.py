@@ -77,26 +77,27 @@ class TensorBoard:
         self._naming = Naming(measured, rate, target)
         self._series = Series(self._writer.add_scalar, past(self._naming, history))
         self._arranged = 0
-        first = {f"{i} {key}": keys.get(key, "") for i, key in enumerate(FIRST, start=1)}
-        self._hparams = first | {k: v for k, v in keys.items() if isinstance(v, PLAIN) and not k.startswith(OUTWARD)}
+        self._hparams = {
+            hparam(key): v for key, v in keys.items() if isinstance(v, PLAIN) and not key.startswith(OUTWARD)
+        }
         self._primary = primary(history)
         self._last: tuple[int, Score] | None = None
         self._classes: dict[int, Tensor] = {}
         self._took_part: dict[int, dict[int, bool]] = {}
         self._listed = frozenset(owners.clients.tolist())
-        self._drawn = 0
+        self._round = self._drawn = done
         self._drawable = True
         self._terms = ""
-        self._texts = {"1 this run": words, "2 what differs from the defaults": _toml(changed), "3 all": _toml(config)}
-        for name, text in self._texts.items():
-            self._writer.add_text(name, text, done)
+        texts = {"1 in words": words, "2 what differs from the defaults": _toml(changed), "3 all keys": _toml(config)}
+        for name, text in texts.items():
+            self._writer.add_text(f"0 run/{name}", text, done)
         with side("TensorBoard's picture of the partition"):
             self._writer.add_figure(f"{CLIENTS}/partition", figures.partition(owners), done)
         self._writer.flush()
 
     def round(self, record: RoundRecord) -> None:
         m, score, side = record.metrics, record.score, self._side
-        t = m["round"]
+        self._round = t = m["round"]
         with side("TensorBoard's scalars"):
             self._scalars(record, t)
         with side("TensorBoard's histograms"):
@@ -104,8 +105,8 @@ class TensorBoard:
             if record.clients is not None:
                 for whose, spread in (("personal", record.clients.personal), ("global", record.clients.global_model)):
                     self._histogram(f"{CLIENTS}/{self._measured} {whose}", spread.accuracy, t)
-        losses, failed = record.report.losses or {}, record.report.failed
-        self._took_part[t] = {k: k in losses for k in (*losses, *failed) if k in self._listed}
+        if (losses := record.report.losses) is not None:
+            self._took_part[t] = {k: k in losses for k in (*losses, *record.report.failed) if k in self._listed}
         if score is not None:
             for name, images in score.pictures.items():
                 with side(f"TensorBoard's picture {name!r}"):
@@ -167,8 +168,8 @@ class TensorBoard:
             )
 
     def close(self, summary: Metrics | None) -> None:
-        if self._took_part and self._drawn != (end := max(self._took_part)):
-            self._draw(end)
+        if self._drawn != self._round:
+            self._draw(self._round)
         if summary is not None:
             with self._side("TensorBoard's hyper-parameters"):
                 self._series.flush([result_tag(self._primary)])  # with one evaluation a point, for the HParams page
@@ -181,6 +182,11 @@ class TensorBoard:
         _, asked, ended = hparams(self._hparams, {result_tag(self._primary): 0.0})
         for part in (asked, ended):
             self._writer._get_file_writer().add_summary(part)
+
+
+def hparam(key: str) -> str:
+    """The name of a key on the HParams page, which sorts by name."""
+    return f"{FIRST.index(key) + 1} {key}" if key in FIRST else key
 
 
 def result_tag(key: str) -> str:

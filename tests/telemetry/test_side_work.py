@@ -106,7 +106,8 @@ def test_a_run_that_diverges_is_written_to_its_end_and_told_why(model, lr, epoch
 @pytest.mark.parametrize("values", [[1e30] * 3, [torch.inf, torch.nan], [0.5, torch.inf], [], [-1e38, 1e38]])
 def test_a_histogram_takes_any_numbers(values, tmp_path, said):
     numbers = torch.tensor(values, dtype=torch.float64)
-    report = RoundReport(numbers, numbers, torch.ones(len(values), dtype=torch.int64), (), (0.5,))
+    ids = tuple(range(len(values)))
+    report = RoundReport(numbers, numbers, torch.ones(len(values), dtype=torch.int64), (), (0.5,), ids=ids)
     pages = board(tmp_path)
     pages.round(record(report=report))
     pages.close(None)

@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from fedddp.tasks.metrics import Target
 from fedddp.telemetry import RoundRecord, SideWork, figures
 from fedddp.telemetry.series import Naming, layout
 from fedddp.telemetry.tensorboard import TensorBoard
-from fedddp.types import RoundReport
+from fedddp.types import RoundReport, SummedReport
 
 CONFUSION = torch.tensor([[3.0, 1.0], [0.0, 4.0]])
 SCALARS = {
@@ -108,9 +109,9 @@ def test_pictures_come_in_rounds_of_round_numbers(events):
 def test_histograms_texts_and_hyperparameters_are_there(events):
     assert events.Tags()["distributions"] == ["2 clients/training loss"]
     assert events.Histograms("2 clients/training loss")[0].histogram_value.num == 2
-    (words,) = events.Tensors("1 this run/text_summary")
+    (words,) = events.Tensors("0 run/1 in words/text_summary")
     assert words.tensor_proto.string_val[0] == b"two clients"
-    (config,) = events.Tensors("3 all/text_summary")
+    (config,) = events.Tensors("0 run/3 all keys/text_summary")
     assert b'model = "cnn"' in config.tensor_proto.string_val[0]
     keys = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     assert b"run.seed" in keys
@@ -255,3 +256,11 @@ def test_who_took_part_is_drawn_by_client_and_round():
     owners = Excerpt(np.array([0, 1, 5]), np.ones((3, 2), dtype=np.int64), 9)
     image = figures.took_part(owners, {1: {0: True, 5: False}, 2: {1: True}}).axes[0].images[0]
     assert image.get_array().tolist() == [[1, 0], [0, 1], [2, 0]]
+
+
+def test_where_no_client_may_be_named_nobody_is_drawn(tmp_path):
+    pages = board(tmp_path)
+    secret = replace(record(1), report=SummedReport((0.5,)))
+    pages.round(secret)
+    pages.close(None)
+    assert "2 clients/who took part" not in read(tmp_path).Tags()["images"]

@@ -24,7 +24,7 @@ from ...config import flatten, to_dict
 from ...tasks.metrics import FRACTIONS, Target
 from ...telemetry import Metrics, primary
 from ...telemetry.figures import label, limits
-from ...telemetry.tensorboard import PLAIN, result_tag
+from ...telemetry.tensorboard import PLAIN, hparam, result_tag
 from .grid import GridRun, Sweep
 from .run import Standing, read_json
 
@@ -239,7 +239,9 @@ def write_columns(sweep: Sweep, table: Sequence[TableRow]) -> None:
     """Write the columns of the HParams page to the first run that has pages; of several such lists the last counts."""
     pages = [page for run in sweep.runs if (page := sweep.folder / run.name / "tensorboard").is_dir()]
     if pages:
-        columns, _, _ = hparams(varied(sweep), {result_tag(table[0].key): 0.0})
+        columns, _, _ = hparams(
+            {hparam(key): value for key, value in varied(sweep).items()}, {result_tag(table[0].key): 0.0}
+        )
         with SummaryWriter(str(pages[0])) as writer:
             writer._get_file_writer().add_summary(columns)
 
