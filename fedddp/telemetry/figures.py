@@ -52,7 +52,7 @@ def partition(owners: Excerpt) -> Figure:
     figure = Figure(figsize=(5, 1.7 + 0.2 * min(labels, 24)), dpi=DPI, layout="constrained")
     if owners.by_label:
         sizes, bubbles = figure.subplots(2, 1, height_ratios=(1, 0.5 + 0.2 * min(labels, 24)), sharex=True)
-        cell = min(300 / max(len(rows), 4), 14 * min(1.0, 24 / labels))  # points that a bubble may be wide
+        cell = min(260 / max(len(rows), 4), 12 * min(1.0, 24 / labels))  # points that a bubble may be wide
         who, label = np.nonzero(counts)
         owned = counts[who, label]
         bubbles.scatter(who, label, s=cell**2 * owned / max(1, counts.max()), color=BLUE, linewidths=0)

@@ -98,7 +98,7 @@ def test_a_run_that_diverges_is_written_to_its_end_and_told_why(model, lr, epoch
         rounds = 1
     (folder,) = tmp_path.iterdir()
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == rounds
-    assert steps(read(folder), "4 cost/seconds, total") == ([1, 2] if rounds == 2 else [])
+    assert ("4 cost/seconds, total" in read(folder).Tags()["scalars"]) == (rounds == 2)
     assert [line for line in said if "client.optimizer.lr" in line]
     assert not [line for line in said if "TensorBoard" in line]
 
