@@ -18,7 +18,7 @@ LAYERS = [
 ]
 APART = LAYERS[2]
 LAYER = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-FILES = sorted(ROOT.rglob("*.py"))
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "templates")  # data
 PICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

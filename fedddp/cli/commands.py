@@ -45,6 +45,16 @@ class Command:
 
 
 COMMANDS = {
+    "new": Command(
+        about="write a small project from a template: a model or algorithm, a configuration, tests",
+        module="fedddp.cli.new",
+        options=options.new,
+        takes="NAME",
+        more="What it writes is tested and trained as it is: pytest, then fedddp train config.toml in its folder. "
+        "Templates are files of the package; no network is needed. exercise has two blanks, and its tests grade them.",
+        examples=("fedddp new first --template=mnist", "fedddp new homework --template=exercise --without-solution"),
+        answers="answer",
+    ),
     "train": Command(
         about="train a federation in one process, or as a rank of several",
         module="fedddp.train",

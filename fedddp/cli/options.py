@@ -25,6 +25,15 @@ def whole(least: int) -> Callable[[str], int]:
     return number
 
 
+def new(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=user_path, metavar="NAME", help="the project, a new folder")
+    parser.add_argument(
+        "--template", default="mnist", metavar="NAME",
+        help="mnist, own-model, own-algorithm, text, tabular, privacy or exercise [mnist]",
+    )  # fmt: skip
+    parser.add_argument("--without-solution", action="store_true", help="of an exercise: leave its solution out")
+
+
 def train(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--print-config",
