@@ -118,6 +118,16 @@ COMMANDS = {
         more="Runs that start meanwhile appear too. tensorboard --logdir FOLDER shows the same under longer names.",
         examples=("fedddp tensorboard", "fedddp tensorboard runs/fedavg runs/scaffold --port=6007"),
     ),
+    "report": Command(
+        about="write one HTML file on a run, or on several side by side",
+        module="fedddp.cli.report.command",
+        options=options.report,
+        takes="RUN ...",
+        more="A RUN is a run folder, or a folder of runs such as a sweep's. The file needs nothing else: no network "
+        "and no script. Of several runs, those that differ in seeds only are a group. The confusion matrix and the "
+        "worst mistakes are scored again, where the run's data and modules are at hand.",
+        examples=("fedddp report runs/fedavg", "fedddp report runs/fedavg runs/scaffold --out=report.html --lang=zh"),
+    ),
     "sweep": Command(
         about="run a grid of experiments and compare them",
         module="fedddp.cli.sweep.command",

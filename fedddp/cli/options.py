@@ -81,6 +81,12 @@ def board(parser: ArgumentParser) -> None:
     )
 
 
+def report(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="the file [report.html in RUN, or beside it]")
+    parser.add_argument("--lang", choices=("en", "zh"), default="en", help="its language: en or zh (Chinese) [en]")
+
+
 def sweep(parser: ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the runs and how far each is, and exit")
     parser.add_argument(
