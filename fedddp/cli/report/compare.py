@@ -59,6 +59,8 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         found.setdefault(repr(sorted(_told(run).items())), []).append(run)
     apart = differing([members[0] for members in found.values()])
+    choices = tuple(key.removesuffix("name") for key in apart if key.endswith(".name"))
+    apart = [key for key in apart if key.endswith(".name") or not key.startswith(choices)]  # the name says it
     return [Group(_name(members, apart), tuple(members)) for members in found.values()]
 
 

@@ -96,7 +96,9 @@ def _curve(run: Run, metric: str, t: Texts) -> Part:
 
 
 def _lines(found: Mapping[str, Sequence[tuple[int, float]]], up: str, t: Texts) -> Part:
-    ends = "; ".join(f"{name}: {number(points[0][1])} - {number(points[-1][1])}" for name, points in found.items())
+    ends = "; ".join(
+        f"{name}: {number(points[0][1])} \N{RIGHTWARDS ARROW} {number(points[-1][1])}" for name, points in found.items()
+    )
     return Part(drawing(lines(found, "round", up), t("alt_lines", what=up, ends=ends)))
 
 

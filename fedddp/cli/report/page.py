@@ -39,6 +39,11 @@ def number(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
+def setting(value: Any) -> str:
+    """A value of a configuration, as its file has it; what is not set, as a dash."""
+    return str(value).lower() if isinstance(value, bool) else "-" if value in (None, "") else str(value)
+
+
 def size(value: float | None) -> str:
     """Bytes with a unit."""
     if value is None:
@@ -52,5 +57,5 @@ def size(value: float | None) -> str:
 def page(texts: Texts, **content: Any) -> str:
     """The report as HTML. Whatever comes from a run is escaped."""
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "size": size}
+    environment.filters |= {"number": number, "setting": setting, "size": size}
     return environment.get_template("report.html").render(t=texts, version=__version__, **content)

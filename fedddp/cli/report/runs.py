@@ -55,7 +55,7 @@ class Run:
             chosen = self.keys.get(f"{key.choice}.name", "") if key.choice else ""
             if not key.choice or chosen in key.had_by(key.choice):
                 defaults[key.name] = key.default
-        told = {key: value for key, value in self.keys.items() if key not in UNTOLD}
+        told = {key: value for key, value in self.keys.items() if key not in UNTOLD and value not in ("", {}, [])}
         return {key: (value, defaults.get(key)) for key, value in told.items() if value != defaults.get(key)}
 
     @cached_property
