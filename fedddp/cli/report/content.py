@@ -156,7 +156,9 @@ def _clients(run: Run, t: Texts) -> Part:
     if not columns:
         return Part(missing=t("no_distribution"))
     ends = "; ".join(f"{name}: {number(min(values))} - {number(max(values))}" for name, values in columns.items())
-    return Part(drawing(distribution(columns, " / ".join(columns)), t("alt_distribution", ends=ends)))
+    return Part(
+        drawing(distribution(columns, next(iter(columns)).rpartition("_")[2]), t("alt_distribution", ends=ends))
+    )
 
 
 def _again(run: Run, t: Texts) -> tuple[Part, Part]:
@@ -164,7 +166,8 @@ def _again(run: Run, t: Texts) -> tuple[Part, Part]:
     try:
         score, round = scored(run.folder)
     except UsageError as error:
-        return (Part(missing=t("left_out", reason=str(error))),) * 2
+        missing = Part(missing=t("left_out", reason=str(error)))
+        return missing, missing
     confusion = _tried(lambda: _confusion(score, round, t), t)
     return confusion, _tried(lambda: _mistakes(score, round, t), t)
 

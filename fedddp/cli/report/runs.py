@@ -4,7 +4,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,8 +36,7 @@ class Run:
     def read(cls, folder: Path) -> "Run":
         """Read a run folder. Raises UsageError if it is none."""
         history, damaged = _history(folder / "metrics.jsonl")
-        with suppress(OSError, csv.Error):
-            clients = list(csv.DictReader(_text(folder / "clients.csv").splitlines()))
+        clients = list(csv.DictReader(_text(folder / "clients.csv").splitlines()))
         summary, status = (_object(_text(folder / name)) for name in ("summary.json", "status.json"))
         keys = flatten(read_toml(folder / "config.toml"))
         return cls(folder, keys, history, damaged, summary, status, clients, _text(folder / "environment.txt"))
