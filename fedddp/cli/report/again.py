@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ...checkpoints.export import BEST, LAST, exported
+from ...checkpoints.saved import newest
 from ...config import UsageError, build, read_toml
 from ...errors import OWN_CODE, first_line
 from ...evaluation.server import Score, Scorer
@@ -15,23 +16,25 @@ from ...trained import load
 
 
 def scored(folder: Path) -> tuple[Score, int]:
-    """Return the score of the best model, or of the last where none was evaluated, and its round.
+    """Return the score of the best model, else of the last one or of the newest checkpoint, and its round.
 
     Raises UsageError with the reason, whatever it is: the data are elsewhere, there is no model, the run was given
     objects that its configuration cannot name, or the task has no classes.
     """
     try:
         found = exported(folder, BEST) or exported(folder, LAST)
-        if found is None:
-            raise UsageError("the folder has no exported model")
+        saved = None if found else newest(folder)
+        if not (found or saved):
+            raise UsageError("the folder has neither an exported model nor a checkpoint")
+        round = found[0].round if found else saved.round if saved else 0
         config = build(read_toml(folder / "config.toml"))
         dataset, _ = load_data(config)
         task = task_of(config, dataset, start=False)
         if not task.classifies:
             raise UsageError("the task has no classes")
-        w = flatten(load(folder, best=found[0].path.name == BEST))
+        w = flatten(load(folder, best=bool(found and found[0].path.name == BEST)))
         scorer = Scorer(task, dataset.test, dataset.normalizer(w.dtype), torch.device("cpu"), config.run.seed)
         scorer.take(slice(None))
-        return scorer.score(*scorer.measure(w), draws=False), found[0].round
+        return scorer.score(*scorer.measure(w), draws=False), round
     except OWN_CODE as error:
         raise UsageError(first_line(error)) from error

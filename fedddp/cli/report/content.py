@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from ...config import UsageError, nested
-from ...errors import first_line
+from ...errors import OWN_CODE, reason
 from ...telemetry import figures
 from .again import scored
 from .compare import Group, against_first, differing, groups, level
@@ -68,8 +68,8 @@ def _tried(make: Callable[[], Part], t: Texts) -> Part:
     """What ``make`` gives, or that it failed: a report does not end by a figure."""
     try:
         return make()
-    except Exception as error:
-        return Part(missing=t("left_out", reason=f"{type(error).__name__}: {first_line(error)}"))
+    except OWN_CODE as error:
+        return Part(missing=t("left_out", reason=reason(error)))
 
 
 def _curves(run: Run, t: Texts) -> list[Part]:
@@ -156,9 +156,8 @@ def _clients(run: Run, t: Texts) -> Part:
     if not columns:
         return Part(missing=t("no_distribution"))
     ends = "; ".join(f"{name}: {number(min(values))} - {number(max(values))}" for name, values in columns.items())
-    return Part(
-        drawing(distribution(columns, next(iter(columns)).rpartition("_")[2]), t("alt_distribution", ends=ends))
-    )
+    measured = next(iter(columns)).rpartition("_")[2]
+    return Part(drawing(distribution(columns, measured), t("alt_distribution", ends=ends)))
 
 
 def _again(run: Run, t: Texts) -> tuple[Part, Part]:

@@ -37,7 +37,7 @@ class Run:
         """Read a run folder. Raises UsageError if it is none."""
         history, damaged = _history(folder / "metrics.jsonl")
         clients = list(csv.DictReader(_text(folder / "clients.csv").splitlines()))
-        summary, status = (_object(_text(folder / name)) for name in ("summary.json", "status.json"))
+        summary, status = (_entry(_text(folder / name)) for name in ("summary.json", "status.json"))
         keys = flatten(read_toml(folder / "config.toml"))
         return cls(folder, keys, history, damaged, summary, status, clients, _text(folder / "environment.txt"))
 
@@ -140,14 +140,14 @@ def _history(path: Path) -> tuple[list[Metrics], int]:
     lines = [line for line in _text(path).splitlines() if line.strip()]
     rounds: dict[int, Metrics] = {}
     for line in lines:
-        entry = _object(line)
+        entry = _entry(line)
         if isinstance(entry.get("round"), int):
             rounds[entry["round"]] = entry
-    damaged = sum(not isinstance(_object(line).get("round"), int) for line in lines)
+    damaged = sum(not isinstance(_entry(line).get("round"), int) for line in lines)
     return [rounds[t] for t in sorted(rounds)], damaged
 
 
-def _object(text: str) -> dict[str, Any]:
+def _entry(text: str) -> dict[str, Any]:
     """A JSON object; empty for anything else."""
     try:
         value = json.loads(text)
