@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cli.main import main as command
+from .cli.next_steps import next_steps, resume_command
 from .cli.outcome import asked
 from .comm import record
 from .comm.interrupt import Interrupted
@@ -75,13 +76,16 @@ def _train(prepared: Prepared) -> int:
         try:
             _, summary = experiment.train()
         except Interrupted:
+            if folder := experiment.folder:
+                print(f"resume: {resume_command(prepared, folder.path)}", flush=True)
             return INTERRUPTED
     except SystemExit as left:  # here: torch's `record` takes sys.exit(0) for success
         log.error("%s: sys.exit() ended the run; raise an exception instead", raised(left))
         return FAILED
     if folder := experiment.folder:
-        summary_table(summary)
+        summary_table(summary, experiment.federation.telemetry.history)
         print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
+        print("next:", *next_steps(prepared, folder.path, summary), sep="\n  ", flush=True)
     return DONE
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.filesize import decimal
@@ -17,10 +18,11 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..evaluation.server import Score
+from ..tasks.metrics import LOWER
 from .beside import SideWork
 from .environment import memory
 from .pace import Pace, Plan, clock
@@ -29,6 +31,7 @@ from .terminal import console, on_terminal
 
 log = logging.getLogger("fedddp")
 
+BARS = "▁▂▃▄▅▆▇█"
 DIVERGED = 1e4
 """A test loss above this means divergence: guessing costs log C, 11.5 for 100,000 classes, or 1 - R2 = 1."""
 
@@ -212,13 +215,37 @@ def _counted(name: str, value: float | None) -> str:
     return f"{value:,} x {name}" if isinstance(value, int) else f"{'-' if value is None else f'{value:.4g}'} at {name}"
 
 
-def summary_table(summary: Metrics) -> None:
-    """Print a run's summary as a table."""
-    table = Table(title="fedddp", show_header=False)
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            value = "\n".join(_counted(name, n) for name, n in value.items()) or 0
-        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-        table.add_row(key.replace("_", " "), "-" if value is None else shown)
+def summary_table(summary: Metrics, history: Sequence[Metrics]) -> None:
+    """Print a run's summary as a table, without what has no value, and the course of its metric."""
     with SideWork()("summary table"):
+        table = Table("", Column(overflow="fold"), title="fedddp", show_header=False)
+        for key, value in summary.items():
+            if value is not None:
+                table.add_row(key.replace("_", " "), _value(value))
+        for name, course in _course(history):
+            table.add_row(name, course)
         console().print(table)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(_counted(name, n) for name, n in value.items()) or "0"
+    return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _course(history: Sequence[Metrics]) -> Iterator[tuple[str, str]]:
+    """The best round, and the metric shown first over the rounds as a line of small bars."""
+    key = primary(history)
+    known = [(m[key], m["round"]) for m in history if m.get(key) is not None]
+    if known:
+        lower = key.removeprefix("test_") in LOWER
+        value, best = min(known, key=lambda pair: (pair[0] if lower else -pair[0], pair[1]))
+        yield "best round", f"{best} ({key.replace('_', ' ')} {_loss(value)})"
+        yield f"{key.replace('_', ' ')} by round", sparkline([value for value, _ in known])
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return ``values`` as small bars, from the least to the largest; of more than ``width`` evenly spread ones."""
+    n, low, high = len(values), min(values), max(values)
+    shown = values if n <= width else [values[i * (n - 1) // (width - 1)] for i in range(width)]
+    return "".join(BARS[round((len(BARS) - 1) * (x - low) / ((high - low) or 1.0))] for x in shown)

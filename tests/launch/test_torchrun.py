@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fedddp.cli.commands import COMMANDS
 from fedddp.config.words import parse
 from tests.helpers import ranks
 from tests.helpers.distributed import train
@@ -126,7 +128,38 @@ def test_one_rank_exits_75_when_interrupted(start, tmp_path):
     process = start(0, *faulty("work", client=0, round=2, once=reached))
     until(reached.exists, program=process)
     process.send_signal(signal.SIGINT)
-    assert "--run.resume=auto" in _finish(process, code=75)
+    output = _finish(process, code=75)
+    assert "--run.resume=auto" in output
+    (resume,) = [line.removeprefix("resume: ") for line in output.splitlines() if line.startswith("resume: ")]
+    again = subprocess.run(resume, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert _status(folder)["state"] == "done"
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_the_commands_that_a_run_prints_at_its_end_work(start, tmp_path, ranks):
+    """Those of other commands are printed once these exist."""
+    name = ["--run.name=a b", "--run.rounds=2"]  # a space is quoted
+    output = _finish(start(ranks, *SMALL, *name))
+    folder = tmp_path / "runs" / "a-b"
+    commands = output.partition("next:\n")[2].splitlines()
+    expected = ["launch" if ranks else "train", *(c for c in ("plot", "report", "export") if c in COMMANDS)]
+    assert [shlex.split(line)[1] for line in commands] == expected
+    for line in commands:
+        done = subprocess.run(line.strip(), shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (line, done.stderr)
+    assert _summary(folder)["rounds"] == 4
+    assert _summary(folder)["world_size"] == max(1, ranks)
+    assert (folder / "curves.png").is_file()
+
+
+def test_a_run_that_reached_its_target_goes_on_with_the_command_it_prints(start, tmp_path):
+    output = _finish(start(0, *SMALL, "--run.rounds=3", "--run.name=t", "--evaluate.target_accuracy=0.05"))
+    first = output.partition("next:\n")[2].splitlines()[0].strip()
+    assert _summary(tmp_path / "runs" / "t")["rounds"] == 1
+    subprocess.run(first, shell=True, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    assert _summary(tmp_path / "runs" / "t")["rounds"] == 6
 
 
 @pytest.mark.parametrize("store", ["the agent's", "rank 0's"])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedddp.telemetry import Plan, Telemetry
 from fedddp.telemetry.pace import Pace, clock
-from fedddp.telemetry.progress import ProgressBar, ProgressLines
+from fedddp.telemetry.progress import ProgressBar, ProgressLines, sparkline, summary_table
 
 COLUMNS = 80
 
@@ -122,3 +122,29 @@ def test_clients_of_a_round_are_counted_and_only_where_time_may_be_told():
     told.clear()
     assert list(Telemetry(timed=False, during=lambda *_: told.append(1)).following([(1,)], 1)) == [(1,)]
     assert told == []
+
+
+def test_the_summary_leaves_out_what_has_no_value_and_shows_the_best_round(capsys):
+    mae = enumerate((5.0, 2.0, 3.0), 1)
+    history = [{"round": t, "test_mae": x, "test_accuracy": None, "test_loss": 0.1} for t, x in mae]
+    summary_table({"rounds": 3, "final_test_accuracy": None, "failures": {}, "model_sha256": "ab" * 32}, history)
+    out = capsys.readouterr().out
+    assert "accuracy" not in out
+    assert re.search(r"best round +│ 2 \(test mae 2.0000\)", out)
+    assert re.search(r"test mae by round +│ █▁▃ ", out)
+    assert re.search(r"failures +│ 0", out)
+    assert "ab" * 32 in out
+    summary_table({"rounds": 1}, [{"round": 1, "test_accuracy": None, "test_loss": None}])
+    assert "best" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [([0.5], "▁"), ([1, 1], "▁▁"), ([0, 7, 3.4], "▁█▄"), (list(range(1000)), 40), (list(range(41)), 40)],
+)
+def test_a_sparkline(values, bars):
+    line = sparkline(values)
+    assert line == bars or len(line) == bars
+    if isinstance(bars, int):
+        assert line[-1] == "█"
+        assert list(line) == sorted(line)
