@@ -108,6 +108,8 @@ COMMANDS = {
         module="fedddp.cli.plot",
         options=options.plot,
         takes="RUN ...",
+        more="Runs that differ in run.seed only are one curve: the mean, and a band of the sample standard deviation. "
+        "Beside a PNG or SVG the same is written as a PDF for one column of a paper.",
         examples=("fedddp plot runs/fedavg runs/scaffold --target=0.99", "fedddp plot runs/hospitals --metric=f1"),
     ),
     "tensorboard": Command(

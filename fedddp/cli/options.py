@@ -68,7 +68,9 @@ def show_account(parser: ArgumentParser) -> None:
 def plot(parser: ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders")
     parser.add_argument("--target", type=float, help="draw a line at this value")
-    parser.add_argument("--metric", metavar="NAME", help="of the test set, such as f1 or loss [the runs' own]")
+    parser.add_argument("--metric", metavar="NAME", help="of the test set, or a key of metrics.jsonl [the runs' own]")
+    parser.add_argument("--x", choices=("rounds", "bytes", "seconds", "epsilon"), default="rounds", help="[rounds]")
+    parser.add_argument("--smooth", type=whole(1), default=1, metavar="N", help="mean of the last N values [1]")
     parser.add_argument("--out", type=user_path, default=Path("curves.png"), help="PNG, PDF or SVG [curves.png]")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
@@ -183,22 +184,51 @@ def grid(images: Tensor, gap: int = 2, scale: int = 1) -> np.ndarray:
     return (255 * page).round().to(torch.uint8).numpy()
 
 
-def curves(found: Mapping[str, Sequence[tuple[int, float]]], target: float | None, metric: str = "accuracy") -> Figure:
-    """A metric of the test set by round, one line per run (name -> (round, value) pairs); see `limits`."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, points) in enumerate(found.items()):
-        rounds, values = zip(*points, strict=True)
-        style = ("-", "--", ":", "-.")[number // 10 % 4]  # ten colours come again
-        axes.plot(rounds, values, style, marker=".", label=name, color=f"C{number % 10}")
-    if target is not None:
-        axes.axhline(target, color="grey", linestyle="--", linewidth=1)
-        axes.annotate(f"{target:g}", (0.005, target), xycoords=("axes fraction", "data"), va="bottom")
-    axes.set(xlabel="round", ylabel=label(metric))
-    axes.set_ylim(*limits(metric, [[value for _, value in points] for points in found.values()], target))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
-    axes.legend()
+COLUMN = 3.4
+"""Inches that a column of a paper is wide."""
+
+
+def curves(
+    found: Mapping[str, Sequence[tuple[float, ...]]],
+    target: float | None,
+    metric: str = "accuracy",
+    *,
+    x: str = "round",
+    y: str = "",
+    column: bool = False,
+) -> Figure:
+    """A metric by round or any other ``x``, one line per name; see `limits`.
+
+    Points are (x, value), or (x, mean, deviation) with a band of that deviation. ``y``: the label of the values
+    (default: a metric of the test set). ``column``: for one column of a paper.
+    """
+    with rc_context({"font.size": 8, "legend.fontsize": 7} if column else {}):
+        below = -(-len(found) // 2) if len(found) > (5 if column else 12) else 0  # lines of a legend outside
+        size = (COLUMN, 2.4 + 0.3 * below) if column else (8, 4.5 + 0.2 * below)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        for number, (name, points) in enumerate(found.items()):
+            at, values = ([point[i] for point in points] for i in (0, 1))
+            style = ("-", "--", ":", "-.")[number % 4] if column else ("-", "--", ":", "-.")[number // 10 % 4]
+            marker = "." if len(points) < 30 and not column else ""
+            axes.plot(at, values, style, marker=marker, label=name, color=f"C{number % 10}", linewidth=1.2)
+            if len(points[0]) > 2:
+                low, high = ([p[1] + sign * p[2] for p in points] for sign in (-1, 1))
+                axes.fill_between(at, low, high, color=f"C{number % 10}", alpha=0.2, linewidth=0)
+        axes.set(xlabel=x, ylabel=y or label(metric))
+        axes.set_ylim(*limits(metric, [[point[1] for point in points] for points in found.values()], target))
+        if target is not None:
+            axes.axhline(target, color="grey", linestyle="--", linewidth=1)
+            side = "top" if target > sum(axes.get_ylim()) / 2 else "bottom"  # within the axes
+            axes.annotate(f"{target:g}", (0.99, target), xycoords=("axes fraction", "data"), ha="right", va=side)
+        if x == "round":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.grid(alpha=0.3)
+        if below:
+            figure.legend(loc="outside lower center", ncols=2)
+        else:
+            axes.legend().set_in_layout(False)
+        figure.draw_without_rendering()  # with these sizes of letters
     return figure
 
 

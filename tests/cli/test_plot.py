@@ -20,7 +20,9 @@ def run(tmp_path):
 def test_curves_are_drawn_of_the_rounds_that_were_evaluated(run, tmp_path, monkeypatch):
     drawn = {}
     curves = plot.figures.curves
-    monkeypatch.setattr(plot.figures, "curves", lambda found, *more: drawn.update(found) or curves(found, *more))
+    monkeypatch.setattr(
+        plot.figures, "curves", lambda found, *more, **how: drawn.update(found) or curves(found, *more, **how)
+    )
     assert command("plot")([str(run), "--target=0.2", f"--out={tmp_path / 'curves.png'}"]) == 0
     assert drawn == {"fedavg": [(1, 0.1), (3, 0.3)]}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -52,7 +54,9 @@ def test_runs_that_end_alike_are_told_apart(run, tmp_path, monkeypatch):
     """Two folders of one name, and more runs than there are colours."""
     drawn = {}
     curves = plot.figures.curves
-    monkeypatch.setattr(plot.figures, "curves", lambda found, *more: drawn.update(found) or curves(found, *more))
+    monkeypatch.setattr(
+        plot.figures, "curves", lambda found, *more, **how: drawn.update(found) or curves(found, *more, **how)
+    )
     other = tmp_path / "other" / "fedavg"
     other.mkdir(parents=True)
     (other / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text())
@@ -118,6 +122,53 @@ def test_a_run_is_drawn_by_its_own_metric_or_another(values, words, label, point
 def test_limits_leave_out_only_what_is_far_off(metric, values, unseen):
     low, high = plot.figures.limits(metric, [values, values[1:]], None)
     assert [value for value in values if not low < value < high] == unseen
+
+
+@pytest.fixture
+def seeds(tmp_path, monkeypatch):
+    """Two algorithms, one of them with two seeds; what is drawn of them."""
+    for name, algorithm, seed, start in (
+        ("a0", "fedavg", 0, 0.2),
+        ("a1", "fedavg", 1, 0.4),
+        ("b0", "scaffold", 0, 0.5),
+    ):
+        (tmp_path / name).mkdir()
+        text = f'[run]\nname = "{name}"\nseed = {seed}\n[algorithm]\nname = "{algorithm}"\n'
+        (tmp_path / name / "config.toml").write_text(text)
+        spent = {"bytes_sent": 8, "epsilon": None}
+        lines = [
+            {"round": t, "test_accuracy": start + t / 10, "train_loss": 1 / t, "seconds": t * (seed + 1), **spent}
+            for t in (1, 2, 3)
+        ]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in lines))
+    drawn, curves = {}, plot.figures.curves
+    watched = lambda found, *more, **how: drawn.update(found) or curves(found, *more, **how)  # noqa: E731
+    monkeypatch.setattr(plot.figures, "curves", watched)
+    runs = [str(tmp_path / name) for name in ("a0", "a1", "b0")]
+    return lambda *words: (command("plot")([*runs, *words, f"--out={tmp_path / 'curves.png'}"]), drawn)[1]
+
+
+def test_runs_that_differ_in_their_seed_are_one_curve_with_a_band_named_by_what_differs(seeds, tmp_path):
+    drawn = seeds()
+    assert list(drawn) == ["fedavg (2 runs)", "scaffold"]
+    assert drawn["fedavg (2 runs)"][0] == pytest.approx((1, 0.4, 0.02**0.5))
+    assert [value for _, value in drawn["scaffold"]] == pytest.approx([0.6, 0.7, 0.8])
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(("x", "at"), [("bytes", [8, 16, 24]), ("seconds", [1.5, 4.5, 9.0]), ("rounds", [1, 2, 3])])
+def test_the_axis_is_rounds_or_what_was_spent_so_far(seeds, x, at):
+    assert [point[0] for point in seeds(f"--x={x}")["fedavg (2 runs)"]] == at
+
+
+def test_any_entry_is_drawn_and_smoothed(seeds):
+    drawn = seeds("--metric=train_loss", "--smooth=2")
+    assert [value for _, value in drawn["scaffold"]] == pytest.approx([1, 0.75, 5 / 12])
+
+
+def test_an_axis_that_no_run_has_is_a_mistake(seeds, capsys):
+    assert seeds("--x=epsilon") == {}
+    assert "fedddp: --x=epsilon: no run has epsilon" in capsys.readouterr().err
 
 
 def test_runs_of_different_metrics_are_not_one_picture(tmp_path, capsys):
