@@ -173,6 +173,17 @@ def test_damaged_lines_are_counted_and_a_round_counts_once(tmp_path):
     assert "3 of 3" in page.words
 
 
+def test_values_of_another_kind_are_left_out(tmp_path):
+    folder = a_run(tmp_path / "odd")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "test_accuracy": NaN, "sent": 5, "failure_reasons": [1], "seconds": "long"}\n')
+        file.write('{"round": 5, "test_accuracy": "high", "sent": {"updates": "all"}, "epsilon": Infinity}\n')
+    page = report(folder)
+    stands_alone(page)
+    assert "0.6 in round 3; best 0.7" in page.all("img")[0]["alt"]
+    assert "updates 2.7 kB" in page.words
+
+
 def test_clients_are_told_by_mean_worst_tenth_and_spread(tmp_path):
     rows = "".join(f"{k},{10 + k},0:5 {k % 3}:{5 + k},{k / 20},{1 - k / 20}\n" for k in range(20))
     table = f"client,examples,labels,personal_accuracy,global_mae\n{rows}"

@@ -91,7 +91,8 @@ def test_the_commands_of_the_pages_are_possible(given, extended, monkeypatch):
 
 def test_the_cookbook_has_its_commands():
     assert len(OPTIONS) > 40
-    assert {command[0] for command in COMMANDS.values()} == {"show", "plot", "sweep", "tune", "audit", "doctor"}
+    others = {"new", "show", "plot", "report", "sweep", "tune", "audit", "doctor"}
+    assert {command[0] for command in COMMANDS.values()} == others
 
 
 def test_the_short_commands_of_the_cookbook_run(extended):

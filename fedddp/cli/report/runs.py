@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Run:
 
     def points(self, key: str) -> list[tuple[int, float]]:
         """(round, value) of a metric where it was measured."""
-        return [(m["round"], m[key]) for m in self.history if isinstance(m.get(key), int | float)]
+        found = ((m["round"], m.get(key)) for m in self.history)
+        return [(t, value) for t, value in found if isinstance(value, int | float) and math.isfinite(value)]
 
     @property
     def final(self) -> float | None:
@@ -104,7 +106,7 @@ class Run:
         """Bytes that a rank sent, by purpose."""
         found = Counter[str]()
         for m in self.history:
-            found.update(m.get("sent") or {})
+            found.update(_table(m, "sent"))
         return dict(found.most_common())
 
     @property
@@ -112,7 +114,7 @@ class Run:
         """Failed clients over all rounds, by reason as far as it is known."""
         found = Counter[str]()
         for m in self.history:
-            known = m.get("failure_reasons") or {}
+            known = _table(m, "failure_reasons")
             found.update(known)
             found["?"] += (m.get("failures") or 0) - sum(known.values())
         return {reason: number for reason, number in found.items() if number > 0}
@@ -154,6 +156,12 @@ def _entry(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _table(line: Metrics, key: str) -> dict[str, int]:
+    """The numbers by name in a line of metrics; empty where there are none."""
+    value = line.get(key)
+    return {str(k): n for k, n in value.items() if isinstance(n, int)} if isinstance(value, dict) else {}
 
 
 def _text(path: Path) -> str:
