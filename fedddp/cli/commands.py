@@ -193,6 +193,21 @@ COMMANDS = {
             "fedddp export runs/ditto --to=safetensors --client=3 --out=model-of-3",
         ),
     ),
+    "predict": Command(
+        about="predict for files by the model of a run",
+        module="fedddp.cli.predict",
+        options=options.predict,
+        takes="RUN FILE ...",
+        more="Images; the array x of an .npz file; rows of .csv and .parquet files, whose columns are found by name "
+        "and scaled as in training (the table of the run is read again); of a run on next characters, .txt files with "
+        "the beginning of a text, which is continued. Keys replace those of the run: --data.root, should its table be "
+        "elsewhere by now; --task.sample_length, the length of a continuation.",
+        examples=(
+            "fedddp predict runs/fedavg digit.png other.png",
+            "fedddp predict runs/hospitals patients.csv --out=predicted.csv",
+        ),
+        configured=True,
+    ),
     "doctor": Command(
         about="report what the network, processes and files of a run protect",
         module="fedddp.cli.doctor.report",

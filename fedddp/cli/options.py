@@ -134,6 +134,17 @@ def export(parser: ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="replace files of the same name")
 
 
+def predict(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("files", nargs="+", type=user_path, metavar="FILE", help="images, .npz, .csv, .parquet or .txt")
+    parser.add_argument("--round", type=whole(1), metavar="N", help="the checkpoint of this round [the best round]")
+    parser.add_argument("--client", type=whole(0), metavar="K", help="this client's own model [the server's]")
+    parser.add_argument(
+        "--out", type=user_path, metavar="FILE.csv", help="write all rows, with a column for each figure"
+    )
+    parser.add_argument("--resize", action="store_true", help="scale images of another size to the model's")
+
+
 def split(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=user_path, metavar="FOLDER", required=True, help="a new folder")
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,13 @@ class Rows:
             for name in ("numbers", "codes", "target", "owner", "split")
         }
         return Rows(self.file, self.numeric, self.text, other.values, other.owned, **both)
+
+    def with_rows_of(self, file: Path, shaped: bool) -> "Rows":
+        """Return these rows, and behind them those of ``file``, of which only inputs are read. Raises UsageError."""
+        roles = Roles((), "", "", [*self.numeric, *self.text], ())
+        new = Rows.read(file, roles, shaped, self)
+        fill = {name: np.repeat(getattr(self, name)[:1], len(new), axis=0) for name in ("target", "owner", "split")}
+        return self.joined(replace(new, **fill))
 
     def shaped(self, shape: Sequence[int]) -> np.ndarray:
         """Return the numbers as examples of ``shape``, uint8 or float32. Raises UsageError."""
@@ -317,6 +324,8 @@ def _plain(batch: Any, name: str, before: int) -> np.ndarray:
 def _targets(batch: Any, names: Sequence[str], before: int) -> np.ndarray:
     """Return the target of each row, [b], or of several columns [b, columns]."""
     columns = [_plain(batch, name, before) for name in names]
+    if not columns:
+        return np.zeros(batch.num_rows)
     return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
 
 

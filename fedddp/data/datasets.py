@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -77,6 +78,8 @@ class Dataset:
         target_mean, target_std: of each real number, over the training set; computed where they are not given.
         decode: from token ids to text, where tokens are of text.
         layout: of inputs of several tensors, of which ``x`` has a row of numbers an example.
+        class_names: what the classes are called; empty where by their numbers.
+        alphabet: the character of each token id from 1 on, where tokens are characters; gives ``decode``.
     """
 
     train: Examples
@@ -90,8 +93,12 @@ class Dataset:
     target_std: tuple[float, ...] | None = None
     decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
     layout: Layout | None = None
+    class_names: tuple[str, ...] = ()
+    alphabet: str | None = None
 
     def __post_init__(self) -> None:
+        if self.alphabet is not None and self.decode is None:
+            object.__setattr__(self, "decode", partial(_spelled, self.alphabet))  # without the examples
         for part, examples in (("training", self.train), ("test", self.test)):
             if not examples.x.dim():
                 raise UsageError(
@@ -127,7 +134,7 @@ class Dataset:
         """Everything but the examples, as JSON has it; see `blank`."""
         x = self.train.x
         kind = {"shape": list(x.shape[1:]), "dtype": str(x.dtype).removeprefix("torch."), "vocabulary": self.num_tokens}
-        fields = ("num_classes", "mean", "std", "targets", "target_mean", "target_std")
+        fields = ("num_classes", "mean", "std", "targets", "target_mean", "target_std", "class_names", "alphabet")
         kind["layout"] = self.layout and self.layout.form()
         return kind | {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in fields}
 
@@ -177,8 +184,13 @@ class Dataset:
             ValueError: One line, for inputs or labels that are none.
         """
         with named("dataset"):
-            train, test, count, layout = _examples(train, test, targets, num_classes)
-            return cls(train, test, count, *moments(train.x), targets, layout=layout)
+            train, test, count, more = _examples(train, test, targets, num_classes)
+            return cls(train, test, count, *moments(train.x), targets, **more)
+
+
+def _spelled(alphabet: str, tokens: Sequence[int]) -> str:
+    """The text of ``tokens``; padding, 0, is left out."""
+    return "".join(alphabet[token - 1] for token in tokens if token)
 
 
 def mnist_mini(root: Path, download: bool, targets: str = "class") -> Dataset:
@@ -265,8 +277,8 @@ def from_class(cls: Callable[..., Any], root: Path, download: bool, targets: str
     ``client_ids``, one number an example, it also says who owns what (``data.partition.name=natural``).
     """
     both = constructed(cls, root, download, args)
-    train, test, count, layout = _examples(*both, targets)
-    return Dataset(train, test, count, *moments(train.x), targets, layout=layout)
+    train, test, count, more = _examples(*both, targets)
+    return Dataset(train, test, count, *moments(train.x), targets, **more)
 
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
@@ -320,8 +332,8 @@ def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, A
 
 def _examples(
     train: Any, test: Any, targets: str, num_classes: int | None = None
-) -> tuple[Examples, Examples, int, Layout | None]:
-    """Both sets, the number of classes, and the layout of inputs of several tensors.
+) -> tuple[Examples, Examples, int, dict[str, Any]]:
+    """Both sets, the number of classes, the layout of inputs of several tensors and the names of classes.
 
     What a user has to know about the labels is said once, by rank 0.
     """
@@ -345,7 +357,7 @@ def _examples(
     owners = (None if s.owner is None else numbers(s.owner, "client_ids") for s in (first, second))
     x, y = (first.x, second.x), (labels.train, labels.test)
     train, test = (Examples(*columns) for columns in zip(x, y, owners, strict=True))
-    return train, test, labels.num_classes, first.layout
+    return train, test, labels.num_classes, {"layout": first.layout, "class_names": labels.names}
 
 
 def _source(data: Any, part: str) -> Source:

@@ -22,12 +22,16 @@ LONGEST = 1000  # characters of a class's name; an array of text takes the longe
 
 @dataclass(frozen=True)
 class Numbered:
-    """The labels of both sets as int64 in 0 to ``num_classes`` - 1, and what a user has to know about them."""
+    """The labels of both sets as int64 in 0 to ``num_classes`` - 1, and what a user has to know about them.
+
+    ``names``: what the classes were called, where they have other names than their numbers.
+    """
 
     train: Tensor
     test: Tensor
     num_classes: int
     remarks: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
@@ -90,7 +94,7 @@ def numbered(train: Any, test: Any, num_classes: int | None = None) -> Numbered:
         )
     remarks.append(f"labels are {listed(classes)}, numbered in this order as the classes 0 to {len(classes) - 1}")
     a, b = (torch.from_numpy(np.searchsorted(classes, part).astype(np.int64)) for part in (a, b))
-    return Numbered(a, b, num_classes or len(classes), tuple(remarks))
+    return Numbered(a, b, num_classes or len(classes), tuple(remarks), tuple(map(str, classes)))
 
 
 def numbers(values: Any, what: str) -> Tensor:

@@ -4,13 +4,16 @@ Number columns are standardised by the training set's mean and standard deviatio
 each value that occurs in the training set. A column may name the owner of each row (``data.partition.name=natural``).
 """
 
+import inspect
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..comm.world import Place
 from ..errors import UsageError
@@ -61,19 +64,8 @@ def table(
     Raises:
         UsageError: one line that names the column, or the file.
     """
-    if test_file and test_column:
-        raise UsageError("data.args.test_column: test_file is given too; give one of them", code="table-split")
     roles = Roles((target,) if isinstance(target, str) else target, owner, test_column, columns, ignore)
-    rows = Rows.read(root / file, roles, bool(shape))
-    if test_file:
-        trained = len(rows)
-        rows = rows.joined(Rows.read(root / test_file, roles, bool(shape), rows))
-        test = np.arange(len(rows)) >= trained
-    else:
-        test = rows.split if test_column else held_out(len(rows), test_fraction, seed)
-    for part, there in (("training", ~test), ("test", test)):
-        if not there.any():
-            raise UsageError(f"the {part} set has no row; choose another split", code="table-split")
+    rows, test = _read(root, file, roles, bool(shape), test_file, test_fraction, seed)
     x = rows.shaped(shape) if shape else rows.inputs(~test, standardize=standardize, missing=missing)
     owners = divided(rows.owners(owner), test) if owner else (None, None)
     y = divided(rows.target, test)
@@ -87,3 +79,43 @@ def table(
     if Place.from_env().rank == 0:
         log.info("%s: %s", file, said)
     return dataset
+
+
+def inputs_like(new: Path, root: Path, args: Mapping[str, Any]) -> Tensor:
+    """Return the inputs of another file's rows, as `table` makes them with ``args``; its own file is read again.
+
+    The file needs the input columns, by their names; all others are ignored.
+
+    Raises:
+        UsageError: one line that names the column, or the file.
+    """
+    bound = inspect.signature(table).bind(root, False, **args)
+    bound.apply_defaults()
+    a = bound.arguments
+    targets = (a["target"],) if isinstance(a["target"], str) else tuple(a["target"])
+    roles = Roles(targets, a["owner"], a["test_column"], a["columns"], a["ignore"])
+    rows, test = _read(root, a["file"], roles, bool(a["shape"]), a["test_file"], a["test_fraction"], a["seed"])
+    both = rows.with_rows_of(new, bool(a["shape"]))
+    train = np.concatenate([~test, np.zeros(len(both) - len(rows), bool)])
+    fitted = {"standardize": a["standardize"], "missing": a["missing"]}
+    x = both.shaped(a["shape"]) if a["shape"] else both.inputs(train, **fitted)
+    return torch.from_numpy(x[len(rows) :])
+
+
+def _read(
+    root: Path, file: str, roles: Roles, shaped: bool, test_file: str, test_fraction: float, seed: int
+) -> tuple[Rows, np.ndarray]:
+    """Return the rows of both sets, and which are of the test set (bool). Raises UsageError."""
+    if test_file and roles.split:
+        raise UsageError("data.args.test_column: test_file is given too; give one of them", code="table-split")
+    rows = Rows.read(root / file, roles, shaped)
+    if test_file:
+        trained = len(rows)
+        rows = rows.joined(Rows.read(root / test_file, roles, shaped, rows))
+        test = np.arange(len(rows)) >= trained
+    else:
+        test = rows.split if roles.split else held_out(len(rows), test_fraction, seed)
+    for part, there in (("training", ~test), ("test", test)):
+        if not there.any():
+            raise UsageError(f"the {part} set has no row; choose another split", code="table-split")
+    return rows, test

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..data import Dataset
+from ..errors import UsageError
 from ..rng import global_seed
 from .losses import CrossEntropy, Loss
 from .metrics import Sums
@@ -75,6 +76,9 @@ class Adversarial(Task):
 
     def outputs(self, module: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
         return module(x, y)  # [B, 3]
+
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        raise UsageError("a conditional GAN draws images and predicts nothing; use fedddp generate RUN CLASSES")
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         real, drawn, judged = outputs.unbind(dim=-1)

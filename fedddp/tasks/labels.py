@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..data import Dataset
@@ -30,6 +31,12 @@ class Deciding(Task):
         """The fraction of each example's labels that are decided right, [B]."""
         return ((outputs > 0) == (y.reshape(outputs.shape) > 0)).double().mean(dim=-1)
 
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        """See `Task.answers`: the labels that an example has, and the probability of each."""
+        p = torch.sigmoid(predict(x).float())
+        labels = [" ".join(str(int(label)) for label in row.nonzero()) for row in p > 0.5]
+        return {"labels": labels, **{f"probability {i}": column.tolist() for i, column in enumerate(p.unbind(dim=-1))}}
+
     @property
     def sums(self) -> Sequence[Sums]:
         return [Histogram(self.num_classes), Decisions(self.num_classes)]
@@ -40,6 +47,11 @@ class DecidingOnce(Deciding):
     """One logit an example; the targets are the classes 0 (no) and 1 (yes)."""
 
     targets: ClassVar[str] = "class"
+
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        """See `Task.answers`: the class, and the probability of class 1."""
+        p = torch.sigmoid(predict(x).float()).squeeze(-1)
+        return {"class": (p > 0.5).long().tolist(), "probability": p.tolist()}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -57,14 +57,22 @@ class NextToken(Task):
         """A continuation of the prompt, drawn token by token; the same draws each time, so that rounds compare."""
         if self.decode is None or not self.length:
             return {}
-        tokens = list(self.prompt)
+        return {"sample": self.decode(self._continued(lambda x: module(x.to(device)), self.prompt))}
+
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        """See `Task.answers`: each prompt, continued by ``length`` tokens; padding in front of it is left out."""
+        texts = [self._continued(predict, row[row != 0].tolist() or [1]) for row in x]
+        return {"text": [self.decode(tokens) if self.decode else " ".join(map(str, tokens)) for tokens in texts]}
+
+    def _continued(self, predict: Callable[[Tensor], Tensor], prompt: Sequence[int]) -> list[int]:
+        tokens = list(prompt)
         with torch.no_grad(), global_seed(0, "text"):
             for _ in range(self.length):
-                scores = module(torch.tensor([tokens[-self.context :]], device=device))[0, -1].float()
+                scores = predict(torch.tensor([tokens[-self.context :]]))[0, -1].float()
                 scores[0] = -torch.inf  # padding is no text
                 p = torch.softmax(scores / self.temperature, dim=-1).cpu()
                 tokens.append(int(torch.multinomial(p, 1)) if bool(p.isfinite().all()) else 0)
-        return {"sample": self.decode(tokens)}
+        return tokens
 
 
 @dataclass(frozen=True)

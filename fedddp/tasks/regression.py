@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,6 +31,12 @@ class Regressor(Task):
         """See `Task.predictions`: o scale + shift."""
         scale, shift = (torch.tensor(v, dtype=outputs.dtype, device=outputs.device) for v in (self.scale, self.shift))
         return outputs * scale + shift
+
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        """See `Task.answers`: the predicted numbers."""
+        columns = predict(x).unbind(dim=-1)
+        names = ["prediction"] if len(columns) == 1 else [f"prediction {i}" for i in range(len(columns))]
+        return {name: column.tolist() for name, column in zip(names, columns, strict=True)}
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """See `Task.loss`: of outputs against (y - shift) / scale."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,16 @@ class Task:
     def predictions(self, outputs: Tensor) -> Tensor:
         """What outputs stand for, of the same shape: themselves, or numbers in the units of the targets."""
         return outputs
+
+    def answers(self, predict: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, list[Any]]:
+        """What a model predicts for inputs ``x [n, ...]``, n entries by the name of a column, for a reader.
+
+        Args:
+            predict: from inputs to predictions, see `predictions`.
+            x: the inputs.
+        """
+        largest = torch.softmax(predict(x).float(), dim=-1).max(dim=-1)
+        return {"class": largest.indices.tolist(), "softmax": largest.values.tolist()}
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """The loss of each example, [B]; a step descends along its mean."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...checkpoints.saved import sha256
 from ...config import flatten
+from ...data.labels import listed
 from ...data.targets import TARGETS
 from ...trained import Trained
 from .formats import FORMATS
@@ -83,7 +84,8 @@ def _inputs(trained: Trained, *, whole: bool) -> str:
     if dataset.targets == "real":
         unit = "in the units of the targets" if whole else f"o; the prediction is o std + mean, {_scale(trained)}"
         return f"{said} {outputs}, {unit}."
-    return f"{said} {outputs}, scores (logits); targets in training: {targets.words}."
+    names = f"; the classes in order: {listed(dataset.class_names, 100)}" if dataset.class_names else ""
+    return f"{said} {outputs}, scores (logits); targets in training: {targets.words}{names}."
 
 
 def _scale(trained: Trained) -> str:

@@ -3,8 +3,10 @@
 import logging
 import shutil
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ...errors import UsageError
 from ...registry.choice import user_path
@@ -54,14 +56,14 @@ def check_run(folder: Path) -> None:
         raise UsageError(f"{folder}: is not a run folder (it has no config.toml); give one that fedddp train made")
 
 
-def chosen(run: Path, round: int | None, client: int | None) -> Trained:
+def chosen(run: Path, round: int | None, client: int | None, layer: Mapping[str, Any] | None = None) -> Trained:
     """Load the model of a round, a client's own, or by default the best; the last where no round was evaluated."""
     if round is not None or client is not None:
-        return found(run, round=round, client=client)
+        return found(run, round=round, client=client, layer=layer)
     try:
-        return found(run, best=True)
+        return found(run, best=True, layer=layer)
     except UsageError as error:
         if error.code != "no-evaluated-model":
             raise
     log.warning("%s: no round was evaluated; the last model is taken", run)
-    return found(run)
+    return found(run, layer=layer)

@@ -5,7 +5,7 @@ Token 0 is padding, 1 the end of a line, 2 to 96 the printable characters of ASC
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
@@ -39,11 +39,6 @@ def padded(text: str, length: int) -> np.ndarray:
     tokens = np.full(length, PADDING)
     tokens[: len(text)] = encode(text[:length])
     return tokens
-
-
-def decode(tokens: Iterable[int]) -> str:
-    """Return the text of ``tokens``; padding is left out."""
-    return "".join(ALPHABET[token - 1] for token in tokens if token != PADDING)
 
 
 def windows(text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +92,7 @@ def by_owner(
         )
         if unknown := sum(len(STRANGE.findall(text)) for text in kept):
             log.warning("%d characters that are not ASCII are read as '?'", unknown)
-    return Dataset(train, test, VOCABULARY, (0.0,), (1.0,), "positions", VOCABULARY, decode=decode)
+    return Dataset(train, test, VOCABULARY, (0.0,), (1.0,), "positions", VOCABULARY, alphabet=ALPHABET)
 
 
 def _examples(texts: list[str], length: int) -> Examples:

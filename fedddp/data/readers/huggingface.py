@@ -13,7 +13,7 @@ from ...errors import OWN_CODE, UsageError, first_line, reason
 from ..datasets import Dataset, Examples
 from ..inputs import as_inputs, channels_first
 from ..labels import listed
-from .characters import VOCABULARY, Length, decode, padded
+from .characters import ALPHABET, VOCABULARY, Length, padded
 from .split import Fraction, Seed, held_out
 
 AT_ONCE = 1000
@@ -74,7 +74,7 @@ def hugging_face(
     train, test = (_examples(rows, input, target, owner, tokens) for rows in both)
     dataset = Dataset.of(train, test, targets=targets)
     text = isinstance(both[0][0][input], str)
-    return replace(dataset, **(known or {"vocabulary": VOCABULARY, "decode": decode})) if text else dataset
+    return replace(dataset, **(known or {"vocabulary": VOCABULARY, "alphabet": ALPHABET})) if text else dataset
 
 
 def _opened(root: Path, path: str, download: bool) -> Any:

@@ -102,6 +102,14 @@ def _read(files: Sequence[Path], size: Sequence[int], mode: str, *, resized: boo
     return x
 
 
+def read_images(files: Sequence[Path], size: Sequence[int], channels: int, *, resized: bool) -> Tensor:
+    """Return images as uint8 [n, channels, H, W] of ``size`` (H, W). Raises UsageError, also for another size.
+
+    ``resized``: whether images of another size are resampled instead.
+    """
+    return _read(files, size, MODES[channels], resized=resized, forced=True)
+
+
 def _opened(file: Path) -> Any:
     """An image with its pixels. Raises UsageError."""
     try:

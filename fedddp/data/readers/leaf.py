@@ -19,7 +19,7 @@ from ...errors import UsageError, first_line, reason
 from ...registry.choice import read_file
 from ..datasets import Dataset, Examples
 from ..targets import IGNORED
-from .characters import PADDING, VOCABULARY, Length, decode, padded
+from .characters import ALPHABET, PADDING, VOCABULARY, Length, padded
 
 Side = Annotated[int, Field(ge=1, le=10**6)]
 
@@ -56,7 +56,7 @@ def leaf(
     if train.x.dtype != torch.int64:
         return Dataset.of(train, test, targets=targets)
     count = VOCABULARY if form.next else None
-    return replace(Dataset.of(train, test, count, targets), vocabulary=VOCABULARY, decode=decode)
+    return replace(Dataset.of(train, test, count, targets), vocabulary=VOCABULARY, alphabet=ALPHABET)
 
 
 @dataclass(frozen=True)

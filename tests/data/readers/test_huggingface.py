@@ -8,7 +8,6 @@ import torch
 
 from fedddp.config import UsageError
 from fedddp.data import load
-from fedddp.data.readers.characters import decode
 
 N = 30
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 6, 5, 3), dtype=np.uint8)
@@ -61,7 +60,7 @@ def test_columns_by_name(saved):
 
 def test_text_becomes_its_characters(saved):
     data = loaded(saved, input="text", length=8)
-    assert [decode(x.tolist()) for x in data.train.x] == [text[:8] for text in TEXTS[:20]]
+    assert [data.decode(x.tolist()) for x in data.train.x] == [text[:8] for text in TEXTS[:20]]
     assert data.decode(data.train.x[0].tolist()) == TEXTS[0][:8]
 
 

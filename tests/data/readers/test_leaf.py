@@ -8,7 +8,7 @@ import torch
 
 from fedddp.config import UsageError
 from fedddp.data import load
-from fedddp.data.readers.characters import VOCABULARY, decode
+from fedddp.data.readers.characters import VOCABULARY
 from fedddp.data.targets import IGNORED
 
 LINE = "Shall I compare thee to a summer's day? Thou art more lovely and more temperate:"
@@ -44,9 +44,9 @@ def test_shakespeare_predicts_each_next_character_or_the_last(tmp_path):
     write(tmp_path, "test", {"KING": said([LINE], ["\n"])})
     each = load("leaf", tmp_path, False, {}, "positions")
     assert (each.num_classes, each.vocabulary, each.train.x.shape) == (VOCABULARY, VOCABULARY, (3, 80))
-    assert decode(each.train.x[0].tolist()) == LINE
-    assert decode(each.train.y[0].tolist()) == LINE[1:] + "\n"
-    assert decode(each.train.y[1].tolist()) == LINE[2:] + "\nR"
+    assert each.decode(each.train.x[0].tolist()) == LINE
+    assert each.decode(each.train.y[0].tolist()) == LINE[1:] + "\n"
+    assert each.decode(each.train.y[1].tolist()) == LINE[2:] + "\nR"
     last = load("leaf", tmp_path, False, {})
     assert last.train.y.tolist() == [0, 1, 0]
     assert torch.equal(last.train.x, each.train.x)
@@ -59,7 +59,7 @@ def test_sent140_takes_the_text_of_a_row_cut_or_padded(tmp_path):
     write(tmp_path, "train", {"a": said([row("so happy"), row("s")], [4, 0]), "b": said([row("sad")], [0])})
     write(tmp_path, "test", {"a": said([row("happy")], [4])})
     data = load("leaf", tmp_path, False, {"length": 4})
-    assert [decode(x.tolist()) for x in data.train.x] == ["so h", "s", "sad"]
+    assert [data.decode(x.tolist()) for x in data.train.x] == ["so h", "s", "sad"]
     assert data.train.x[1, 1:].tolist() == [0, 0, 0]
     assert data.train.y.tolist() == [1, 0, 0]
 
@@ -69,7 +69,7 @@ def test_padding_is_not_predicted(tmp_path):
         write(tmp_path, part, {"a": said(["abc"], ["d"]), "b": said(["abcde"], ["f"])})
     data = load("leaf", tmp_path, False, {"length": 5}, "positions")
     assert data.train.y[0, 3:].tolist() == [IGNORED, IGNORED]
-    assert [decode(y[y != IGNORED].tolist()) for y in data.train.y] == ["bcd", "bcdef"]
+    assert [data.decode(y[y != IGNORED].tolist()) for y in data.train.y] == ["bcd", "bcdef"]
 
 
 @pytest.mark.parametrize(
