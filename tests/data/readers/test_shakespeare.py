@@ -4,6 +4,7 @@ import hashlib
 import json
 import lzma
 import re
+from functools import partial
 from importlib import resources
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from fedddp.config import UsageError
 from fedddp.data import PARTITIONS, load
-from fedddp.data.readers.characters import VOCABULARY, by_owner, decode, encode, padded, windows
+from fedddp.data.datasets import _spelled
+from fedddp.data.readers.characters import ALPHABET, VOCABULARY, by_owner, encode, padded, windows
 from fedddp.data.readers.shakespeare import speeches
 from fedddp.data.targets import IGNORED
 
@@ -59,6 +61,8 @@ KING. Four.
 Good night.
 Said once: no name.
 """
+
+decode = partial(_spelled, ALPHABET)
 
 
 @pytest.fixture(scope="module")
