@@ -92,7 +92,7 @@ def _image(model: Trained, file: Path, args: Namespace) -> Tensor:
 
 def _array(model: Trained, file: Path, args: Namespace) -> Tensor:
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with np.load(file) as arrays:
             name = "x" if "x" in arrays else arrays.files[0] if len(arrays.files) == 1 else ""
             if not name:
                 raise UsageError(f"{file}: has the arrays {', '.join(arrays.files)}; name that of the inputs x")
