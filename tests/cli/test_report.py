@@ -335,13 +335,19 @@ def test_confusion_and_mistakes_are_those_of_the_best_model(tmp_path):
     assert any(f"model of round {round}, accuracy {score.accuracy:.4g}" in alt for alt in images)
     assert sum("taken for" in alt for alt in images) == 2
     (result.folder / "model-best.safetensors").write_bytes(b"damaged")
-    assert "Left out: " in report(result.folder).words
+    assert again.scored(result.folder)[1] == 2  # the last one
+    config = result.folder / "config.toml"
+    config.write_text(config.read_text().replace("mnist-mini", "no.such:Data"))
+    page = report(result.folder)
+    assert "Left out: data.name='no.such:Data'" in page.words
+    assert not any("taken for" in image["alt"] for image in page.all("img"))
 
 
 ROLES = {"data.name": "shakespeare-mini", "data.partition.name": "natural", "data.partition.num_clients": 80}
 TASKS = {
     "text": {**ROLES, "task.name": "next_token", "cohort.size": 2, "model.name": "lstm", "model.hidden": 8},
-    "gan": {"task.name": "conditional_gan", "model.name": "gan", "data.partition.num_clients": 40, "cohort.size": 1},
+    "gan": {"task.name": "conditional_gan", "model.name": "gan", "data.partition.num_clients": 40, "cohort.size": 1}
+    | {"client.optimizer.name": "adam", "client.optimizer.lr": 0.002},
 }
 
 
