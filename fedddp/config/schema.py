@@ -313,6 +313,9 @@ class TelemetrySection(Section):
     """What is shown while a run goes on."""
 
     tensorboard: bool = Field(default=True, description="write TensorBoard events")
+    loggers: tuple[str, ...] = Field(
+        default=(), description="further loggers: wandb, mlflow, or package.module:Class of your own"
+    )
     progress: Literal["auto", "bar", "lines", "off"] = Field(
         default="auto", description="auto = a bar on a terminal, else lines"
     )

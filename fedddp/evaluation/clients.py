@@ -18,7 +18,7 @@ from ..sampling import blocks, home_rank
 from ..tasks import Task
 from ..tasks.metrics import LOWER
 from ..types import ServerState
-from .server import BATCH, Evaluator, Score, scoring_model
+from .server import Evaluator, Score, at_once, scoring_model
 
 MOST_CLIENTS = 1000
 """Of a larger population a random sample of this size is scored, the same in every round."""
@@ -44,6 +44,12 @@ class Spread:
         return float(self.accuracy.std(correction=0))
 
     @property
+    def jain(self) -> float:
+        """Jain's index (sum x)^2 / (c sum x^2): 1 where all clients fare alike, 1/c where one alone has anything."""
+        squares = float(self.accuracy.square().sum())
+        return float(self.accuracy.sum()) ** 2 / (len(self.accuracy) * squares) if squares else 1.0
+
+    @property
     def worst10(self) -> float:
         """The mean over the worst tenth of the clients, rounded up."""
         return float(self.accuracy.sort(descending=self.lower).values[: -(-len(self.accuracy) // 10)].mean())
@@ -65,7 +71,7 @@ class ClientScores:
         """The entries of ``metrics.jsonl``."""
         figures: dict[str, float | int] = {"personal_clients": len(self.ids)}
         for name, spread in (("personal", self.personal), ("global_on_clients", self.global_model)):
-            for figure in ("mean", "std", "worst10"):
+            for figure in ("mean", "std", "worst10", "jain"):
                 figures[f"{name}_{self.measured}_{figure}"] = getattr(spread, figure)
         return figures
 
@@ -124,12 +130,12 @@ class ClientEvaluator:
             outputs = lambda module, x: self._task.outputs(module, x, y[: len(x)])  # noqa: E731
             self._model = scoring_model(build, self._comm.device, normalize(x[:2]), outputs)
         self._model.load(w)
-        right = 0.0
-        for first in range(0, len(y), BATCH):
+        right, batch = 0.0, at_once(self._task, y)
+        for first in range(0, len(y), batch):
             interrupt.check()
-            labels = y[first : first + BATCH]
+            labels = y[first : first + batch]
             with torch.no_grad():
-                outputs = self._task.outputs(self._model.module, normalize(x[first : first + BATCH]), labels)
+                outputs = self._task.outputs(self._model.module, normalize(x[first : first + batch]), labels)
             right += float(self._task.correct(outputs, labels).sum())
         return right / len(y)
 

@@ -78,6 +78,16 @@ class Score:
         return self.confusion.diagonal() / self.confusion.sum(dim=1)
 
 
+def outputs_each(task: Task, y: Tensor) -> int:
+    """How many numbers a model gives for each example of targets ``y``."""
+    return max(1, math.prod(task.output_shape(y[:1]))) if len(y) else 1
+
+
+def at_once(task: Task, y: Tensor) -> int:
+    """How many examples are scored together, so that their outputs are at most `MOST_OUTPUTS` numbers."""
+    return max(1, min(BATCH, MOST_OUTPUTS // outputs_each(task, y)))
+
+
 class Scorer:
     """A model in evaluation mode and the test examples of this rank, of which there may be none."""
 
@@ -105,13 +115,13 @@ class Scorer:
         task, own_y = self._task, self._own.y
         predicted, losses = [own_y[:0]], [torch.zeros(0, device=own_y.device)]
         sums = torch.zeros(sum(part.size for part in task.sums), dtype=torch.float64)
-        numbers = math.prod(task.output_shape(own_y[:1])) if len(own_y) else 1
-        at_once = max(1, min(BATCH, MOST_OUTPUTS // max(1, numbers)))
+        numbers = outputs_each(task, own_y)
+        batch = at_once(task, own_y)
         waiting, first = list[Tensor](), 0  # outputs not counted yet: a call costs more than its size
         with torch.no_grad(), global_seed(self._seed, "evaluate"):  # a task may draw noise
-            for start in range(0, len(own_y), at_once):
+            for start in range(0, len(own_y), batch):
                 interrupt.check()
-                x, y = self._own.x[start : start + at_once], own_y[start : start + at_once]
+                x, y = self._own.x[start : start + batch], own_y[start : start + batch]
                 output = task.outputs(self._model.module, self._normalize(x), y)
                 losses.append(task.loss(output, y))
                 waiting.append(output)

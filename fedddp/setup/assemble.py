@@ -40,11 +40,13 @@ from ..telemetry import (
     rewind,
 )
 from ..telemetry.environment import environment
+from ..telemetry.loggers import Run, open_loggers
 from ..types import Cohort, ServerState
 from .about import about
 from .account import Account, opened
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
+from .load import LOCAL
 from .prepared import Prepared
 from .resume import resuming
 
@@ -314,6 +316,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
         *_clients_file(p, side),
         *shown,
         *_tensorboard(p, folder, history, side, timed=timed),
+        *_loggers(p, folder),
         *sinks,
     ]
 
@@ -336,6 +339,11 @@ def _plan(p: Prepared, done: int) -> Plan:
         evaluation=len(p.test) * alone / 3 / max(1.0, work),  # a training step costs three forward passes
         lr=lambda t: None if lr is None else lr * p.training.schedule.factor(t - 1),
     )
+
+
+def _loggers(p: Prepared, folder: RunFolder) -> list[Sink]:
+    keys = {key: value for key, value in flatten(to_dict(p.config)).items() if key not in LOCAL}
+    return open_loggers(p.output.loggers, Run(folder.path.name, folder.path, keys)) if p.output else []
 
 
 def _clients_file(p: Prepared, side: SideWork) -> list[Sink]:

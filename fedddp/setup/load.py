@@ -16,6 +16,7 @@ from ..errors import named
 from ..flat import FlatSpec
 from ..models.weights import start_signature
 from ..tasks import Task, targets_of
+from ..telemetry.loggers import find
 from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import check_dataset, fails_alone, laid_out, rehearse, task_of, two_examples
 from .levels import level_for
@@ -117,8 +118,14 @@ def _prepared(f: Facts, dataset: Dataset, used: Partition, drawn: Partition, dev
         training=training,
         trainer=_trainer(config, f.task, dataset, data, training),
         signature=_signature(config, spec, dataset, drawn) | start_signature(config.model, f.module),
-        output=None if place.rank else Output(*found(config, place, spec), *_owned(config, drawn, dataset)),
+        output=None if place.rank else _output(config, place, spec, _owned(config, drawn, dataset)),
     )
+
+
+def _output(config: ResolvedConfig, place: Place, spec: FlatSpec, owned: Iterator[Excerpt]) -> Output:
+    """Return where rank 0 writes. Raises UsageError, before there is a folder."""
+    loggers = find(config.telemetry.loggers)
+    return Output(*found(config, place, spec), *owned, loggers=loggers)
 
 
 def _owned(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Iterator[Excerpt]:

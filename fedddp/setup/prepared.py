@@ -1,6 +1,7 @@
 """A run whose data and model are loaded and checked; the ranks are not connected yet."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..config import ResolvedConfig
 from ..data import ClientData, Examples, Excerpt
 from ..flat import FlatSpec
 from ..tasks import Task
+from ..telemetry.loggers import Logger
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class Output:
         saved: the checkpoint in it to continue from.
         counts: the numbers of examples per client and class for the picture of the partition.
         owners: the same of more clients, for ``clients.csv``.
+        loggers: what opens each further logger.
     """
 
     folder: RunFolder
     saved: Saved | None
     counts: Excerpt
     owners: Excerpt
+    loggers: Mapping[str, Logger] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

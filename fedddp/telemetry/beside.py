@@ -79,7 +79,7 @@ class Beside:
 class InBackground:
     """A sink that works in a thread beside the training, since drawing takes tenths of a second."""
 
-    def __init__(self, sink: Beside) -> None:
+    def __init__(self, sink: Sink) -> None:
         self._sink, self._background = sink, Background(backlog=100)
 
     def round(self, record: RoundRecord) -> None:

@@ -1,11 +1,13 @@
 """Held-out examples of clients, the evaluation of what they would deploy, and what is told of it."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from fedddp.attacks import Adversary, LabelFlip
 from fedddp.comm import Place
@@ -15,8 +17,10 @@ from fedddp.data import PARTITIONS, Partition
 from fedddp.data.partition import IID, Overlapping, Shards
 from fedddp.data.parts import Divided
 from fedddp.evaluation.clients import Spread
+from fedddp.evaluation.server import BATCH, MOST_OUTPUTS, at_once
 from fedddp.federation import federate
 from fedddp.setup.resolve import resolve
+from fedddp.tasks import Task
 from fedddp.telemetry import SideWork
 from tests.helpers.support import Recorder, assemble, client_states, few_digits
 
@@ -187,6 +191,19 @@ def test_mean_deviation_and_the_worst_tenth():
     assert Spread(torch.tensor([0.4, 0.6])).worst10 == pytest.approx(0.4)
 
 
+def test_jains_index_is_1_for_equals_and_1_over_c_for_one_alone():
+    assert Spread(torch.full((4,), 0.3)).jain == pytest.approx(1)
+    assert Spread(torch.tensor([0.0, 0.0, 0.8, 0.0])).jain == pytest.approx(1 / 4)
+    assert Spread(torch.tensor([0.2, 0.6])).jain == pytest.approx(0.8**2 / (2 * 0.4))
+    assert Spread(torch.zeros(3)).jain == 1
+
+
+def test_a_large_vocabulary_is_scored_few_examples_at_a_time():
+    task = Task(lambda: nn.Linear(1, 1), 2**20)
+    assert at_once(task, torch.zeros(500, dtype=torch.long)) == MOST_OUTPUTS // 2**20
+    assert at_once(replace(task, num_classes=10), torch.zeros(500, dtype=torch.long)) == BATCH
+
+
 def test_how_they_are_told(tmp_path):
     """By names that cannot be taken for the accuracy on the test set; in the rounds that found them, and at the end."""
     sink = Recorder()
@@ -194,9 +211,9 @@ def test_how_they_are_told(tmp_path):
     f, start = small(tmp_path, name="ditto", rounds=3, evaluate=evaluate, sinks=[sink])
     federate(f, start)
     told = [record.metrics for record in sink.records]
-    names = {f"{w}_accuracy_{k}" for w in ("personal", "global_on_clients") for k in ("mean", "std", "worst10")}
+    names = {f"{w}_accuracy_{k}" for w in ("personal", "global_on_clients") for k in ("mean", "std", "worst10", "jain")}
     assert [names <= m.keys() for m in told] == [False, True, True]
-    assert [len([k for k in m if "personal" in k]) for m in told] == [0, 4, 4]
+    assert [len([k for k in m if "personal" in k]) for m in told] == [0, 5, 5]
     assert told[1]["personal_clients"] == 3
     last = sink.records[2].clients
     for which, spread in (("personal", last.personal), ("global_on_clients", last.global_model)):
