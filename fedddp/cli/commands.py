@@ -136,7 +136,7 @@ COMMANDS = {
         options=options.sweep,
         takes="SWEEP.toml",
         more="The same command resumes it where it was stopped, within a run too. A folder per run, table.md, "
-        "table.csv, curves.png and logs/ are written to <sweep.dir>/<sweep.name>/. Keys are set for all runs.",
+        "table.csv, table.tex, curves.png, curves.pdf and logs/ are written to <sweep.dir>/<sweep.name>/. Keys are set for all runs.",
         keys="sweep",
         examples=("fedddp sweep sweeps/quickstart --dry-run", 'fedddp sweep mine.toml --only=iid --only="seed=[01]"'),
         configured=True,

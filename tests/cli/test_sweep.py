@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from fedddp import UsageError, train
 from fedddp.cli.sweep import command as program
 from fedddp.cli.sweep import run as running
 from fedddp.cli.sweep.grid import read
+from fedddp.cli.sweep.latex import as_latex
 from fedddp.cli.sweep.table import Average, RunResult, as_csv, curves, markdown, rows
+from fedddp.cli.sweep.worker import Worker
 from tests.helpers.commands import command
 
 pytestmark = pytest.mark.slow
@@ -46,10 +49,9 @@ def sweep(tmp_path, monkeypatch):
     Path("trial.toml").write_text(FILE)
     trained = []
 
-    def in_process(words, out, look):
-        plan = words[-1]
-        trained.append(Path(plan).stem)
-        code = train.main([plan])
+    def in_process(worker, plan, log, look):
+        trained.append(plan.stem)
+        code = train.main([str(plan)])
         look()
         return code
 
@@ -171,9 +173,9 @@ def test_the_lock_keeps_a_second_sweep_out(sweep, capsys):
     assert sweep.trained == []
 
 
-def test_a_run_that_outlives_its_sweep_holds_the_lock(tmp_path):
+def test_a_run_of_ranks_that_outlives_its_sweep_holds_the_lock(tmp_path):
     with program._alone(tmp_path):
-        run = subprocess.Popen(["sleep", "60"], close_fds=False)  # as `running._supervised` starts it
+        run = subprocess.Popen(["sleep", "60"], close_fds=False)  # as a worker starts it
     try:
         with pytest.raises(UsageError, match="a run that it left, is at work there"), program._alone(tmp_path):
             pass
@@ -237,6 +239,37 @@ def test_mean_deviation_and_rounds_are_those_of_the_seeds(made_up):
     assert "| rate | 1 | 5 |" in text
     assert "| fast | 62.00 ± 2.00 | 52.00 ± 2.00 |" in text
     assert "over run.seed = 0, 1, 2" in text
+
+
+def test_in_latex_the_best_of_a_setting_is_bold_and_two_axes_are_crossed(made_up):
+    sweep, outcomes = made_up
+    text = as_latex(sweep, rows(sweep, outcomes)).splitlines()
+    assert text[0].startswith("% final test accuracy in percent")
+    assert text[1:5] == [r"\begin{tabular}{lrr}", r"\toprule", r"rate & 1 & 5 \\", r"\midrule"]
+    assert text[5] == r"slow & $\mathbf{82.00 \pm 2.00}$ & $72.00 \pm 2.00$ \\"
+    assert text[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    labelled = [replace(o.run, labels={**o.run.labels, "rate": "50%_{" + o.run.labels["rate"]}) for o in outcomes]
+    renamed = [RunResult(run, o.summary, o.history) for run, o in zip(labelled, outcomes, strict=True)]
+    assert r"50\%\_\{slow &" in as_latex(sweep, rows(sweep, renamed))
+
+
+def test_in_latex_less_is_better_of_a_perplexity_and_what_is_missing_is_a_dash(texts):
+    sweep, outcomes = texts
+    half = [RunResult(o.run, None, []) if "fast" in o.run.name else o for o in outcomes]
+    text = as_latex(sweep, rows(sweep, half))
+    assert r"slow & $\mathbf{6.000 \pm 1.000}$ & $\mathbf{6.000 \pm 1.000}$" in text
+    assert r"fast & -- & --" in text
+
+
+def test_workers_share_cores_and_gpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert [Worker(i, 2)._cores() for i in range(2)] == [{0, 2}, {1, 3}]
+    assert [Worker(i, 5)._cores() for i in range(5)] == [{0}, {1}, {2}, {3}, {0}]
+    assert Worker()._cores() == {0, 1, 2, 3}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    given = [Worker(i, 4, nproc)._environment()["CUDA_VISIBLE_DEVICES"] for nproc in (1, 2) for i in range(4)]
+    assert given == ["4", "5", "7", "4", "4,5", "7,4", "5,7", "4,5"]
+    assert Worker()._environment() == {}
 
 
 def test_what_was_not_reached_or_failed_is_left_out_of_the_mean_and_said(made_up):

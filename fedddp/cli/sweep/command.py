@@ -8,14 +8,18 @@ import logging
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ...comm import interrupt
 from ...comm.interrupt import Interrupted
 from ...config import UsageError
 from ...errors import DONE, FAILED
@@ -23,31 +27,36 @@ from ...telemetry import SideWork, console, on_terminal
 from ..outcome import asked
 from . import grid, table
 from .grid import GridRun, Sweep
+from .latex import as_latex
 from .run import Ended, Standing, standing, train
+from .worker import Worker
 
 log = logging.getLogger("fedddp")
+
+FILES = {"table.md": table.markdown, "table.csv": table.as_csv, "table.tex": as_latex}
 
 
 class Lines:
     """Shows a line a run: where there is no terminal, and above the bars of `Bars`."""
 
     def __init__(self, done: int, runs: int, console: Console | None = None) -> None:
-        self._done, self._runs, self._console = done, runs, console
-        self._began = time.monotonic()
+        self._done, self._begun, self._runs, self._console = done, done, runs, console
+        self._began: dict[str, float] = {}
 
     def started(self, run: GridRun, round: int) -> None:
-        self._began = time.monotonic()
+        self._begun += 1
+        self._began[run.name] = time.monotonic()
         if self._console is None:
             after = f", going on after round {round}" if round else ""
-            self._say(f"run {self._done + 1}/{self._runs}  {run.name}  {run.config.run.rounds} rounds{after}")
+            self._say(f"run {self._begun}/{self._runs}  {run.name}  {run.config.run.rounds} rounds{after}")
 
-    def round(self, round: int) -> None:
+    def round(self, run: GridRun, round: int) -> None:
         pass
 
     def ended(self, run: GridRun, ended: Ended, what: str) -> None:
         self._done += 1
         result = what if ended.done else f"failed: {ended.reason}"
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._began[run.name]
         self._say(f"run {self._done}/{self._runs}  {run.name}  {result}  ({seconds:.1f} s)")
 
     def close(self) -> None:
@@ -61,25 +70,26 @@ class Lines:
 
 
 class Bars(Lines):
-    """The same lines, over a bar of the runs and a bar of the current run's rounds."""
+    """The same lines, over a bar of the runs and a bar of the rounds of each run under way."""
 
     def __init__(self, done: int, runs: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns)
         super().__init__(done, runs, self._progress.console)
         self._all = self._progress.add_task("runs", total=runs, completed=done)
-        self._one = self._progress.add_task("rounds", total=None)
+        self._each: dict[str, TaskID] = {}
         self._progress.start()
 
     def started(self, run: GridRun, round: int) -> None:
         super().started(run, round)
-        self._progress.reset(self._one, total=run.config.run.rounds, completed=round, description=run.name)
+        self._each[run.name] = self._progress.add_task(run.name, total=run.config.run.rounds, completed=round)
 
-    def round(self, round: int) -> None:
-        self._progress.update(self._one, completed=round)
+    def round(self, run: GridRun, round: int) -> None:
+        self._progress.update(self._each[run.name], completed=round)
 
     def ended(self, run: GridRun, ended: Ended, what: str) -> None:
         super().ended(run, ended, what)
+        self._progress.remove_task(self._each.pop(run.name))
         self._progress.update(self._all, completed=self._done)
 
     def close(self) -> None:
@@ -110,12 +120,12 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         show_grid(sweep, {run.name: standings[run.name] for run in chosen})
         return DONE
-    with _alone(sweep.folder):
-        return _train_all(sweep, chosen, standings)
+    with _alone(sweep.folder) as lock:
+        return _train_all(sweep, chosen, standings, lock)
 
 
-def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Standing]) -> int:
-    """Train what is not done, one run after the other; the table is written after each."""
+def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Standing], lock: int) -> int:
+    """Train what is not done, ``sweep.jobs`` runs at a time; the table is written after each."""
     failed: dict[str, str] = {}
     left = [run for run in chosen if standings[run.name].kind != "done"]
     if done := len(chosen) - len(left):
@@ -123,27 +133,60 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
     table.write_columns(sweep, _rows(sweep, failed))
     shown = (Bars if on_terminal() else Lines)(done, len(chosen))
     try:
-        for run in left:
-            shown.started(run, standings[run.name].round)
-            ended = train(sweep, run, shown.round)
+        for run, ended in _trained(sweep, left, standings, shown, lock):
             if not ended.done:
                 failed[run.name] = ended.reason
             rows = _rows(sweep, failed)
             shown.ended(run, ended, next(o.result for row in rows for o in row.outcomes if o.run is run))
-            table.write(sweep, rows)
+            _write(sweep, rows)
     except Interrupted:
         log.warning("the same command resumes the sweep")
         raise
     finally:
         shown.close()
         rows = _rows(sweep, failed)
-        table.write(sweep, rows)
+        _write(sweep, rows)
         table.write_columns(sweep, rows)  # again: which metric the runs have is known by now
         with SideWork()("curves.png"):
-            table.curves(sweep, rows).savefig(sweep.folder / "curves.png", dpi=120)
-    print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: table.md, table.csv, curves.png")
+            table.draw(sweep, rows)
+    print(f"\n{table.markdown(sweep, rows)}\n{sweep.folder}: {', '.join(FILES)}, curves.png, curves.pdf")
     print(f"TensorBoard: fedddp tensorboard {sweep.folder}", flush=True)
     return FAILED if failed else DONE
+
+
+def _trained(
+    sweep: Sweep, left: Sequence[GridRun], standings: Mapping[str, Standing], shown: Lines, lock: int
+) -> Iterator[tuple[GridRun, Ended]]:
+    """Train the runs ``left``, several at a time, and yield each as it ends. Raises Interrupted, with all stopped."""
+    jobs = min(sweep.settings.jobs, max(1, len(left)))
+    workers: SimpleQueue[Worker] = SimpleQueue()
+    for number in range(jobs):
+        workers.put(Worker(number, jobs, sweep.settings.nproc, lock))
+
+    def one(run: GridRun) -> Ended:
+        interrupt.check()
+        worker = workers.get()
+        try:
+            shown.started(run, standings[run.name].round)
+            return train(sweep, run, worker, partial(shown.round, run))
+        finally:
+            workers.put(worker)
+
+    with ThreadPoolExecutor(jobs, thread_name_prefix="sweep") as pool:
+        runs = {pool.submit(one, run): run for run in left}
+        try:
+            for future in as_completed(runs):
+                yield runs[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _write(sweep: Sweep, rows: Sequence[table.TableRow]) -> None:
+    """Write `FILES` to the sweep's folder, each replaced as a whole."""
+    for name, content in FILES.items():
+        hidden = sweep.folder / f".{name}"
+        hidden.write_text(content(sweep, rows), encoding="utf-8")
+        hidden.replace(sweep.folder / name)
 
 
 def _rows(sweep: Sweep, failed: dict[str, str]) -> list[table.TableRow]:
@@ -151,8 +194,11 @@ def _rows(sweep: Sweep, failed: dict[str, str]) -> list[table.TableRow]:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the sweep's folder. A run inherits the lock: one that outlives a killed sweep is not trained twice."""
+def _alone(folder: Path) -> Iterator[int]:
+    """Hold the sweep's folder, and yield the lock's descriptor.
+
+    A run inherits the lock: one that outlives a killed sweep is not trained twice.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("wb")
@@ -166,4 +212,4 @@ def _alone(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"{folder}: a sweep, or a run that it left, is at work there; wait for it, or stop it"
             ) from None
-        yield
+        yield lock.fileno()

@@ -1,19 +1,19 @@
 """One run of a sweep: how far it is, and training it in processes of its own.
 
-A run is the program itself on a file of its own, so that whatever happens to it (a crash, no memory) happens to it
-alone. It starts in a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks it to stop.
+A run is the program itself on a file of its own, in a process of its own, so that whatever happens to it (a crash, no
+memory) happens to it alone. It has a session of its own: Ctrl-C at the terminal reaches the sweep only, which then asks
+it to stop.
 """
 
 import json
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
 
@@ -22,6 +22,7 @@ from ...checkpoints.saved import differences
 from ...comm import interrupt
 from ...config import UsageError, flatten, read_toml, to_dict
 from .grid import GridRun, Sweep
+from .worker import Worker
 
 PATIENCE = 40.0  # seconds that a run has to stop in: its ranks are given 30
 LOST = re.compile(r"rank \d+ was ended by \w+")
@@ -71,7 +72,7 @@ def _asked(*configs: dict[str, Any]) -> set[str]:
     return {key for key in keys if key in ("run.rounds", "privacy.target_epsilon") or key.startswith("evaluate.")}
 
 
-def train(sweep: Sweep, run: GridRun, on_round: Callable[[int], None]) -> Ended:
+def train(sweep: Sweep, run: GridRun, worker: Worker, on_round: Callable[[int], None]) -> Ended:
     """Train a run to its end, from where it stands. Raises Interrupted, with it stopped.
 
     ``on_round`` is called with the last finished round, again and again.
@@ -80,11 +81,10 @@ def train(sweep: Sweep, run: GridRun, on_round: Callable[[int], None]) -> Ended:
     """
     plan, log = sweep.folder / "plan" / f"{run.name}.toml", sweep.folder / "logs" / f"{run.name}.txt"
     for path in (plan, log):
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
-    with log.open("a", encoding="utf-8") as out:
-        began = out.tell()
-        code = _supervised(command(sweep.settings.nproc, plan), out, lambda: on_round(standing(run).round))
+    began = log.stat().st_size if log.exists() else 0
+    code = _supervised(worker, plan, log, lambda: on_round(standing(run).round))
     found = standing(run)
     if code == 0 and found.kind == "done":
         return Ended(True)
@@ -93,17 +93,9 @@ def train(sweep: Sweep, run: GridRun, on_round: Callable[[int], None]) -> Ended:
         return Ended(False, _reason(read_json(found.folder / "status.json"), said.read(), code))
 
 
-def command(nproc: int, plan: Path) -> list[str]:
-    """How a run is started: by itself, or by fedddp launch where it has several ranks."""
-    how = ["launch", f"--ranks={nproc}"] if nproc > 1 else ["train"]
-    return [sys.executable, "-m", "fedddp", *how, str(plan)]
-
-
-def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) -> int:
-    """Run a command to its end; its exit code. If this process is asked to stop, so is the command."""
-    process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, close_fds=False
-    )
+def _supervised(worker: Worker, plan: Path, log: Path, look: Callable[[], None]) -> int | None:
+    """Let a worker train a run to its end; its exit code. If this process is asked to stop, so is the run."""
+    process = worker.start(plan, log)
     try:
         while process.poll() is None:
             interrupt.check()
@@ -121,7 +113,7 @@ def _supervised(words: Sequence[str], out: IO[str], look: Callable[[], None]) ->
     return process.returncode
 
 
-def _reason(status: dict[str, Any], said: str, code: int) -> str:
+def _reason(status: dict[str, Any], said: str, code: int | None) -> str:
     """Why a run is not done, in a line: what its status says, or the last line of its output that names an error."""
     if status.get("state") == "failed":
         return str(status.get("error", "failed"))
@@ -132,7 +124,7 @@ def _reason(status: dict[str, Any], said: str, code: int) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     telling = [line for line in lines if TELLING.match(line)]
     last = (telling or lines or [""])[-1]
-    died = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    died = f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     return last.removeprefix("fedddp: ") if telling else f"{died}: {last}" if last else died
 
 

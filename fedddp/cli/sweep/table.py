@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,7 +24,7 @@ from torch.utils.tensorboard.summary import hparams
 from ...config import flatten, to_dict
 from ...tasks.metrics import FRACTIONS, Target
 from ...telemetry import Metrics, primary
-from ...telemetry.figures import label, limits
+from ...telemetry.figures import COLUMN, label, limits
 from ...telemetry.tensorboard import PLAIN, hparam, result_tag
 from .grid import GridRun, Sweep
 from .run import Standing, read_json
@@ -50,7 +51,7 @@ class RunResult:
         """The run's own metric after its last round, in words."""
         key = primary(self.history)
         value = self.summary.get(f"final_{key}") if self.summary else None
-        return "done" if value is None else f"{_words(key)} {value:.4f}"
+        return "done" if value is None else f"{words(key)} {value:.4f}"
 
     def curve(self, key: str) -> Curve:
         return [(m["round"], value) for m in self.history if (value := m.get(key)) is not None]
@@ -137,29 +138,28 @@ def _key(outcomes: Sequence[RunResult]) -> str:
     return "test_accuracy" if common else "test_loss"
 
 
-def write(sweep: Sweep, table: Sequence[TableRow]) -> None:
-    """``table.md`` and ``table.csv`` in the sweep's folder, replaced as a whole."""
-    for name, content in (("table.md", markdown(sweep, table)), ("table.csv", as_csv(sweep, table))):
-        hidden = sweep.folder / f".{name}"
-        hidden.write_text(content, encoding="utf-8")
-        hidden.replace(sweep.folder / name)
+def draw(sweep: Sweep, table: Sequence[TableRow]) -> None:
+    """Write the curves to the sweep's folder: as a picture, and for one column of a paper."""
+    curves(sweep, table).savefig(sweep.folder / "curves.png", dpi=120)
+    with rc_context({"font.size": 8, "legend.fontsize": 7}):
+        curves(sweep, table, column=True).savefig(sweep.folder / "curves.pdf")
 
 
 def markdown(sweep: Sweep, table: Sequence[TableRow]) -> str:
     """For people: mean ± deviation, fractions in percent; with two axes, a second table that crosses them."""
     key = table[0].key
-    heads = [*sweep.shown, f"final {_words(key)}", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
+    heads = [*sweep.shown, f"final {words(key)}", "best", f"rounds to {_target(sweep)}", "runs", "seconds a run"]
     lines = [[*row.labels, *_shown(row)] for row in table]
     if any(row.remark for row in table):
         heads.append("remark")
         lines = [[*line, row.remark] for line, row in zip(lines, table, strict=True)]
     text = f"# {sweep.settings.name}\n\n{_markdown(heads, lines)}"
     if len(sweep.shown) == 2:
-        text += f"\nFinal {_words(key)}, {sweep.shown[0]} by {sweep.shown[1]}:\n\n{_crossed(sweep, table)}"
+        text += f"\nFinal {words(key)}, {sweep.shown[0]} by {sweep.shown[1]}:\n\n{_crossed(sweep, table)}"
     averaged = next((axis for axis in sweep.axes if axis.name == sweep.settings.average), None)
     over = f"over {averaged.name} = {', '.join(averaged.changes)}" if averaged else "of single runs"
-    unit = " in percent" if _name(key) in FRACTIONS else ""
-    return f"{text}\n{_words(_name(key)).capitalize()}{unit}, mean ± sample standard deviation {over}.\n"
+    unit = " in percent" if metric_name(key) in FRACTIONS else ""
+    return f"{text}\n{words(metric_name(key)).capitalize()}{unit}, mean ± sample standard deviation {over}.\n"
 
 
 def as_csv(sweep: Sweep, table: Sequence[TableRow]) -> str:
@@ -181,28 +181,30 @@ def _shown(row: TableRow) -> list[str]:
     reached, seconds = row.rounds_to_target, row.mean("seconds_total")
     some = f" ({reached.n} of {len(row.done)})" if reached and reached.n < len(row.done) else ""
     return [
-        _value(row, "final"),
-        _value(row, "best"),
+        value(row, "final"),
+        value(row, "best"),
         _plus_minus(reached, 1, ".1f") + some,
         f"{len(row.done)}/{len(row.outcomes)}",
         f"{seconds.mean:.1f}" if seconds else "-",
     ]
 
 
-def _value(row: TableRow, which: str) -> str:
+def value(row: TableRow, which: str) -> str:
     """The row's final or best value: of a fraction in percent, else with four digits, but at most four decimals."""
     mean = row.mean(f"{which}_{row.key}")
-    if mean is None or _name(row.key) in FRACTIONS:
+    if mean is None or metric_name(row.key) in FRACTIONS:
         return _plus_minus(mean, 100, ".2f")
     decimals = 3 - math.floor(math.log10(abs(mean.mean))) if mean.mean else 4
     return _plus_minus(mean, 1, f".{min(4, max(0, decimals))}f")
 
 
-def _name(key: str) -> str:
+def metric_name(key: str) -> str:
+    """The name of the metric of the entry ``key``."""
     return key.removeprefix("test_")
 
 
-def _words(key: str) -> str:
+def words(key: str) -> str:
+    """An entry's name for people."""
     return key.replace("_", " ")
 
 
@@ -224,7 +226,7 @@ def _own_target(run: GridRun) -> Target | None:
 
 
 def _crossed(sweep: Sweep, table: Sequence[TableRow]) -> str:
-    cells = {row.labels: _value(row, "final") for row in table}
+    cells = {row.labels: value(row, "final") for row in table}
     downs, acrosses = (list(dict.fromkeys(labels[i] for labels in cells)) for i in (0, 1))
     lines = [[down, *(cells.get((down, across), "-") for across in acrosses)] for down in downs]
     return _markdown([sweep.shown[0], *acrosses], lines)
@@ -256,24 +258,29 @@ def varied(sweep: Sweep) -> dict[str, Any]:
     return {key: max(values, key=lambda value: isinstance(value, str)) for key, values in plain.items() if values}
 
 
-def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
-    """The metric by round: a line a row, its deviation a band; with several axes a panel for each of the first."""
+def curves(sweep: Sweep, table: Sequence[TableRow], *, column: bool = False) -> Figure:
+    """The metric by round: a line a row, its deviation a band; with several axes a panel for each of the first.
+
+    ``column``: for one column of a paper, panels below each other.
+    """
     panels: dict[str, list[TableRow]] = {}
     for row in table:
         panels.setdefault(row.labels[0] if len(row.labels) > 1 else "", []).append(row)
-    across = min(COLUMNS, len(panels))
+    across = 1 if column else min(COLUMNS, len(panels))
     down = -(-len(panels) // across)
-    figure = Figure(figsize=(1.5 + 4.2 * across, 0.8 + 3.4 * down), layout="constrained")
+    most = max(map(len, panels.values()))
+    size = (COLUMN, 0.4 + 0.1 * most + 1.9 * down) if column else (1.5 + 4.2 * across, 0.8 + 3.4 * down)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for axes, (title, rows) in zip(grid, panels.items(), strict=False):
-        for row in rows:
-            _line(axes, row, ", ".join(row.labels[1:] or row.labels))
+        for number, row in enumerate(rows):
+            _line(axes, row, ", ".join(row.labels[1:] or row.labels), ("-", "--", ":", "-.")[number % 4])
         axes.set(title=title and f"{sweep.shown[0]}: {title}", xlabel="round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.remove()
-    metric, asked = _name(table[0].key), sweep.settings.counted
+    metric, asked = metric_name(table[0].key), sweep.settings.counted
     target = asked.value if asked and asked.metric == metric else None
     if target is not None:
         for axes in grid[: len(panels)]:
@@ -285,17 +292,17 @@ def curves(sweep: Sweep, table: Sequence[TableRow]) -> Figure:
         axes.set_ylabel(label(metric))
     handles, labels = grid[0].get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(2 if column else 4, len(labels)))
     return figure
 
 
-def _line(axes: Axes, row: TableRow, label: str) -> None:
+def _line(axes: Axes, row: TableRow, label: str, style: str) -> None:
     """The mean over the row's runs of the rounds that all of them have."""
     found = [dict(outcome.curve(row.key)) for outcome in row.done]
     rounds = sorted(set.intersection(*map(set, found))) if found else []
     values = [[curve[t] for curve in found] for t in rounds]
     means = [statistics.fmean(v) for v in values]
-    (line,) = axes.plot(rounds, means, label=label, marker="." if len(rounds) < 30 else "")
+    (line,) = axes.plot(rounds, means, style, label=label, marker="." if len(rounds) < 30 else "")
     if len(found) > 1:
         spread = [statistics.stdev(v) for v in values]
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
