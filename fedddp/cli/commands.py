@@ -136,9 +136,23 @@ COMMANDS = {
         options=options.sweep,
         takes="SWEEP.toml",
         more="The same command resumes it where it was stopped, within a run too. A folder per run, table.md, "
-        "table.csv, table.tex, curves.png, curves.pdf and logs/ are written to <sweep.dir>/<sweep.name>/. Keys are set for all runs.",
+        "table.csv, table.tex, curves.png, curves.pdf and logs/ are written to <sweep.dir>/<sweep.name>/. Keys are set "
+        "for all runs.",
         keys="sweep",
         examples=("fedddp sweep sweeps/quickstart --dry-run", 'fedddp sweep mine.toml --only=iid --only="seed=[01]"'),
+        configured=True,
+        stops=True,
+    ),
+    "reproduce": Command(
+        about="run a published table and compare: theirs, ours, the difference",
+        module="fedddp.cli.reproduce.command",
+        options=options.reproduce,
+        takes="NAME",
+        more="mcmahan: rounds to 99% of the CNN on MNIST (McMahan et al. 2017). niid_mnist: the MNIST rows of "
+        "NIID-Bench. flgo: the Dirichlet column of FLGo-Bench's MNIST. Each is a sweep in the package, and "
+        "resumes like one; the full tables take hours and need MNIST in data.root. Writes reproduced.md and "
+        "reproduced.json, with date, commit and machine, beside the sweep's tables. Keys are set for all runs.",
+        examples=("fedddp reproduce mcmahan --quick", "fedddp reproduce niid_mnist --data.root=data --sweep.jobs=2"),
         configured=True,
         stops=True,
     ),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 FORMATS = ("state_dict", "safetensors", "onnx", "exported-program", "hf")
+PUBLISHED = ("mcmahan", "niid_mnist", "flgo")
 DEMONSTRATIONS = ("inversion", "matching", "membership")
 
 
@@ -95,6 +96,12 @@ def sweep(parser: ArgumentParser) -> None:
         "--only", action="append", default=[], metavar="PATTERN",
         help='runs whose name or label matches: fedavg, "seed=[01]", iid,shards; given again, both must match',
     )  # fmt: skip
+
+
+def reproduce(parser: ArgumentParser) -> None:
+    parser.add_argument("name", choices=PUBLISHED, metavar="NAME", help=", ".join(PUBLISHED))
+    parser.add_argument("--quick", action="store_true", help="a small version on embedded digits, not comparable")
+    parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="as fedddp sweep --only")
 
 
 def tune(parser: ArgumentParser) -> None:

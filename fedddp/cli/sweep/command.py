@@ -115,13 +115,25 @@ def run(args: Namespace) -> int:
     if len(request.files) != 1:
         raise UsageError("give one SWEEP.toml; files that its runs share go into sweep.files")
     sweep = grid.read(request.files[0], request.overrides)
-    standings = {run.name: standing(run) for run in sweep.runs}
     chosen = sweep.only(args.only)
     if args.dry_run:
+        standings = {run.name: standing(run) for run in sweep.runs}
         show_grid(sweep, {run.name: standings[run.name] for run in chosen})
         return DONE
+    return go(sweep, chosen)
+
+
+def go(sweep: Sweep, chosen: Sequence[GridRun]) -> int:
+    """Train the ``chosen`` runs of a sweep that are not done, and write its tables. The exit code."""
+    standings = {run.name: standing(run) for run in sweep.runs}
     with _alone(sweep.folder) as lock:
         return _train_all(sweep, chosen, standings, lock)
+
+
+def results(sweep: Sweep, failed: Mapping[str, str] | None = None) -> list[table.TableRow]:
+    """The rows of the sweep's table as its folder has them; ``failed``: why runs are not done."""
+    why = failed or {}
+    return table.rows(sweep, [table.outcome(run, standing(run), why.get(run.name, "")) for run in sweep.runs])
 
 
 def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Standing], lock: int) -> int:
@@ -130,13 +142,13 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
     left = [run for run in chosen if standings[run.name].kind != "done"]
     if done := len(chosen) - len(left):
         print(f"{done} of {len(chosen)} runs are done already", flush=True)
-    table.write_columns(sweep, _rows(sweep, failed))
+    table.write_columns(sweep, results(sweep, failed))
     shown = (Bars if on_terminal() else Lines)(done, len(chosen))
     try:
         for run, ended in _trained(sweep, left, standings, shown, lock):
             if not ended.done:
                 failed[run.name] = ended.reason
-            rows = _rows(sweep, failed)
+            rows = results(sweep, failed)
             shown.ended(run, ended, next(o.result for row in rows for o in row.outcomes if o.run is run))
             _write(sweep, rows)
     except Interrupted:
@@ -144,7 +156,7 @@ def _train_all(sweep: Sweep, chosen: Sequence[GridRun], standings: dict[str, Sta
         raise
     finally:
         shown.close()
-        rows = _rows(sweep, failed)
+        rows = results(sweep, failed)
         _write(sweep, rows)
         table.write_columns(sweep, rows)  # again: which metric the runs have is known by now
         with SideWork()("curves.png"):
@@ -187,10 +199,6 @@ def _write(sweep: Sweep, rows: Sequence[table.TableRow]) -> None:
         hidden = sweep.folder / f".{name}"
         hidden.write_text(content(sweep, rows), encoding="utf-8")
         hidden.replace(sweep.folder / name)
-
-
-def _rows(sweep: Sweep, failed: dict[str, str]) -> list[table.TableRow]:
-    return table.rows(sweep, [table.outcome(run, standing(run), failed.get(run.name, "")) for run in sweep.runs])
 
 
 @contextmanager

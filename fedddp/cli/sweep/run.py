@@ -83,7 +83,8 @@ def train(sweep: Sweep, run: GridRun, worker: Worker, on_round: Callable[[int], 
     for path in (plan, log):
         path.parent.mkdir(parents=True, exist_ok=True)
     plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
-    began = log.stat().st_size if log.exists() else 0
+    log.touch()
+    began = log.stat().st_size
     code = _supervised(worker, plan, log, lambda: on_round(standing(run).round))
     found = standing(run)
     if code == 0 and found.kind == "done":

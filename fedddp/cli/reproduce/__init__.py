@@ -1,0 +1,1 @@
+"""Published tables: each a sweep that comes with the package, and the numbers in published.toml."""
