@@ -118,6 +118,8 @@ class TensorBoard:
                 self._classes[t] = score.per_class
         if now_and_then(t):
             self._draw(t)
+        if now_and_then(t) and t >= 10:  # short runs have these at their end
+            self._draw_rounds(t)
         self._writer.flush()
 
     def _scalars(self, record: RoundRecord, t: int) -> None:
@@ -139,11 +141,7 @@ class TensorBoard:
             self._writer.add_histogram(name, finite.clamp(-WIDEST, WIDEST), t)
 
     def _draw(self, t: int) -> None:
-        """Draw what there is to draw after round ``t``; very many classes have no confusion matrix."""
-        if not all(all(row.values()) and len(row) == len(self._listed) for row in self._took_part.values()):
-            self._figure(CLIENTS, "who took part", t, figures.took_part, self._owners, self._took_part)
-        if len(self._classes) > 1:
-            self._figure(LEARNING, "accuracy of classes", t, figures.classes, self._classes)
+        """Draw the last evaluation, as known after round ``t``; very many classes have no confusion matrix."""
         if self._last is not None and self._last[0] > self._drawn:
             evaluated, score = self._last
             if len(score.confusion):
@@ -152,6 +150,13 @@ class TensorBoard:
             if score.mistakes and self._drawable:
                 self._figure(LEARNING, "worst mistakes", evaluated, figures.mistakes, score.mistakes, evaluated)
         self._drawn = t
+
+    def _draw_rounds(self, t: int) -> None:
+        """Draw what extends over the rounds up to ``t``."""
+        if not all(all(row.values()) and len(row) == len(self._listed) for row in self._took_part.values()):
+            self._figure(CLIENTS, "who took part", t, figures.took_part, self._owners, self._took_part)
+        if len(self._classes) > 1:
+            self._figure(LEARNING, "accuracy of classes", t, figures.classes, self._classes)
 
     def _figure(self, group: str, name: str, t: int, draw: Callable[..., Any], *args: Any) -> None:
         with self._side(f"TensorBoard's picture {name!r}"):
@@ -168,8 +173,8 @@ class TensorBoard:
             )
 
     def close(self, summary: Metrics | None) -> None:
-        if self._drawn != self._round:
-            self._draw(self._round)
+        self._draw(self._round)
+        self._draw_rounds(self._round)
         if summary is not None:
             with self._side("TensorBoard's hyper-parameters"):
                 self._series.flush([result_tag(self._primary)])  # with one evaluation a point, for the HParams page
