@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .cli.dry_run import dry_run
 from .cli.main import main as command
 from .cli.next_steps import next_steps, resume_command
 from .cli.outcome import asked
@@ -21,7 +22,7 @@ from .comm import record
 from .comm.interrupt import Interrupted
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
-from .errors import DONE, FAILED, INTERRUPTED, raised
+from .errors import DONE, FAILED, INTERRUPTED, UsageError, raised
 from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared
@@ -44,6 +45,10 @@ def run(args: Namespace) -> int:
         if place.rank == 0:
             print(shown(given, config, args.print_config), flush=True)
         return DONE
+    if args.dry_run:
+        if place.world_size > 1:
+            raise UsageError(f"--dry-run: takes one process, and there are {place.world_size} ranks; use fedddp train")
+        return dry_run(given) or DONE
     check_meeting(place, os.environ)
     if warning := alone_of_many(os.environ):
         log.warning("%s", warning)

@@ -36,6 +36,13 @@ def new(parser: ArgumentParser) -> None:
 
 
 def train(parser: ArgumentParser) -> None:
+    _print_config(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, train two rounds on a few examples, and keep nothing"
+    )
+
+
+def _print_config(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--print-config",
         metavar="all",
@@ -51,7 +58,7 @@ def launch(parser: ArgumentParser) -> None:
     parser.add_argument("--node-rank", type=whole(0), default=0, help="number of this machine, from 0 [0]")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")
     parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
-    train(parser)
+    _print_config(parser)
 
 
 def show(parser: ArgumentParser) -> None:
