@@ -39,6 +39,20 @@ class Lock:
 _held: WeakValueDictionary[tuple[int, Path], Lock] = WeakValueDictionary()
 
 
+def holder(folder: Path) -> str | None:
+    """The text of the process that writes ``folder``; None if there is none. Nothing is written.
+
+    A lock of another machine may not be seen here, so its holder is believed.
+    """
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            text = file.read().strip()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return "another process" if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+    return text if f" on {socket.gethostname()}," not in text and text else None
+
+
 def hold(folder: Path) -> Lock:
     """Lock ``folder``; within one process it is the same lock. Does nothing on a file system without locks.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OWN_CODE
-from .lock import Lock, hold
+from .lock import Lock, hold, holder
 
 log = logging.getLogger("fedddp")
 
@@ -96,6 +96,27 @@ class RunFolder:
                 file.truncate()
         except OSError as error:
             log.warning("%s cannot be written (%s) and still holds an earlier state", self.path / name, error.strerror)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, which was started."""
+    return _name_of(path) is not None and (path / "status.json").is_file()
+
+
+def state_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """The state of a run, and the content of its ``status.json``.
+
+    A process that was killed leaves "running" there. The run is interrupted then, unless its folder is still locked, or
+    it runs on another machine, whose locks may not be seen from here.
+    """
+    try:
+        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        state = str(status["state"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return "unknown", {}
+    if state == "running" and holder(path) is None:
+        state = "interrupted"
+    return state, status
 
 
 def check_name(name: str) -> None:

@@ -37,9 +37,7 @@ def new(parser: ArgumentParser) -> None:
 
 def train(parser: ArgumentParser) -> None:
     _print_config(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, train two rounds on a few examples, and keep nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="try the run on a few examples; keep nothing")
 
 
 def _print_config(parser: ArgumentParser) -> None:
@@ -47,7 +45,7 @@ def _print_config(parser: ArgumentParser) -> None:
         "--print-config",
         metavar="all",
         choices=("changed", "all"),
-        help="print the keys that differ from the defaults as TOML, and exit; --print-config=all prints every key",
+        help="print what differs from the defaults, as TOML; all: every key",
     )
 
 
@@ -71,6 +69,16 @@ def show_account(parser: ArgumentParser) -> None:
     parser.add_argument("folder", type=user_path, metavar="FOLDER", help="the folder of the record")
     parser.add_argument("--key", type=user_path, metavar="FILE", help="the key that signs it: also finds a cut record")
     parser.add_argument("--delta", type=float, default=1e-5, help="delta of the epsilons [1e-5]")
+
+
+def runs(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", nargs="?", type=user_path, default=Path("runs"), metavar="FOLDER", help="[runs]")
+    parser.add_argument("--watch", action="store_true", help="show them until Ctrl-C, and how they change")
+
+
+def rm(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folders")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def plot(parser: ArgumentParser) -> None:
