@@ -99,6 +99,7 @@ def test_a_project_passes_its_tests_and_trains_as_it_is(template, project):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # six programs, on a machine that has other work
 def test_the_exercise_is_graded(project):
     folder = project("exercise")
     blank = graded()

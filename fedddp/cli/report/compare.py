@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...tasks.metrics import Target
-from .runs import UNTOLD, Run
+from .runs import NAMING, Run
 
-SEEDS = (*UNTOLD, "run.seed", "run.threads")
+SEEDS = (*NAMING, "run.seed", "run.threads")
 """Keys that may differ between repetitions of one experiment."""
 NAMED_BY = 3
 """Number of keys up to which a group is named by those in which it differs."""
@@ -54,10 +54,10 @@ class Difference:
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """The runs by configuration, in their order, named by what tells them apart."""
+    """The runs by configuration, in their order, named by the keys in which they differ."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(repr(sorted(_told(run).items())), []).append(run)
+        found.setdefault(repr(sorted(_compared(run).items())), []).append(run)
     apart = differing([members[0] for members in found.values()])
     choices = tuple(key.removesuffix("name") for key in apart if key.endswith(".name"))
     apart = [key for key in apart if key.endswith(".name") or not key.startswith(choices)]  # the name says it
@@ -66,11 +66,11 @@ def groups(runs: Sequence[Run]) -> list[Group]:
 
 def differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which runs differ, seeds and names left out."""
-    keys = dict.fromkeys(key for run in runs for key in _told(run))
-    return [key for key in keys if len({repr(_told(run).get(key)) for run in runs}) > 1]
+    keys = dict.fromkeys(key for run in runs for key in _compared(run))
+    return [key for key in keys if len({repr(_compared(run).get(key)) for run in runs}) > 1]
 
 
-def _told(run: Run) -> Mapping[str, Any]:
+def _compared(run: Run) -> Mapping[str, Any]:
     return {key: value for key, value in run.keys.items() if key not in SEEDS}
 
 

@@ -1,4 +1,4 @@
-"""What a run folder tells, read with patience: a run may have failed, be running, or have a damaged line."""
+"""Read a run folder with patience: a run may have failed, be running, or have a damaged line."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from ...tasks.metrics import LOWER
 from ...telemetry import Metrics, primary
 from ..reference import reference
 
-UNTOLD = ("run.name", "run.dir", "run.resume")
+NAMING = ("run.name", "run.dir", "run.resume")
 """Keys that name a run and say nothing of it."""
 PHASES = ("train", "aggregate", "evaluate")
 
@@ -54,8 +54,8 @@ class Run:
             chosen = self.keys.get(f"{key.choice}.name", "") if key.choice else ""
             if not key.choice or chosen in key.had_by(key.choice):
                 defaults[key.name] = key.default
-        told = {key: value for key, value in self.keys.items() if key not in UNTOLD and value not in ("", {}, [])}
-        return {key: (value, defaults.get(key)) for key, value in told.items() if value != defaults.get(key)}
+        kept = {key: value for key, value in self.keys.items() if key not in NAMING and value not in ("", {}, [])}
+        return {key: (value, defaults.get(key)) for key, value in kept.items() if value != defaults.get(key)}
 
     @cached_property
     def primary(self) -> str:
