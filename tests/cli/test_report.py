@@ -188,7 +188,7 @@ def test_values_of_another_kind_are_left_out(tmp_path):
 def test_clients_are_summarised_by_mean_worst_tenth_and_spread(tmp_path):
     rows = "".join(f"{k},{10 + k},0:5 {k % 3}:{5 + k},{k / 20},{1 - k / 20}\n" for k in range(20))
     table = f"client,examples,labels,personal_accuracy,global_mae\n{rows}"
-    run = runs.Run.read(a_run(tmp_path / "clients", clients__csv=table))
+    run = runs.Run.read(a_run(tmp_path / "clients", clients__csv=table + "20,1\n21,1,0:1,1,1,1\n"))
     personal, other = content._spreads(run)
     assert (personal["mean"], personal["worst"]) == (pytest.approx(0.475), pytest.approx(0.025))
     assert personal["std"] == pytest.approx(0.28831, abs=1e-4)

@@ -37,7 +37,8 @@ class Run:
     def read(cls, folder: Path) -> "Run":
         """Read a run folder. Raises UsageError if it is none."""
         history, damaged = _history(folder / "metrics.jsonl")
-        clients = list(csv.DictReader(_text(folder / "clients.csv").splitlines()))
+        rows = csv.DictReader(_text(folder / "clients.csv").splitlines())
+        clients = [row for row in rows if None not in (*row, *row.values())]  # of as many columns as there are names
         summary, status = (_entry(_text(folder / name)) for name in ("summary.json", "status.json"))
         keys = flatten(read_toml(folder / "config.toml"))
         return cls(folder, keys, history, damaged, summary, status, clients, _text(folder / "environment.txt"))
