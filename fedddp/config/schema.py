@@ -190,6 +190,11 @@ class EvaluateSection(Section):
         ge=0,
         description="rounds between per-client evaluations on held-out data; 0 = off",
     )
+    contribution: Literal["off", "leave_one_out", "shapley"] = Field(
+        default="off",
+        description="also measure what each client's update contributes to the test metric in evaluated rounds, for "
+        "small cohorts: leave_one_out = the round's mean without it; shapley = a truncated Shapley value (on one rank)",
+    )
 
 
 class CheckpointSection(Section):

@@ -4,7 +4,7 @@ Letters: c clients scored.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..sampling import blocks, home_rank
 from ..tasks import Task
 from ..tasks.metrics import LOWER
 from ..types import ServerState
+from .contribution import Contributions
 from .server import Evaluator, Score, at_once, scoring_model
 
 MOST_CLIENTS = 1000
@@ -172,11 +173,13 @@ class Evaluation:
         server: evaluates the server's model.
         clients: evaluates what each client would deploy.
         mean: gives the mean of the clients' last models, which is evaluated with the server's, if it is asked for.
+        contributions: has what each client contributed to the round, if that is asked for.
     """
 
     server: Evaluator
     clients: ClientEvaluator
     mean: ClientsMean | None
+    contributions: Contributions | None = None
 
     def after_round(
         self, server: ServerState, store: ClientStore, last: bool
@@ -185,6 +188,8 @@ class Evaluation:
         score = clients = None
         if self.server.due(server.round, last):
             score = self.server.score(server.w, self.mean.models(store, server) if self.mean else {})
+        if score and self.contributions:
+            score = replace(score, also={**score.also, **self.contributions.after(server.round)})
         if self.clients.due(server.round, last):
             clients = self.clients.score(server, store)
         return score, clients

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..comm.guard import Guard
 from ..comm.world import rank_path
 from ..config import ResolvedConfig, build, flatten, to_dict, to_toml
 from ..evaluation.clients import ClientEvaluator, ClientsMean, Evaluation
+from ..evaluation.contribution import Contributions, measuring
 from ..evaluation.server import Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
@@ -106,6 +108,8 @@ def _assembled(
     protection = level_for(config.privacy)(p, comm)
     comm.keep_discreet(protection.hides_cohort)
     seed, algorithm = config.run.seed, config.adversary.around(protection.algorithm, p.spec)
+    contributions = _contributions(p, algorithm, comm)
+    algorithm = contributions or algorithm
     if config.evaluate.clients_mean:
         algorithm = LastModels(algorithm)
     start = initialise(p.task, algorithm, comm, p.spec, seed)
@@ -126,7 +130,7 @@ def _assembled(
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful, least=protection.least_trained),
         pipeline=protection.pipeline(),
         store=store,
-        evaluation=_evaluation(p, algorithm, comm),
+        evaluation=replace(_evaluation(p, algorithm, comm), contributions=contributions),
         telemetry=telemetry,
         checkpoints=checkpoints,
         budget=_budget(p, protection, comm, folder),
@@ -195,6 +199,14 @@ def _evaluation(p: Prepared, algorithm: Algorithm, comm: Comm) -> Evaluation:
     clients = ClientEvaluator(p.task, p.held, algorithm, comm, every=keys.personal_every, seed=seed)
     mean = ClientsMean(_mean_weights(p.config, p.data.sizes), comm) if keys.clients_mean else None
     return Evaluation(server, clients, mean)
+
+
+def _contributions(p: Prepared, algorithm: Algorithm, comm: Comm) -> Contributions | None:
+    keys = p.config.evaluate
+    if keys.contribution == "off":
+        return None
+    how = {"how": keys.contribution, "every": keys.every or p.config.run.rounds, "seed": p.config.run.seed}
+    return measuring(algorithm, p.task, p.test, p.data.normalize, comm, **how)
 
 
 def _exports(p: Prepared, folder: RunFolder | None, done: int) -> Exports | None:

@@ -179,6 +179,20 @@ EVALUATION: tuple[Check[ResolvedConfig], ...] = (
         "use personal_every=0",
     ),
     Check(
+        "contribution-private",
+        ("evaluate.contribution", "privacy.level", "privacy.secure_aggregation.enabled"),
+        lambda c: {"hides": c.hides} if c.evaluate.contribution != "off" and c.hides else None,
+        "reads the update of each client, which {hides} is meant to prevent",
+        "use contribution=off",
+    ),
+    Check(
+        "contribution-mean",
+        ("evaluate.contribution", "aggregation.rule.name", "aggregation.compression.name"),
+        lambda c: c.evaluate.contribution != "off" and (c.needs_single_updates or compressed(c)),
+        "averages the updates of a round anew, and here their mean is not what the server takes",
+        "use aggregation.rule=mean without compression, or contribution=off",
+    ),
+    Check(
         "clients-mean-private",
         ("evaluate.clients_mean", "privacy.level", "privacy.secure_aggregation.enabled"),
         lambda c: {"hides": c.hides} if c.evaluate.clients_mean and c.hides else None,

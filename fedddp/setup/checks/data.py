@@ -104,6 +104,17 @@ TASK: tuple[Check[Facts], ...] = (
     _measures("target_accuracy"),
     _measures("target"),
     Check(
+        "contribution-ranks",
+        ("evaluate.contribution",),
+        lambda f: (
+            {"ranks": f.place.world_size}
+            if f.config.evaluate.contribution == "shapley" and f.place.world_size > 1
+            else None
+        ),
+        "averages the updates of any clients anew, and they are on {ranks} ranks",
+        "run it on one rank, or use contribution=leave_one_out",
+    ),
+    Check(
         "task-personal",
         ("evaluate.personal_every", "task.name"),
         lambda f: _named(f, bool(f.config.evaluate.personal_every)),
