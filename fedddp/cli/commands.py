@@ -182,7 +182,10 @@ COMMANDS = {
         "clients train together without it, and the result is scored on it where it lies: only counts leave a rank. "
         "The test set is not used. Writes results.json, results.md and chosen.toml, which follows the file in a "
         "command of fedddp train.",
-        examples=("fedddp tune --grid lr=0.05,0.1 --grid batch-size=10,50 --folds=3",),
+        examples=(
+            "fedddp tune --grid lr=0.05,0.1 --grid batch-size=10,50 --folds=3",
+            "fedddp tune --range lr=0.001:1:log --grid batch-size=10,50 --trials=20",
+        ),
         configured=True,
         stops=True,
     ),

@@ -121,6 +121,8 @@ def reproduce(parser: ArgumentParser) -> None:
 
 def tune(parser: ArgumentParser) -> None:
     parser.add_argument("--grid", action="append", default=[], metavar="KEY=V,V", help="a key and values to try")
+    parser.add_argument("--trials", type=whole(0), default=0, help="Optuna proposes so many combinations; 0 = all [0]")
+    parser.add_argument("--range", action="append", default=[], metavar="KEY=LOW:HIGH[:log]", help="of Optuna's trials")
     parser.add_argument("--folds", type=whole(2), default=5, help="folds that each client's examples are cut into [5]")
     parser.add_argument("--examples", type=whole(0), default=0, help="use at most so many per client; 0 = all [0]")
     parser.add_argument("--out", type=user_path, metavar="FOLDER", help="[<run.dir>/<run.name>-tune]")

@@ -8,8 +8,9 @@ import logging
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,17 @@ from .outcome import asked
 log = logging.getLogger("fedddp")
 
 
+Driver = Callable[["Search", Dataset, Partition, Place, Comm], list[Candidate]]
+Trials = Callable[["Search", Path, Place], Driver]
+"""Opens the record of trials in a folder, and returns what goes through them."""
+
+
 @dataclass(frozen=True)
 class Search:
-    """What is tried: configurations (of ``choices``, one a combination of the grid), on how many folds of what."""
+    """What is tried: configurations (of ``choices``, one a combination of the grid), on how many folds of what.
+
+    ``of``: the configuration that words of overrides amount to.
+    """
 
     base: ResolvedConfig
     choices: tuple[tuple[str, ...], ...]  # words of overrides
@@ -47,15 +56,23 @@ class Search:
     folds: int
     examples: int
     out: Path | None
+    of: Callable[[Sequence[str]], ResolvedConfig]
 
 
 def run(args: Namespace) -> None:
     """Choose from the grid that ``args`` give; see `fedddp.cli.options.tune`."""
     log.setLevel(logging.WARNING)  # what a run says of itself at start would come with every fold
     place, layers = Place.from_env(), asked(args).layers
-    record(_tune)(
-        search_of(layers, place, grids=args.grid, folds=args.folds, examples=args.examples, out=args.out), place
-    )
+    more = {"folds": args.folds, "examples": args.examples, "out": args.out}
+    if not args.trials:
+        if args.range:
+            raise UsageError(f"--range={args.range[0]}: a grid has values, not ranges; add --trials=N")
+        record(_tune)(search_of(layers, place, grids=args.grid, **more), place)
+        return
+    from .trials import Space, by_trials  # which needs Optuna
+
+    space = Space.of(args.grid, args.range)
+    record(_tune)(search_of(layers, place, grids=space.corners, **more), place, partial(by_trials, space, args.trials))
 
 
 def search_of(
@@ -73,8 +90,12 @@ def search_of(
     quiet = {"telemetry": {"progress": "off", "tensorboard": False}, "checkpoint": {"every": 0}}
     off = {"every": 0, "personal_every": 0, "target_accuracy": "off", "target": "off"}
     once = {"evaluate": off, "run": {"resume": "never"}}
-    choices = tuple(product(*map(_grid, grids)))
-    configs = tuple(resolve(build(*layers, *parse(words).layers, quiet, once), place) for words in choices)
+    choices = tuple(product(*map(gridded, grids)))
+
+    def of(words: Sequence[str]) -> ResolvedConfig:
+        return resolve(build(*layers, *parse(words).layers, quiet, once), place)
+
+    configs = tuple(map(of, choices))
     for privacy in (config.privacy for config in configs):
         if privacy.level != "none":
             raise UsageError(
@@ -86,10 +107,10 @@ def search_of(
                 "privacy.secure_aggregation.enabled=true: each rank's scores count the labels of its clients' own "
                 "examples, and are sent unmasked; tune without, on data that are public"
             )
-    return Search(resolve(build(*layers), place), choices, configs, folds, examples, out)
+    return Search(resolve(build(*layers), place), choices, configs, folds, examples, out, of)
 
 
-def _grid(text: str) -> tuple[str, ...]:
+def gridded(text: str) -> tuple[str, ...]:
     """Of KEY=A,B,... the overrides --KEY=A, --KEY=B, ..."""
     key, equals, values = text.partition("=")
     key = full(key)
@@ -100,7 +121,7 @@ def _grid(text: str) -> tuple[str, ...]:
     return tuple(f"--{key}={value}" for value in values.split(","))
 
 
-def _tune(search: Search, place: Place) -> None:
+def _tune(search: Search, place: Place, trials: Trials | None = None) -> None:
     dataset, partition = load_data(search.base, place)
     _check_folds(search, partition, place.world_size)
     first, *others = search.configs
@@ -110,10 +131,11 @@ def _tune(search: Search, place: Place) -> None:
     if not first.task.metrics:
         raise UsageError(f"{chosen(search.base, 'task')}: has no metric to choose by; tune a task that has one")
     target = locate(Path(search.base.run.dir), f"{search.base.run.name}-tune", "never").path
-    target = search.out or target
+    target = search.out or (Path(search.base.run.dir) / f"{search.base.run.name}-trials" if trials else target)
+    drive = trials(search, target, place) if trials else searched
     config = first.config.run
     comm = Comm.connect(place, first.device, backend=config.backend, timeout=config.timeout)
-    candidates = searched(search, dataset, partition, place, comm)
+    candidates = drive(search, dataset, partition, place, comm)
     comm.barrier(Purpose.DONE)
     comm.close()
     if place.rank == 0:
@@ -124,20 +146,33 @@ def _tune(search: Search, place: Place) -> None:
 
 def searched(search: Search, dataset: Dataset, partition: Partition, place: Place, comm: Comm) -> list[Candidate]:
     """Every combination in every fold; rank 0 knows the scores, the others get none."""
-    candidates: list[Candidate] = []
-    for words, choice in zip(search.choices, search.configs, strict=True):
-        begun, scores = time.perf_counter(), []
-        for fold in range(search.folds):
-            score = _scored(_folded(choice, search, fold, dataset, partition, place), comm)
-            scores += [score] if score else []
-        if place.rank == 0:
-            parameters = flatten(parse(words).layers[-1])
-            metric = next(iter(scores[0].metrics))
-            done = Candidate(parameters, [s.metrics[metric] for s in scores], [s.loss for s in scores], metric)
-            candidates.append(done)
-            value = f"{metric} {done.mean:.4f}" if done.mean is not None else f"no {metric}"
-            print(f"{done.text}: {value}, {time.perf_counter() - begun:.1f} s", flush=True)
-    return candidates
+    pairs = zip(search.choices, search.configs, strict=True)
+    found = [tried(search, words, config, dataset, partition, place, comm) for words, config in pairs]
+    return [candidate for candidate in found if candidate]
+
+
+def tried(
+    search: Search,
+    words: Sequence[str],
+    config: ResolvedConfig,
+    dataset: Dataset,
+    partition: Partition,
+    place: Place,
+    comm: Comm,
+) -> Candidate | None:
+    """One combination in every fold; None on ranks that do not know the scores, all but 0."""
+    begun, scores = time.perf_counter(), []
+    for fold in range(search.folds):
+        score = _scored(_folded(config, search, fold, dataset, partition, place), comm)
+        scores += [score] if score else []
+    if place.rank:
+        return None
+    parameters = flatten(parse(words).layers[-1])
+    metric = next(iter(scores[0].metrics))
+    done = Candidate(parameters, [s.metrics[metric] for s in scores], [s.loss for s in scores], metric)
+    value = f"{metric} {done.mean:.4f}" if done.mean is not None else f"no {metric}"
+    print(f"{done.text}: {value}, {time.perf_counter() - begun:.1f} s", flush=True)
+    return done
 
 
 def _check_folds(search: Search, partition: Partition, ranks: int) -> None:

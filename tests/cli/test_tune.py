@@ -210,3 +210,51 @@ def test_mistakes_are_one_line_before_anything_starts(tmp_path, words, told, cap
     assert message.count("\n") == 1
     assert not out
     assert not list(tmp_path.iterdir())
+
+
+RANGES = ("--range=client.optimizer.lr=0.01:0.5:log", "--grid=client.batch_size=5,10", "--folds=2")
+
+
+@pytest.fixture
+def trials(tmp_path, monkeypatch):
+    """trials(n, *words) searches in a folder, and returns what its results have."""
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+
+    def run(count, *words, code=0):
+        assert main([*WORDS, *(words or RANGES), f"--trials={count}"]) == code
+        return json.loads((tmp_path / "runs/small-trials/results.json").read_text()) if code == 0 else None
+
+    return run
+
+
+@pytest.mark.slow
+def test_trials_are_proposed_within_their_ranges_and_go_on_where_they_were(trials, capsys):
+    first = trials(2)["candidates"]
+    both = trials(4)
+    assert len(both["candidates"]) == 4
+    assert both["candidates"][:2] == first
+    assert "goes on after 2 trials" in capsys.readouterr().err
+    tried = [candidate["parameters"] for candidate in both["candidates"]]
+    assert all(0.01 <= one["client.optimizer.lr"] <= 0.5 and one["client.batch_size"] in (5, 10) for one in tried)
+    assert len({one["client.optimizer.lr"] for one in tried}) == 4
+    best = max(both["candidates"], key=lambda c: c["mean"])
+    assert both["chosen"] == best["parameters"]
+    trials(4, RANGES[0], "--folds=2", code=2)
+    assert "holds trials of another search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--range=client.optimizer.lr=0.1:0.2"], "add --trials=N"),
+        (["--trials=2", "--range=client.optimizer.lr=0.1"], "should be section.key=LOW:HIGH"),
+        (["--trials=2", "--range=client.optimizer.lr=0.2:0.1"], "from a smaller number to a larger one"),
+        (["--trials=2", "--range=client.optimizer.lr=0:1:log"], "with :log above 0"),
+        (["--trials=2", "--range=data.seed=1:2"], "tune them in runs apart"),
+        (["--trials=2"], "give what to choose from"),
+    ],
+)
+def test_mistakes_in_ranges_are_one_line(words, told, capsys):
+    assert main([*WORDS, *words]) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
