@@ -9,11 +9,13 @@ number of torch's threads and the current GPU are restored. (glibc keeps freed m
 the last finished round is written.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from .comm.world import Place
 from .config import Config, build, merge, nested, read_toml, to_dict
 from .data import Dataset, Partition
 from .errors import UsageError
+from .evaluation.server import Score
 from .flat import FlatModule
 from .models import ImportedModule
 from .registry.choice import keys_of, path_of
@@ -32,8 +35,11 @@ from .setup.load import Owners, load_data, prepare
 from .setup.prepared import Prepared
 from .setup.resolve import resolve
 from .tasks import Task
-from .telemetry import Metrics, Sink
+from .telemetry import Metrics, RoundRecord, Sink
 from .types import ServerState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GIVEN = "given"
 """``data.name`` of a dataset that was given as an object."""
@@ -52,6 +58,7 @@ class Result:
         folder: the run folder; None on every rank but 0.
         task: what was learned.
         seed: the seed of the run.
+        score: the last evaluation on the test set, on rank 0; None without.
     """
 
     server: ServerState
@@ -60,6 +67,7 @@ class Result:
     folder: Path | None
     task: Task
     seed: int = 0
+    score: Score | None = None
 
     @property
     def w(self) -> Tensor:
@@ -72,6 +80,27 @@ class Result:
         flat = FlatModule(self.task.model(self.seed))  # of the run: a model may have constants that are drawn from it
         flat.load(self.w.cpu())
         return flat.module.eval()
+
+    def plot(self) -> Figure:
+        """Draw the metric shown first over the rounds. Raises UsageError if no round was evaluated."""
+        from .telemetry import notebook  # matplotlib: only who draws waits for it
+
+        return notebook.curve(self._name, self.history)
+
+    def confusion(self) -> Figure:
+        """Draw the confusion matrix of the last evaluation. Raises UsageError where there is none."""
+        from .telemetry import notebook
+
+        return notebook.confusion(self.score, self.server.round)
+
+    def _repr_html_(self) -> str:
+        from .telemetry import notebook
+
+        return notebook.html(self._name, self.summary, self.history)
+
+    @property
+    def _name(self) -> str:
+        return self.folder.name if self.folder else "result"
 
     def __repr__(self) -> str:
         keys = ("rounds", "final_test_accuracy", "num_parameters")
@@ -106,10 +135,25 @@ def run(
         NothingLearned: no client contributed to any round.
         CommError: another rank was lost.
     """
-    experiment = assemble(*layers, dataset=dataset, partition=partition, task=task, sinks=sinks, **sections)
+    last = _LastScore()
+    experiment = assemble(*layers, dataset=dataset, partition=partition, task=task, sinks=[*sinks, last], **sections)
     server, summary = experiment.train()
     p, folder = experiment.prepared, experiment.folder.path if experiment.folder else None
-    return Result(server, experiment.federation.telemetry.history, summary, folder, p.task, p.config.run.seed)
+    return Result(
+        server, experiment.federation.telemetry.history, summary, folder, p.task, p.config.run.seed, last.score
+    )
+
+
+class _LastScore:
+    """A sink that keeps the last score."""
+
+    score: Score | None = None
+
+    def round(self, record: RoundRecord) -> None:
+        self.score = record.score or self.score
+
+    def close(self, summary: Metrics | None) -> None:
+        pass
 
 
 def assemble(

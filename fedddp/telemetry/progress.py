@@ -221,13 +221,14 @@ def summary_table(summary: Metrics, history: Sequence[Metrics]) -> None:
         table = Table("", Column(overflow="fold"), title="fedddp", show_header=False)
         for key, value in summary.items():
             if value is not None:
-                table.add_row(key.replace("_", " "), _value(value))
+                table.add_row(key.replace("_", " "), value_text(value))
         for name, course in _course(history):
             table.add_row(name, course)
         console().print(table)
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value of a summary as text; of several ones a line each."""
     if isinstance(value, dict):
         return "\n".join(_counted(name, n) for name, n in value.items()) or "0"
     return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
