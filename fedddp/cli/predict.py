@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..config import merge
+from ..config import build, merge, read_toml
 from ..data.inputs import channels_first
 from ..data.readers.images import SUFFIXES, read_images
 from ..data.tables import inputs_like
@@ -33,6 +33,9 @@ def run(args: Namespace) -> None:
     layer: dict[str, Any] = {}
     for one in asked(args).layers:
         layer = merge(layer, one)
+    if layer:  # a key that does not exist is refused, also where nothing reads it
+        table = read_toml(args.run / "config.toml")
+        build({section: keys for section, keys in table.items() if section != "model"}, layer)
     model = chosen(args.run, args.round, args.client, layer)
     columns: dict[str, list[Any]] = defaultdict(list)
     for file in args.files:

@@ -50,6 +50,12 @@ def digits(tmp_path_factory):
     return result, test.x[rows], files
 
 
+def test_a_key_that_does_not_exist_is_refused(digits, capsys):
+    result, _, files = digits
+    assert "rond: unknown key" in refused(capsys, result, files[0], "--rond=3")
+    assert "task.sample: unknown key" in refused(capsys, result, files[0], "--task.sample=3")
+
+
 def test_ten_digits_are_predicted_as_the_module_does(digits, capsys):
     result, images, files = digits
     rows = predicted(result, *files)

@@ -22,6 +22,7 @@ ROWS = {
     "Model": "model.name",
     "Algorithm": "algorithm.name",
     "Local epochs": "client.local_epochs",
+    "Local steps": "client.local_steps",
     "Batch size": "client.batch_size",
     "Client optimizer": "client.optimizer.name",
     "Learning rate": "client.optimizer.lr",
@@ -50,12 +51,15 @@ def card(trained: Trained, to: str, client: int | None, files: Sequence[Path], f
     whose = "The server's model" if client is None else f"The model of client {client}"
     rounds = summary.get("rounds") or (history[-1]["round"] if history else trained.round)
     rows = {name: keys[key] for name, key in ROWS.items() if keys.get(key) is not None}
+    if "Local steps" in rows:
+        del rows["Local epochs"]
     rows["Parameters"] = f"{sum(p.numel() for p in trained.module.parameters()):,}"
     sums = {str(path.relative_to(folder)): f"`{sha256(path)}`" for path in files}
+    use = format.use.replace("MODULE", type(trained.module).__name__)
     parts = [
         f"# {keys.get('run.name') or trained.folder.name}",
         f"{whose} after round {trained.round} of {rounds}, trained by federated learning with fedddp.",
-        f"## Use\n\n```python\n{format.use}\n```\n\n{_inputs(trained, whole=format.whole)}",
+        f"## Use\n\n```python\n{use}\n```\n\n{_inputs(trained, whole=format.whole)}",
         *([f"Checked when it was written: {checked}."] if checked else []),
         f"## Training\n\n{_table(rows)}",
         f"## Metrics\n\n{_metrics(trained.round, history, client)}",
@@ -77,6 +81,8 @@ def _inputs(trained: Trained, *, whole: bool) -> str:
         mean, std = (", ".join(f"{v:g}" for v in values) for values in (normalize.mean, normalize.std))
         kind = str(normalize.dtype).removeprefix("torch.")
         what = f"pixels p from 0 to 255 as (p / 255 - mean) / std, mean {mean}, std {std} (per channel, if several)"
+    if dataset.alphabet:
+        what += f": 0 is padding, i is the character i of {json.dumps(dataset.alphabet)}, counted from 1"
     said = f"Inputs: {kind} [{shape}], {what}; n is any number of examples."
     said += " They are normalised inside." if pixels and whole else ""
     outputs = f"Outputs: {dataset.num_classes} numbers an example"

@@ -29,7 +29,7 @@ class Format:
     Attributes:
         file: the name of what is written, a file or a folder.
         write: writes it, and returns what was checked, for the model card.
-        use: Python code that reads the file and calls the model.
+        use: Python code that reads the file and calls the model; MODULE stands for the module's class.
         whole: whether it holds a program that takes inputs as the dataset has them and gives predictions, rather than
             the weights of a module that takes normalised inputs.
     """
@@ -118,7 +118,7 @@ FORMATS = {
         'import torch\nprogram = torch.export.load("model.pt2").module()\noutputs = program(inputs)',
         whole=True,
     ),
-    "hf": Format("model", hugging_face, 'import transformers\nmodel = transformers.AutoModel.from_pretrained("model")'),
+    "hf": Format("model", hugging_face, 'import transformers\nmodel = transformers.MODULE.from_pretrained("model")'),
 }
 """The formats by name, as ``--to`` has them."""
 
