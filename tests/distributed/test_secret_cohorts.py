@@ -170,7 +170,7 @@ def test_nothing_in_the_run_folder_tells_when_a_client_was_drawn(tmp_path, run_r
 
 SEEN_BEFORE = {
     *("metrics.seconds", "metrics.seconds_train", "metrics.sent.progress", "status.updated"),
-    *("event seconds/train", "event loss/test wall time", "clients-00000.sha256 changed"),
+    *("event 5 system/seconds train", "event 1 learning/loss test wall time", "clients-00000.sha256 changed"),
     *("ledger store progress.count", "ledger store progress.bytes"),
 }
 

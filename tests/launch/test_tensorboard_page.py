@@ -87,7 +87,6 @@ def test_scalar_and_image_pages_show_the_run(tensorboard, tmp_path):
         "5 system",
         "confusion",
         "partition",
-        "who took part",
     )
     expect(f"{tensorboard}/#timeseries", tmp_path, *pages)
     for _ in range(5):
