@@ -145,22 +145,24 @@ class TensorBoard:
         if self._last is not None and self._last[0] > self._drawn:
             evaluated, score = self._last
             if len(score.confusion):
-                self._figure(LEARNING, "confusion", evaluated, figures.confusion, score, evaluated)
+                self._figure(f"{LEARNING}/picture: ", "confusion", evaluated, figures.confusion, score, evaluated)
             self._look_at([mistake.image for mistake in score.mistakes])
             if score.mistakes and self._drawable:
-                self._figure(LEARNING, "worst mistakes", evaluated, figures.mistakes, score.mistakes, evaluated)
+                self._figure(
+                    f"{LEARNING}/picture: ", "worst mistakes", evaluated, figures.mistakes, score.mistakes, evaluated
+                )
         self._drawn = t
 
     def _draw_rounds(self, t: int) -> None:
         """Draw what extends over the rounds up to ``t``."""
         if not all(all(row.values()) and len(row) == len(self._listed) for row in self._took_part.values()):
-            self._figure(CLIENTS, "who took part", t, figures.took_part, self._owners, self._took_part)
+            self._figure(f"{CLIENTS}/", "who took part", t, figures.took_part, self._owners, self._took_part)
         if len(self._classes) > 1:
-            self._figure(LEARNING, "accuracy of classes", t, figures.classes, self._classes)
+            self._figure(f"{LEARNING}/picture: ", "accuracy of classes", t, figures.classes, self._classes)
 
-    def _figure(self, group: str, name: str, t: int, draw: Callable[..., Any], *args: Any) -> None:
+    def _figure(self, place: str, name: str, t: int, draw: Callable[..., Any], *args: Any) -> None:
         with self._side(f"TensorBoard's picture {name!r}"):
-            self._writer.add_figure(f"{group}/{name}", draw(*args), t)
+            self._writer.add_figure(f"{place}{name}", draw(*args), t)
 
     def _look_at(self, inputs: list[Tensor]) -> None:
         """Check whether the inputs of this run are pictures; log once if they are not."""

@@ -55,7 +55,11 @@ def test_inputs_of_any_shape_train_on_two_ranks(run_ranks, tmp_path):
         assert [m["participants"] for m in history] == [4, 4]
         steps, pictures = pages(tmp_path / kind)
         assert steps == [1, 2]
-        assert pictures >= {"2 clients/partition", "1 learning/confusion", "1 learning/accuracy of classes"}
+        assert pictures >= {
+            "2 clients/partition",
+            "1 learning/picture: confusion",
+            "1 learning/picture: accuracy of classes",
+        }
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,11 @@ def test_inputs_of_any_shape_train_with_default_telemetry(kind, tmp_path, said):
     result, shape = train(tmp_path, data, **KINDS[kind].sections), data.train.x.shape[1:]
     events, tags = read(result.folder), read(result.folder).Tags()["images"]
     assert steps(events) == [1, 2]
-    assert ("1 learning/worst mistakes" in tags) == (len(shape) == 3 and shape[0] in (1, 3))
-    assert {"1 learning/confusion", "2 clients/partition"} <= set(tags)
-    assert len([line for line in said if "are not pictures" in line]) == ("1 learning/worst mistakes" not in tags)
+    assert ("1 learning/picture: worst mistakes" in tags) == (len(shape) == 3 and shape[0] in (1, 3))
+    assert {"1 learning/picture: confusion", "2 clients/partition"} <= set(tags)
+    assert len([line for line in said if "are not pictures" in line]) == (
+        "1 learning/picture: worst mistakes" not in tags
+    )
     assert not [line for line in said if "failed" in line]
 
 
@@ -81,7 +83,7 @@ def test_many_classes_have_no_matrix_and_no_picture_of_each(classes, tmp_path):
     events = read(result.folder)
     assert steps(events, "1 learning/loss test") == [1, 2]
     for picture in ("confusion", "accuracy of classes"):
-        assert (f"1 learning/{picture}" in events.Tags()["images"]) == (classes <= 100)
+        assert (f"1 learning/picture: {picture}" in events.Tags()["images"]) == (classes <= 100)
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_a_value_that_stays_the_same_at_first_is_written_when_it_changes(tmp_pat
 
 
 def test_pictures_come_in_rounds_of_round_numbers(events):
-    learning = {f"1 learning/{name}" for name in ("accuracy of classes", "confusion", "worst mistakes")}
+    learning = {f"1 learning/picture: {name}" for name in ("accuracy of classes", "confusion", "worst mistakes")}
     assert set(events.Tags()["images"]) == learning | {"2 clients/partition", "2 clients/who took part"}
-    assert [e.step for e in events.Images("1 learning/confusion")] == [1, 2]
+    assert [e.step for e in events.Images("1 learning/picture: confusion")] == [1, 2]
     assert [e.step for e in events.Images("2 clients/partition")] == [0]
     assert [e.step for e in events.Images("2 clients/who took part")] == [3]
 
@@ -161,7 +161,7 @@ def test_the_last_evaluation_is_drawn_at_the_end(tmp_path):
     pages = board(tmp_path)
     pages.round(record(3))
     pages.close(None)
-    assert [e.step for e in read(tmp_path).Images("1 learning/confusion")] == [3]
+    assert [e.step for e in read(tmp_path).Images("1 learning/picture: confusion")] == [3]
 
 
 @pytest.mark.parametrize(("done", "trained"), [(4, [3, 4, 6, 7]), (0, [6, 7])])
