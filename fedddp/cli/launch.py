@@ -19,6 +19,8 @@ log = logging.getLogger("fedddp")
 
 def run(args: Namespace) -> int:
     """Start the ranks that ``args`` ask for (see `fedddp.cli.options.launch`), and wait for them. The exit code."""
+    if args.dry_run:
+        raise UsageError("--dry-run: takes one process, and this command starts several; use fedddp train --dry-run")
     machines = _machines(args)
     given = configured(parse(args.words, args.options).layers)  # a mistake is found before a rank starts
     config = resolve(given, Place(0, machines.ranks * machines.count, 0, machines.ranks))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedddp.cli.main import main as fedddp
 from fedddp.config import read_toml
 from fedddp.train import main
 
@@ -75,6 +76,11 @@ def test_several_ranks_are_refused_in_one_line(here, capsys, monkeypatch):
     monkeypatch.setattr("fedddp.cli.outcome.leave", lambda code: None)
     assert main([*SMALL, "--dry-run"]) == 2
     assert "--dry-run" in capsys.readouterr().err
+
+
+def test_launch_says_where_it_belongs(here, capsys):
+    assert fedddp(["launch", "-n", "2", "--dry-run"]) == 2
+    assert "fedddp train --dry-run" in capsys.readouterr().err
 
 
 def test_a_partys_account_does_not_hear_of_it(here):
