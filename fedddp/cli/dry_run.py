@@ -27,9 +27,9 @@ from ..setup.resume import found
 from ..telemetry import Metrics
 
 T = TypeVar("T", bound=Config)
-FEW, MOST = 3, 100
+FEW, MOST = 2, 100
 """Clients of the small round: in general, and where a rule or an attack needs a majority."""
-BATCH, TESTED = 16, 20
+BATCH, TESTED = 4, 8
 """Examples: of a client at most, and of the test set."""
 
 
