@@ -1,16 +1,18 @@
 """Show runs in TensorBoard, each by its own name."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
 
-EVERY = 5.0
+EVERY = 2.0
 """Seconds between looks for new runs."""
 PAGES = "tensorboard"
 
@@ -22,6 +24,8 @@ def run(args: Namespace) -> int:
         raise UsageError(
             f"{places}: holds no run with a folder {PAGES}/; name run folders, or the folder that they are in"
         )
+    stopped = threading.Event()  # no exception: while the server starts, it would be left behind
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     with tempfile.TemporaryDirectory(prefix="fedddp-tensorboard-") as page:
         link(args.folders, Path(page))
         command = [
@@ -34,11 +38,12 @@ def run(args: Namespace) -> int:
         ]
         server = subprocess.Popen(command)
         try:
-            while True:
+            while not stopped.is_set():
                 try:
                     return server.wait(EVERY)
                 except subprocess.TimeoutExpired:
                     link(args.folders, Path(page))
+            return 0
         finally:
             server.terminate()
             server.wait()

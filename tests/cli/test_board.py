@@ -1,9 +1,16 @@
-"""fedddp tensorboard: what runs are called, without starting the server."""
+"""fedddp tensorboard: what runs are called, and that the server ends with it."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from fedddp.cli import board
 from fedddp.cli.main import main
+from tests.helpers.waiting import until
 
 
 @pytest.fixture
@@ -37,3 +44,18 @@ def test_a_folder_without_runs_is_a_mistake_in_one_line(tmp_path, capsys):
     assert main(["tensorboard", str(tmp_path / "nothing")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds no run" in line
+
+
+@pytest.mark.slow
+def test_the_server_ends_with_the_command(runs, tmp_path):
+    """Its folder of links too."""
+    command = [sys.executable, "-m", "fedddp", "tensorboard", str(runs), "--port=0"]
+    (tmp_path / "temporary").mkdir()
+    started = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")})
+    children = Path(f"/proc/{started.pid}/task/{started.pid}/children")
+    until(lambda: children.read_text().split())
+    (server,) = children.read_text().split()
+    started.send_signal(signal.SIGTERM)
+    started.wait(timeout=60)
+    assert not Path(f"/proc/{server}").exists()
+    assert list((tmp_path / "temporary").glob("fedddp-tensorboard-*")) == []
