@@ -16,7 +16,7 @@ from typing import Any
 
 from .cli.dry_run import dry_run
 from .cli.main import main as command
-from .cli.next_steps import next_steps, resume_command
+from .cli.next_steps import next_steps, resume_command, tensorboard_command
 from .cli.outcome import asked
 from .comm import record
 from .comm.interrupt import Interrupted
@@ -89,16 +89,9 @@ def _train(prepared: Prepared) -> int:
         return FAILED
     if folder := experiment.folder:
         summary_table(summary, experiment.federation.telemetry.history)
-        print(f"run folder: {folder.path}\nTensorBoard: {_tensorboard_command(folder.path.parent)}", flush=True)
+        print(f"run folder: {folder.path}\nTensorBoard: {tensorboard_command(folder.path.parent)}", flush=True)
         print("next:", *next_steps(prepared, folder.path, summary), sep="\n  ", flush=True)
     return DONE
-
-
-def _tensorboard_command(runs: Path) -> str:
-    """As it works in the user's shell: by its path where the environment is not activated (make train)."""
-    activated = sys.prefix == sys.base_prefix or os.environ.get("VIRTUAL_ENV") == sys.prefix
-    program = "fedddp" if activated else os.path.relpath(Path(sys.executable).with_name("fedddp"))
-    return f"{program} tensorboard {runs}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command lines that continue from a run: more rounds, curves, report, export."""
+"""The command lines that continue from a run: more rounds, TensorBoard, curves, report, export."""
 
 import os
 import shlex
@@ -31,6 +31,11 @@ def next_steps(p: Prepared, folder: Path, summary: Metrics) -> list[str]:
         "export": [str(folder), f"--to={to}"],
     }
     return lines + [shlex.join([_program(), name, *words[name]]) for name in words if name in COMMANDS]
+
+
+def tensorboard_command(runs: Path) -> str:
+    """Return the command line that shows the runs below a folder."""
+    return shlex.join([_program(), "tensorboard", str(runs)])
 
 
 def _program() -> str:

@@ -160,6 +160,8 @@ def test_a_run_in_any_state_has_a_report(state, tmp_path):
     stands_alone(page)
     assert page.all("img") == []
     assert "No round was finished." in page.words
+    found = {"running": "interrupted", "odd": "unknown", None: "unknown"}.get(state, state)
+    assert f"State {found}" in page.words  # nobody holds the lock of a run that says it is running
 
 
 def test_damaged_lines_are_counted_and_a_round_counts_once(tmp_path):

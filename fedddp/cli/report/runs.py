@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.run_folder import state_of
 from ...config import UsageError, flatten, read_toml
 from ...tasks.metrics import LOWER
 from ...telemetry import Metrics, primary
@@ -39,7 +40,8 @@ class Run:
         history, damaged = _history(folder / "metrics.jsonl")
         rows = csv.DictReader(_text(folder / "clients.csv").splitlines())
         clients = [row for row in rows if None not in (*row, *row.values())]  # of as many columns as there are names
-        summary, status = (_entry(_text(folder / name)) for name in ("summary.json", "status.json"))
+        summary, (state, status) = _entry(_text(folder / "summary.json")), state_of(folder)
+        status = {**status, "state": state}
         keys = flatten(read_toml(folder / "config.toml"))
         return cls(folder, keys, history, damaged, summary, status, clients, _text(folder / "environment.txt"))
 
