@@ -22,7 +22,7 @@ from ..telemetry.tuning import Candidate
 from .tune import Driver, Search, gridded, tried
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study, Trial  # pyright: ignore[reportMissingImports]
 
 log = logging.getLogger("fedddp")
 
