@@ -15,7 +15,7 @@ class Patients:
     """Inputs ``data [n, 4]``, ``targets [n]`` (1 = ill), and whose each row is, ``client_ids [n]``."""
 
     def __init__(self, root, train: bool, download: bool):
-        with FILE.open() as file:
+        with FILE.open(encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if (row["test"] == "0") == train]
         columns = [[(float(row[c]) - USUAL[c][0]) / USUAL[c][1] for row in rows] for c in COLUMNS]
         self.data = np.array(columns, dtype="float32").T

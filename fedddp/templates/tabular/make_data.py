@@ -16,7 +16,7 @@ smokes = rng.random(1500) < 0.25
 risk = 0.06 * (age - 60) + 0.04 * (pressure - 135) + 0.7 * (sugar - 5.2) + 1.1 * smokes - 0.3
 ill = rng.random(1500) < 1 / (1 + np.exp(-risk))
 test = rng.random(1500) < 0.2
-with open("patients.csv", "w", newline="") as file:
+with open("patients.csv", "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["hospital", "age", "pressure", "sugar", "smokes", "ill", "test"])
     for i in range(1500):
