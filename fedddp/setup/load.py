@@ -31,6 +31,8 @@ log = logging.getLogger("fedddp")
 
 LISTED = 10_000
 """Number of clients that the run folder lists at most; of more, as many evenly spread ones."""
+MOST_COUNTS = 2**24
+"""Numbers of that list, one per client and class: 128 MB. With very many classes fewer clients are listed."""
 
 LOCAL = (
     "run.dir",
@@ -131,7 +133,8 @@ def _output(config: ResolvedConfig, place: Place, spec: FlatSpec, owned: Iterato
 def _owned(config: ResolvedConfig, partition: Partition, dataset: Dataset) -> Iterator[Excerpt]:
     """Yield who owns what, of few clients and of many."""
     keys = config.privacy
-    for most in (60, LISTED):
+    drawn = 60
+    for most in (drawn, max(drawn, min(LISTED, MOST_COUNTS // dataset.num_classes))):
         counts = partition.excerpt(dataset.classes, dataset.num_classes, most)
         yield counts.without_labels() if keys.level != "none" or keys.secure_aggregation.enabled else counts
 
