@@ -35,7 +35,7 @@ from .setup.load import Owners, load_data, prepare
 from .setup.prepared import Prepared
 from .setup.resolve import resolve
 from .tasks import Task
-from .telemetry import Metrics, RoundRecord, Sink
+from .telemetry import LastScore, Metrics, Sink
 from .types import ServerState
 
 if TYPE_CHECKING:
@@ -135,25 +135,13 @@ def run(
         NothingLearned: no client contributed to any round.
         CommError: another rank was lost.
     """
-    last = _LastScore()
+    last = LastScore()
     experiment = assemble(*layers, dataset=dataset, partition=partition, task=task, sinks=[*sinks, last], **sections)
     server, summary = experiment.train()
     p, folder = experiment.prepared, experiment.folder.path if experiment.folder else None
     return Result(
         server, experiment.federation.telemetry.history, summary, folder, p.task, p.config.run.seed, last.score
     )
-
-
-class _LastScore:
-    """A sink that keeps the last score."""
-
-    score: Score | None = None
-
-    def round(self, record: RoundRecord) -> None:
-        self.score = record.score or self.score
-
-    def close(self, summary: Metrics | None) -> None:
-        pass
 
 
 def assemble(

@@ -31,7 +31,7 @@ from ..setup.assemble import connect
 from ..setup.load import load_data, prepare
 from ..setup.prepared import Prepared
 from ..setup.resolve import resolve
-from ..telemetry import Metrics, RoundRecord
+from ..telemetry import LastScore
 from ..telemetry.tuning import Candidate, print_table, write
 from .outcome import asked
 
@@ -207,7 +207,7 @@ def _scored(p: Prepared, comm: Comm) -> Score | None:
     if comm.rank == 0:
         comm.check_signature(p.signature)  # rank 0 writes it down anew; the others compare with it once it is there
     comm.barrier(Purpose.DONE)
-    last = _Last()
+    last = LastScore()
     with tempfile.TemporaryDirectory(prefix="fedddp-tune-") as folder:
         run = RunFolder(Path(folder) / "run", resumed=False)
         experiment = connect(replace(p, output=p.output and replace(p.output, folder=run)), [last], comm)
@@ -217,15 +217,3 @@ def _scored(p: Prepared, comm: Comm) -> Score | None:
             federate(replace(f, evaluation=replace(f.evaluation, server=evaluator)), experiment.server)
             experiment.close()
     return last.score
-
-
-class _Last:
-    """A sink that keeps the score of the last round, the only one that is evaluated."""
-
-    score: Score | None = None
-
-    def round(self, record: RoundRecord) -> None:
-        self.score = record.score or self.score
-
-    def close(self, summary: Metrics | None) -> None:
-        pass

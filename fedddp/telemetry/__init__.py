@@ -5,7 +5,7 @@ from .clients_file import ClientsFile
 from .files import Files, rewind
 from .pace import Plan
 from .progress import Divergence, progress, summary_table
-from .telemetry import Metrics, RoundRecord, Sink, Stopwatch, Telemetry, primary
+from .telemetry import LastScore, Metrics, RoundRecord, Sink, Stopwatch, Telemetry, primary
 from .terminal import console, lasting_output, log_to_stderr, on_terminal
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Divergence",
     "Files",
     "InBackground",
+    "LastScore",
     "Metrics",
     "Plan",
     "RoundRecord",

@@ -246,6 +246,18 @@ def primary(history: Sequence[Metrics]) -> str:
     return next(known, "test_loss" if any(m.get("test_loss") is not None for m in history) else "test_accuracy")
 
 
+class LastScore:
+    """A sink that keeps the last evaluation on the test set; None without."""
+
+    score: Score | None = None
+
+    def round(self, record: RoundRecord) -> None:
+        self.score = record.score or self.score
+
+    def close(self, summary: Metrics | None) -> None:
+        pass
+
+
 def now_and_then(round: int) -> bool:
     """Whether something that need not be shown each round is: in rounds 1, 2, 5, 10, 20, 50, ..."""
     return str(round).rstrip("0") in ("1", "2", "5")
