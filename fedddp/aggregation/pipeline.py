@@ -178,7 +178,7 @@ class Inbox:
             self._weight += weight.sum()
         kept = replace(result, steps=result.steps[keep], loss=result.loss[keep], accuracy=result.accuracy[keep])
         self._tally.add(kept_ids, kept)  # last: what the sum refused is a failure
-        self._tally.uploaded(kept_ids, weight.cpu() * lengths[keep].cpu())
+        self._tally.uploaded(kept_ids, weight, lengths[keep])
         return [row for row in keep if ids[row] in self._drawn]
 
     def _check_shapes(self, k: int, update: Update, result: LocalResult) -> None:

@@ -50,8 +50,8 @@ class Tally:
         """Enter that this rank trained its clients in ``seconds``; ``reasons``: why some failed -> how many."""
         self._own_seconds, self._reasons = seconds, dict(reasons)
 
-    def uploaded(self, ids: Sequence[int], lengths: Tensor) -> None:
-        """Enter ``lengths [K]``, w_k ||u_k||, of what the clients ``ids`` uploaded."""
+    def uploaded(self, ids: Sequence[int], weight: Tensor, lengths: Tensor) -> None:
+        """Enter the ``weight [K]`` and the length, ||u_k||, of what each of the clients ``ids`` uploaded."""
 
     def summed(self, total: Tensor, weight: float) -> None:
         """Take the sum of all uploads and the summed weight, once the slots hold sums over ranks."""
@@ -125,8 +125,8 @@ class DriftTally(ClientTally):
     _rows = 4
     _norm = _cosine = nan
 
-    def uploaded(self, ids: Sequence[int], lengths: Tensor) -> None:
-        self._lengths[0, [self._slot[k] for k in ids]] = lengths.to(self._lengths)
+    def uploaded(self, ids: Sequence[int], weight: Tensor, lengths: Tensor) -> None:
+        self._lengths[0, [self._slot[k] for k in ids]] = (weight.to(lengths) * lengths).to(self._lengths)
 
     def summed(self, total: Tensor, weight: float) -> None:
         lengths = self._lengths[0].double().cpu()
