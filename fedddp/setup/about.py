@@ -1,6 +1,8 @@
 """Describe a run in plain words, for whoever looks at its curves."""
 
-from ..config import flatten, to_dict
+from torch import Tensor
+
+from ..config import ResolvedConfig, flatten, to_dict
 from ..data import Excerpt
 from .levels import level_for
 from .prepared import Prepared
@@ -12,17 +14,14 @@ def about(p: Prepared) -> str:
     config, names = p.config, flatten(to_dict(p.config))
     n, m, sizes = config.num_clients, config.cohort_size, p.data.sizes
     each = f"all {n:,} clients" if m == n else f"{m:,} of {n:,} clients"
-    span = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
-    steps = config.client.local_steps
-    work = f"{_many(steps, 'step')}" if steps else f"{_many(config.client.local_epochs, 'epoch')}"
     batches = f"in batches of {config.client.batch_size}" if config.client.batch_size else "on all examples at once"
     lines = {
-        "Data": f"{names['data.name']}, {int(sizes.sum()):,} training examples of {_many(n, 'client')}, {span} each, "
-        f"partition {names['data.partition.name']}{_labels(p.output.counts)}",
+        "Data": f"{names['data.name']}, {int(sizes.sum()):,} training examples of {many(n, 'client')}, "
+        f"{span(sizes)} each, partition {names['data.partition.name']}{_labels(p.output.counts)}",
         "Model": f"{names['model.name']}, {p.spec.num_trainable:,} trained parameters",
-        "Round": f"{each} train for {work} {batches}, "
-        f"and {names['algorithm.name']} makes one model of theirs; {_many(config.run.rounds, 'round')}",
-        "Ranks": f"{_many(p.place.world_size, 'process')} on {p.device.type}",
+        "Round": f"{each} train for {local_work(config)} {batches}, "
+        f"and {names['algorithm.name']} makes one model of theirs; {many(config.run.rounds, 'round')}",
+        "Ranks": f"{many(p.place.world_size, 'process')} on {p.device.type}",
         "What leaves a machine": _sent(p),
         "Privacy": _privacy(p),
     }
@@ -58,5 +57,17 @@ def _privacy(p: Prepared) -> str:
     return f"differentially private at {unit} level, noise multiplier {p.config.noise_multiplier:g}"
 
 
-def _many(number: int, name: str) -> str:
+def span(sizes: Tensor) -> str:
+    """Return the numbers of examples of clients, [N], from the least to the most."""
+    return f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
+
+
+def local_work(config: ResolvedConfig) -> str:
+    """Return how long a client trains in a round."""
+    steps = config.client.local_steps
+    return many(steps, "step") if steps else many(config.client.local_epochs, "epoch")
+
+
+def many(number: int, name: str) -> str:
+    """Return a number with its noun."""
     return f"{number:,} {name}{'' if number == 1 else 'es' if name.endswith('s') else 's'}"

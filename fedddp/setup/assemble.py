@@ -321,13 +321,14 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     side = SideWork()
     with side("environment.txt"):
         folder.write("environment.txt", environment(p.device, p.place.world_size, p.config.run.threads))
-    bars = progress(keys.progress, _plan(p, done))
+    plan = _plan(p, done)
+    bars = progress(keys.progress, plan)
     shown = [Beside("progress", sink, side) for sink in (*bars, Divergence())]
     files = [
         Files(folder, rounds),
         *_clients_file(p, side),
         *shown,
-        *_tensorboard(p, folder, history, side, timed=timed),
+        *_tensorboard(p, folder, history, side, plan, timed=timed),
         *_loggers(p, folder),
         *sinks,
     ]
@@ -363,9 +364,9 @@ def _clients_file(p: Prepared, side: SideWork) -> list[Sink]:
 
 
 def _tensorboard(
-    p: Prepared, folder: RunFolder, history: Sequence[Metrics], side: SideWork, *, timed: bool
+    p: Prepared, folder: RunFolder, history: Sequence[Metrics], side: SideWork, plan: Plan, *, timed: bool
 ) -> list[Sink]:
-    keys, path, done = p.config, folder.path / "tensorboard", p.saved.round if p.saved else 0
+    keys, path = p.config, folder.path / "tensorboard"
     if not keys.telemetry.tensorboard or p.output is None:
         return []
     with side("TensorBoard"):
@@ -373,7 +374,7 @@ def _tensorboard(
 
         pages = TensorBoard(
             path,
-            done,
+            plan.done,
             to_toml(keys),
             flatten(to_dict(keys)),
             p.output.counts,
@@ -381,7 +382,7 @@ def _tensorboard(
             words=about(p),
             changed=to_toml(build(to_dict(keys)), changed=True),
             measured=p.task.measured,
-            rate=_plan(p, done).lr,
+            rate=plan.lr,
             target=keys.target,
             history=history,
             timed=timed,

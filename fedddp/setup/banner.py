@@ -9,6 +9,7 @@ from rich.filesize import decimal
 
 from ..config import flatten, to_dict
 from ..telemetry.environment import memory
+from .about import local_work, many, span
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -21,27 +22,21 @@ def banner(x: Experiment) -> str:
     assert x.folder is not None
     p, config, names = x.prepared, x.prepared.config, flatten(to_dict(x.prepared.config))
     sizes, ranks = p.data.sizes, p.place.world_size
-    span = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
-    steps, size = config.client.local_steps, config.client.batch_size
-    work = _many(steps, "step") if steps else _many(config.client.local_epochs, "epoch")
+    size = config.client.batch_size
     lr = getattr(p.training.optimizer, "lr", None)
     rows = {
         "model": f"{names['model.name']}, {p.spec.num_trainable:,} parameters trained, {p.spec.num_frozen:,} frozen",
-        "data": f"{names['data.name']}, {int(sizes.sum()):,} examples; {span} a client",
+        "data": f"{names['data.name']}, {int(sizes.sum()):,} examples; {span(sizes)} a client",
         "clients": f"{config.num_clients:,}, {config.cohort_size:,} of them per round",
-        "training": f"{names['algorithm.name']}, {_many(config.run.rounds, 'round')}; {work}, "
+        "training": f"{names['algorithm.name']}, {many(config.run.rounds, 'round')}; {local_work(config)}, "
         f"{f'batches of {size}' if size else 'all examples at once'}{f', lr {lr:g}' if lr else ''}",
-        "ranks": f"{ranks} on {p.device.type}, {_many(config.run.threads, 'thread')} each",
+        "ranks": f"{ranks} on {p.device.type}, {many(config.run.threads, 'thread')} each",
         "upload": _upload(x),
         "memory": f"{memory()}, of rank 0 so far",
     }
     lines = [f"{x.folder.path.name}, {time.strftime('%Y-%m-%d %H:%M')}"]
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines)
-
-
-def _many(number: int, name: str) -> str:
-    return f"{number:,} {name}{'' if number == 1 else 's'}"
 
 
 def _upload(x: Experiment) -> str:
