@@ -42,6 +42,17 @@ def train(tmp_path, dataset=True, **sections):
     return fedddp.run(quiet, {"telemetry.tensorboard": False}, rounds=2, **given)
 
 
+def test_of_very_many_classes_fewer_clients_are_listed(tmp_path, monkeypatch):
+    """The list has a number for each client and class, and is made before training."""
+    monkeypatch.setattr("fedddp.setup.load.MOST_COUNTS", 70 * 3)
+    data = Kind((4,)).dataset(classes=3, num_train=200)
+    partition = Partition.dealt(np.arange(200), np.full(100, 2))
+    keys = {"run.dir": str(tmp_path), "model": {"name": "mlp", "hidden": 2}}
+    run = fedddp.assemble(keys, rounds=1, dataset=data, partition=partition)
+    run.close()
+    assert len(run.prepared.output.owners.clients) == 70
+
+
 def test_rounds_failures_and_the_last_loss_are_counted_by_client_over_a_resume(tmp_path):
     folder = RunFolder(tmp_path, resumed=False)
     first = ClientsFile(folder, OWNERS)
