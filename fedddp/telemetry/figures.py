@@ -25,6 +25,11 @@ BLUE, ORANGE = "#0072B2", "#E69F00"
 """Colours of Okabe and Ito, which the colour-blind tell apart."""
 
 
+def line_style(number: int) -> str:
+    """The style of the line with this number, so that lines differ without colours."""
+    return ("-", "--", ":", "-.")[number % 4]
+
+
 def is_picture(x: Tensor) -> bool:
     """Whether an input is a grey or a coloured picture, [1, H, W] or [3, H, W]."""
     return x.dim() == 3 and x.shape[0] in (1, 3)
@@ -209,7 +214,7 @@ def curves(
         axes = figure.subplots()
         for number, (name, points) in enumerate(found.items()):
             at, values = ([point[i] for point in points] for i in (0, 1))
-            style = ("-", "--", ":", "-.")[number % 4] if column else ("-", "--", ":", "-.")[number // 10 % 4]
+            style = line_style(number if column else number // 10)
             marker = "." if len(points) < 30 and not column else ""
             axes.plot(at, values, style, marker=marker, label=name, color=f"C{number % 10}", linewidth=1.2)
             if len(points[0]) > 2:

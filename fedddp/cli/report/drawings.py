@@ -58,7 +58,7 @@ def lines(found: Mapping[str, Points], across: str, up: str) -> Figure:
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
     for number, (name, points) in enumerate(found.items()):
-        axes.plot(*zip(*thinned(points), strict=True), ("-", "--", ":", "-.")[number % 4], label=plain(name))
+        axes.plot(*zip(*thinned(points), strict=True), figures.line_style(number), label=plain(name))
     axes.set(xlabel=across, ylabel=up)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
