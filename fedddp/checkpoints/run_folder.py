@@ -98,6 +98,31 @@ class RunFolder:
             log.warning("%s cannot be written (%s) and still holds an earlier state", self.path / name, error.strerror)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the object of a small file; empty where it is missing, was cut off, or holds none."""
+    return _entry(_text(path))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the object of each line, such as of ``metrics.jsonl``; empty for a line that is damaged."""
+    return [_entry(line) for line in _text(path).splitlines() if line.strip()]
+
+
+def _entry(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def is_run(path: Path) -> bool:
     """Whether a folder is that of a run, which was started."""
     return _name_of(path) is not None and (path / "status.json").is_file()

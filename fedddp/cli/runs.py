@@ -1,11 +1,10 @@
 """``fedddp runs`` and ``fedddp rm``: list the runs below a folder, and remove some. Neither imports torch."""
 
-import json
 import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..checkpoints.lock import Busy, hold
-from ..checkpoints.run_folder import is_run, state_of
+from ..checkpoints.run_folder import is_run, read_lines, state_of
 from ..errors import UsageError
 
 EVERY = 2.0
@@ -48,7 +47,7 @@ class Listed:
     def of(cls, path: Path, name: str) -> "Listed":
         """Read what a run folder holds; what is missing or damaged is left empty."""
         state, status = state_of(path)
-        lines = [*_lines(path / "metrics.jsonl")]
+        lines = [m for m in read_lines(path / "metrics.jsonl") if m]
         times = [m["seconds"] for m in lines if isinstance(m.get("seconds"), int | float)]
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         rounds = f"{status.get('round', len(lines))}/{status.get('rounds', '?')}"
@@ -135,17 +134,3 @@ def _metric(lines: Sequence[dict[str, Any]]) -> str:
             if key.startswith("test_") and isinstance(value, int | float):
                 return f"{key.removeprefix('test_').replace('_', ' ')} {value:.4g}"
     return ""
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            yield entry

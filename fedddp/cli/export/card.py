@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...checkpoints.run_folder import read_json, read_lines
 from ...checkpoints.saved import sha256
 from ...config import flatten
 from ...data.labels import listed
@@ -47,7 +48,8 @@ def card(trained: Trained, to: str, client: int | None, files: Sequence[Path], f
         checked: what the writer found.
     """
     keys, format = flatten(dict(trained.table)), FORMATS[to]
-    history, summary = _rounds(trained.folder), _json(trained.folder / "summary.json")
+    history = [m for m in read_lines(trained.folder / "metrics.jsonl") if "round" in m]
+    summary = read_json(trained.folder / "summary.json")
     whose = "The server's model" if client is None else f"The model of client {client}"
     rounds = summary.get("rounds") or (history[-1]["round"] if history else trained.round)
     rows = {name: keys[key] for name, key in ROWS.items() if keys.get(key) is not None}
@@ -128,19 +130,3 @@ def _privacy(
 
 def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
-def _rounds(folder: Path) -> list[dict[str, Any]]:
-    """Read the rounds of a run, without lines that are incomplete."""
-    try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
-    except (OSError, ValueError):
-        return []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

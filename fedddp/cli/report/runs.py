@@ -1,7 +1,6 @@
 """Read a run folder with patience: a run may have failed, be running, or have a damaged line."""
 
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...checkpoints.run_folder import state_of
+from ...checkpoints.run_folder import read_json, read_lines, state_of
 from ...config import UsageError, flatten, read_toml
 from ...tasks.metrics import LOWER
 from ...telemetry import Metrics, primary
@@ -40,7 +39,7 @@ class Run:
         history, damaged = _history(folder / "metrics.jsonl")
         rows = csv.DictReader(_text(folder / "clients.csv").splitlines())
         clients = [row for row in rows if None not in (*row, *row.values())]  # of as many columns as there are names
-        summary, (state, status) = _entry(_text(folder / "summary.json")), state_of(folder)
+        summary, (state, status) = read_json(folder / "summary.json"), state_of(folder)
         status = {**status, "state": state}
         keys = flatten(read_toml(folder / "config.toml"))
         return cls(folder, keys, history, damaged, summary, status, clients, _text(folder / "environment.txt"))
@@ -142,23 +141,10 @@ def found(paths: Iterable[Path]) -> list[Run]:
 
 def _history(path: Path) -> tuple[list[Metrics], int]:
     """The rounds, each once and in order, and the number of lines that are no round."""
-    lines = [line for line in _text(path).splitlines() if line.strip()]
-    rounds: dict[int, Metrics] = {}
-    for line in lines:
-        entry = _entry(line)
-        if isinstance(entry.get("round"), int):
-            rounds[entry["round"]] = entry
-    damaged = sum(not isinstance(_entry(line).get("round"), int) for line in lines)
-    return [rounds[t] for t in sorted(rounds)], damaged
-
-
-def _entry(text: str) -> dict[str, Any]:
-    """A JSON object; empty for anything else."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    entries = read_lines(path)
+    told = [entry for entry in entries if isinstance(entry.get("round"), int)]
+    rounds = {entry["round"]: entry for entry in told}
+    return [rounds[t] for t in sorted(rounds)], len(entries) - len(told)
 
 
 def _table(line: Metrics, key: str) -> dict[str, int]:

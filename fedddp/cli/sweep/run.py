@@ -5,7 +5,6 @@ memory) happens to it alone. It has a session of its own: Ctrl-C at the terminal
 it to stop.
 """
 
-import json
 import re
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any, Literal
 
 import tomli_w
 
-from ...checkpoints.run_folder import locate
+from ...checkpoints.run_folder import locate, read_json
 from ...checkpoints.saved import differences
 from ...comm import interrupt
 from ...config import UsageError, flatten, read_toml, to_dict
@@ -127,11 +126,3 @@ def _reason(status: dict[str, Any], said: str, code: int | None) -> str:
     last = (telling or lines or [""])[-1]
     died = f"ended by {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
     return last.removeprefix("fedddp: ") if telling else f"{died}: {last}" if last else died
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small file's object; empty where it is missing or was cut off."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}

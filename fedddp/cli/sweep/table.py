@@ -21,13 +21,14 @@ from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from ...checkpoints.run_folder import read_json
 from ...config import flatten, to_dict
 from ...tasks.metrics import FRACTIONS, Target
 from ...telemetry import Metrics, primary
-from ...telemetry.figures import COLUMN, label, limits
+from ...telemetry.figures import COLUMN, label, limits, line_style
 from ...telemetry.tensorboard import PLAIN, hparam, result_tag
 from .grid import GridRun, Sweep
-from .run import Standing, read_json
+from .run import Standing
 
 COLUMNS = 3  # of panels in the picture
 Curve = list[tuple[int, float]]
@@ -274,7 +275,7 @@ def curves(sweep: Sweep, table: Sequence[TableRow], *, column: bool = False) -> 
     grid = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
     for axes, (title, rows) in zip(grid, panels.items(), strict=False):
         for number, row in enumerate(rows):
-            _line(axes, row, ", ".join(row.labels[1:] or row.labels), ("-", "--", ":", "-.")[number % 4])
+            _line(axes, row, ", ".join(row.labels[1:] or row.labels), line_style(number))
         axes.set(title=title and f"{sweep.shown[0]}: {title}", xlabel="round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
