@@ -4,6 +4,7 @@ from .apfl import APFL
 from .base import Algorithm, Around, LocalTraining, Traits
 from .canaries import CanaryClients
 from .client_level import ClientLevel, QuantileClip
+from .continued import KeptOptimizer, Resumed
 from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedbn import FedBN
@@ -55,12 +56,14 @@ __all__ = [
     "FedPer",
     "FedProx",
     "FedRep",
+    "KeptOptimizer",
     "LastMean",
     "LastModels",
     "LocalTraining",
     "Moon",
     "Personal",
     "QuantileClip",
+    "Resumed",
     "Scaffold",
     "Traits",
 ]

@@ -53,6 +53,55 @@ class LocalTraining(Protocol):
         ...
 
 
+class TrainingAround:
+    """The training of K clients as ``local`` offers it. A subclass overrides that in which it differs."""
+
+    def __init__(self, local: LocalTraining) -> None:
+        self._local = local
+
+    @property
+    def ids(self) -> Sequence[int]:
+        return self._local.ids
+
+    @property
+    def round(self) -> int:
+        return self._local.round
+
+    @property
+    def num_examples(self) -> Tensor:
+        return self._local.num_examples
+
+    @property
+    def mean_examples(self) -> float:
+        return self._local.mean_examples
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._local.optimizer
+
+    def train(
+        self,
+        start: Tensor,
+        correct=None,
+        *,
+        epochs: int | None = None,
+        optimizer: Optimizer | None = None,
+        contrast: Contrast | None = None,
+    ) -> LocalResult:
+        return self._local.train(start, correct, epochs=epochs, optimizer=optimizer, contrast=contrast)
+
+    def loss(self, w: Tensor) -> Tensor:
+        return self._local.loss(w)
+
+    def gradient(self, w: Tensor) -> Tensor:
+        return self._local.gradient(w)
+
+
+def unchanged(g: Tensor, w: Tensor) -> Tensor:
+    """The correction that changes nothing: with it, an optimizer gets flat vectors."""
+    return g
+
+
 @dataclass(frozen=True)
 class Traits:
     """What an algorithm needs of the rest of a run; the checks across configuration keys read it.

@@ -3,7 +3,6 @@
 Letters besides those of `types`: q entries of w are private, S are shared (neither private nor frozen).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from ..flat import FlatSpec
 from ..optim import Optimizer, OptimizerAround, OptimizerState
 from ..types import Contrast, LocalResult
-from .base import LocalTraining
+from .base import LocalTraining, TrainingAround, unchanged
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ class Masks:
         return torch.where(self.shared[:length].to(rows.device), rows, before) if length in self.lengths else rows
 
 
-class OnOwnPart:
+class OnOwnPart(TrainingAround):
     """K clients' training as an algorithm sees it that deals in the shared entries alone.
 
     The algorithm deals in vectors of full length. On a client they begin from its own private entries, wherever the
@@ -94,29 +93,10 @@ class OnOwnPart:
     """
 
     def __init__(self, masks: Masks, local: LocalTraining, own: Tensor, head_epochs: int) -> None:
-        self._masks, self._local, self.own, self._head_epochs = masks, local, own, head_epochs
+        super().__init__(local)
+        self._masks, self.own, self._head_epochs = masks, own, head_epochs
         p = masks.num_trainable
         self._private, self._shared = masks.private[:p].to(own.device), masks.shared[:p].to(own.device)
-
-    @property
-    def ids(self) -> Sequence[int]:
-        return self._local.ids
-
-    @property
-    def round(self) -> int:
-        return self._local.round
-
-    @property
-    def num_examples(self) -> Tensor:
-        return self._local.num_examples
-
-    @property
-    def mean_examples(self) -> float:
-        return self._local.mean_examples
-
-    @property
-    def optimizer(self) -> Optimizer:
-        return self._local.optimizer
 
     def loss(self, w: Tensor) -> Tensor:
         return self._local.loss(self._masks.with_own(w, self.own))
@@ -146,7 +126,7 @@ class OnOwnPart:
         free = self._shared if self._head_epochs else self._shared | self._private
         mine: Optimizer = self._local.optimizer
         if optimizer is not None or not free.all():
-            correct = correct or _unchanged  # flat vectors, for what follows
+            correct = correct or unchanged  # flat vectors, for what follows
             held = Held(mine, ~free | self._shared if optimizer else ~free)
             mine = Aside(optimizer, self._shared, held) if optimizer else held
         begin = self._masks.with_own(start, self.own)
@@ -159,7 +139,7 @@ class OnOwnPart:
     def _train_head(self, start: Tensor) -> None:
         begin = self._masks.with_own(start, self.own)
         alone = Held(self._local.optimizer, ~self._private)
-        self._keep(begin, self._local.train(begin, _unchanged, epochs=self._head_epochs, optimizer=alone))
+        self._keep(begin, self._local.train(begin, unchanged, epochs=self._head_epochs, optimizer=alone))
 
     def _keep(self, begin: Tensor, result: LocalResult) -> None:
         if self.own.shape[1]:
@@ -213,7 +193,3 @@ class Aside(OptimizerAround):
             p.index_copy_(0, self._apart, kept)
         rest = {name.removeprefix("rest."): v for name, v in state.items() if name.startswith("rest.")}
         self._rest.step_(params, grads, rest)
-
-
-def _unchanged(g: Tensor, w: Tensor) -> Tensor:
-    return g

@@ -2,6 +2,7 @@
 
 from typing import Literal, Self
 
+from ..algorithms import Algorithm, KeptOptimizer
 from ..attacks import Adversary
 from ..tasks.metrics import Target
 from ..types import Delivery
@@ -48,6 +49,12 @@ class ResolvedConfig(Config):
     def noise_multiplier(self) -> float:
         """Sigma, the noise's standard deviation in units of ``privacy.clip``; 0 without noise."""
         return self.privacy.noise_multiplier or 0.0
+
+    @property
+    def trained_by(self) -> Algorithm:
+        """The algorithm, with what clients go on with from round to round besides."""
+        client, algorithm = self.client, self.algorithm
+        return KeptOptimizer(algorithm, client.optimizer) if client.optimizer_state == "keep" else algorithm
 
     @property
     def adversary(self) -> Adversary:

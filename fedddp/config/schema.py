@@ -126,6 +126,11 @@ class ClientSection(Section):
         "float32 (for GPUs, and CPUs with bfloat16 instructions: others take 10 times as long)",
     )
     optimizer: Annotated[ClientOptimizer, Field(description="the optimizer of local training")] = SGD()
+    optimizer_state: Literal["reset", "keep"] = Field(
+        default="reset",
+        description="what becomes of the client optimizer's moments between rounds: reset = new ones in every round; "
+        "keep = each client goes on with its own, as the workers of DiLoCo do",
+    )
     schedule: Annotated[Schedule, Field(description="factor of the learning rate, by round")] = CONSTANT
     execution: ExecutionSection = ExecutionSection()
 

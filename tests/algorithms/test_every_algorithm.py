@@ -34,6 +34,13 @@ CASES |= {
     "personal scaffold, option 1": {"name": "personal", "inner": {"name": "scaffold", "option": 1}},
 }
 CASES["scaffold, adam"] = {"name": "scaffold", "server_optimizer": SERVERS["fedadam"]}
+KEPT = {"optimizer_state": "keep", "optimizer": {"name": "adamw", "lr": 0.01}}
+CASES |= {
+    "kept adamw": {"client": KEPT},
+    "kept momentum": {"client": {"optimizer_state": "keep", "optimizer": {"lr": 0.05, "momentum": 0.9}}},
+    "kept adamw, fedbn": {"name": "fedbn", "private": ["*.bias"], "client": KEPT},
+}
+"""``client``: more keys of that section."""
 MODEL = "mlp"
 
 
@@ -42,6 +49,8 @@ def assembled(folder, algorithm, rounds=3, execution="sequential", **run):
     client = {"precision": "float64", "local_epochs": 2, "batch_size": 5, "stragglers": 0.5}
     client |= {"execution": {"name": execution, "width": 3 if execution == "vectorized" else 0}}
     client |= {"optimizer": {"lr": 0.1}, "schedule": {"name": "exponential", "gamma": 0.9}}
+    algorithm = dict(algorithm)
+    client |= algorithm.pop("client", {})
     return assemble(
         folder,
         dataset(),

@@ -7,6 +7,7 @@ from tests.helpers.distributed import configured, fruitless, train
 
 MOMENTUM = {"server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5}}
 COUNTING = {"name": "faulty:Counting"}
+KEPT = {"optimizer_state": "keep", "optimizer": {"name": "adamw", "lr": 0.01}}
 
 
 def table_of(tmp_path, name, rounds, resume="never", **sections):
@@ -28,9 +29,13 @@ def test_resume_after_any_round_equals_the_uninterrupted_run(run_ranks, tmp_path
     assert [[m[k] for k in told] for m in resumed["history"]] == [[m[k] for k in told] for m in whole["history"]]
 
 
-@pytest.mark.parametrize("algorithm", [MOMENTUM, COUNTING], ids=["server state", "client state"])
-def test_resume_onto_another_world_size_with_an_exact_sum(run_ranks, tmp_path, algorithm):
-    exact = {"aggregation": {"sum": "exact"}, "algorithm": algorithm}
+@pytest.mark.parametrize(
+    "sections",
+    [{"algorithm": MOMENTUM}, {"algorithm": COUNTING}, {"algorithm": MOMENTUM, "client": KEPT}],
+    ids=["server state", "client state", "client optimizer"],
+)
+def test_resume_onto_another_world_size_with_an_exact_sum(run_ranks, tmp_path, sections):
+    exact = {"aggregation": {"sum": "exact"}, **sections}
     whole = run_ranks(train, 1, table_of(tmp_path, "whole", 4, **exact))[0]
     run_ranks(train, 3, table_of(tmp_path, "cut", 2, **exact))
     resumed = run_ranks(train, 2, table_of(tmp_path, "cut", 4, "auto", **exact))[0]

@@ -42,12 +42,12 @@ def examples():
 DATA = list(examples())
 
 
-def federation(folder, algorithm, *, make=perceptron, optimizer=None, width=1, **sections):
-    """The same clients in fedddp; ``width`` of them trained at once."""
+def federation(folder, algorithm, *, make=perceptron, optimizer=None, width=1, client=None, **sections):
+    """The same clients in fedddp; ``width`` of them trained at once. ``client``: more keys of that section."""
     x, y = (torch.cat(parts) for parts in zip(*DATA, strict=True))
     dataset = Dataset(Examples(x, y), Examples(x, y), CLASSES, mean=(0.0,), std=(1.0,))
     execution = {"name": "sequential"} if width == 1 else {"name": "vectorized", "width": width}
-    client = {"precision": "float64", "local_epochs": EPOCHS, "batch_size": BATCH, "execution": execution}
+    usual = {"precision": "float64", "local_epochs": EPOCHS, "batch_size": BATCH, "execution": execution}
     return assemble(
         folder,
         dataset,
@@ -55,7 +55,7 @@ def federation(folder, algorithm, *, make=perceptron, optimizer=None, width=1, *
         task=Task(make, CLASSES),
         model=ImportedModule("tests:make", make),
         algorithm=algorithm,
-        client={**client, "optimizer": optimizer or {"lr": LR}},
+        client={**usual, "optimizer": optimizer or {"lr": LR}, **(client or {})},
         cohort={"size": COHORT},
         run={"rounds": ROUNDS},
         **sections,

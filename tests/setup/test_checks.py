@@ -31,6 +31,8 @@ EQUAL, ONE = private("client", equal_work=True), {"client": {"execution": {"widt
 ACCOUNT = {"privacy": {"account": {"dir": "account", "key": "keys/{rank}.key"}}}
 MEAN = {"evaluate": {"clients_mean": True}}
 ADAM = {"client": {"optimizer": {"name": "adam"}}}
+KEPT = {"client": {"optimizer_state": "keep"}}
+MOMENTUM = {"client": {"optimizer": {"momentum": 0.9}}}
 EXACT = {"aggregation": {"sum": "exact"}}
 
 CONFIGURATIONS = [
@@ -83,6 +85,11 @@ CONFIGURATIONS = [
     ("clients-mean-private", "evaluate.clients_mean", [CLIENT, MEAN]),
     ("clients-mean-clusters", "evaluate.clients_mean", [IFCA, MEAN]),
     ("exact-width", "client.execution.width", [EXACT, {"client": {"execution": {"width": 4}}}]),
+    ("optimizer-state-idle", "client.optimizer_state", [KEPT]),
+    ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "ditto"}}]),
+    ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "moon"}}]),
+    ("optimizer-state-steps", "client.optimizer_state", [KEPT, MOMENTUM, {"algorithm": {"name": "scaffold"}}]),
+    ("optimizer-state-steps", "client.optimizer_state", [KEPT, MOMENTUM, {"algorithm": {"name": "fednova"}}]),
     *(
         (code, "algorithm.name", [other, {"algorithm": {"name": name, **keys}}])
         for code, other, name, keys in (

@@ -302,8 +302,8 @@ def _remembered(f: Facts) -> Values | None:
     c = f.config
     if c.checkpoint.clients_dir or not (c.privacy.secure_aggregation.enabled or level_of(c).clips_updates):
         return None
-    start = c.algorithm.init_server(torch.zeros(f.spec.dim), f.spec)
-    return {"hides": c.hides} if c.algorithm.init_client(start) else None
+    start = c.trained_by.init_server(torch.zeros(f.spec.dim), f.spec)
+    return {"hides": c.hides} if c.trained_by.init_client(start) else None
 
 
 REMEMBERED: tuple[Check[Facts], ...] = (

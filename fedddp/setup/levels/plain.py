@@ -77,7 +77,7 @@ class Plain:
 
     @property
     def _configured(self) -> Algorithm:
-        algorithm, rule = self._p.config.algorithm, self._p.config.aggregation.rule
+        algorithm, rule = self._p.config.trained_by, self._p.config.aggregation.rule
         if rule.client_momentum:
             algorithm = ClientMomentum(algorithm, rule.client_momentum)
         return LastMean(algorithm) if rule.remembers else algorithm
