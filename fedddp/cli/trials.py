@@ -17,7 +17,7 @@ from ..comm.world import Place
 from ..config import UsageError, flatten, to_dict
 from ..config.words import full
 from ..data import Dataset, Partition
-from ..models.libraries import imported
+from ..registry.optional import imported
 from ..telemetry.tuning import Candidate
 from .tune import Driver, Search, gridded, tried
 

@@ -11,7 +11,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from ..errors import UsageError
-from ..registry.choice import dump, fields_of, keys_of, read_file, user_path
+from ..registry.choice import dump, fields_of, keys_of, read_file, section_of, user_path
 from ..registry.spelling import key_suggestion
 from .plain import check_kept, check_plain, shortened
 from .schema import Config
@@ -176,6 +176,5 @@ def _mistakes(errors: Sequence[Any], prefix: tuple[str, ...], cls: type) -> list
 
 def _owner(cls: type, path: Sequence[Any]) -> type:
     for name in path:
-        annotation = cls.model_fields[str(name)].annotation if issubclass(cls, BaseModel) else None
-        cls = annotation if isinstance(annotation, type) else cls
+        cls = section_of(cls, str(name)) or cls
     return cls

@@ -1,13 +1,14 @@
 """The base class of model sections."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from torch import nn
 
-from ..registry.choice import Off, UserPath, user_path
+from ..registry.choice import Off, UserPath, dump, user_path
+from .lora import LoRA
 from .weights import Weights
 
 
@@ -39,6 +40,14 @@ class ModelFactory(ABC):
             "off, the same)",
         ),
     ] = field(default=None, kw_only=True)
+    lora: LoRA = field(default=LoRA(), kw_only=True)
+    checkpointing: Annotated[
+        bool,
+        Field(
+            description="keep only the inputs of the model's blocks in a training step and compute the rest again: "
+            "less memory, more time"
+        ),
+    ] = field(default=False, kw_only=True)
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -55,7 +64,7 @@ class ModelFactory(ABC):
         return self.weights is not None
 
 
-COMMON = ("weights", "trainable", "frozen_dtype")
+COMMON = ("weights", "trainable", "frozen_dtype", "lora", "checkpointing")
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,5 @@ class ImportedModule(ModelFactory):
 
     def table(self) -> dict[str, Any]:
         """The section's keys and values."""
-        common = {key: getattr(self, key) for key in COMMON}
-        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in common.items() if value}
-        return {"name": self.path, **self.args, **plain}
+        changed = {f.name for f in fields(self) if f.name in COMMON and getattr(self, f.name) != f.default}
+        return {"name": self.path, **self.args, **{key: v for key, v in dump(self).items() if key in changed}}

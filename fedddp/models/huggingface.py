@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..data.inputs import Shape
 from ..errors import OWN_CODE, UsageError, first_line
 from ..registry.choice import Member
+from ..registry.optional import imported
 from .base import ModelFactory
-from .libraries import imported
 from .sequence import PADDING
 from .weights import Weights
 

@@ -1,6 +1,5 @@
 """Image models of torchvision and timm, by their names there."""
 
-import importlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,24 +11,15 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from ..errors import UsageError, reason
+from ..errors import UsageError
 from ..registry.choice import Member, Off
+from ..registry.optional import imported
 from ..registry.spelling import suggestion
-from ..registry.torchvision_operators import declare_if_missing
 from .base import ModelFactory
 from .weights import Weights
 
 AUXILIARY: Mapping[str, Mapping[str, Any]] = {name: {"aux_logits": False} for name in ("googlenet", "inception_v3")}
 """Models of torchvision with further heads that give several outputs in training, which are left out."""
-
-
-def imported(module: str, extra: str, key: str) -> Any:
-    """Import ``module`` of a library. Raises UsageError, naming ``key``, with the command that installs it."""
-    declare_if_missing()
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UsageError(f"{key}: needs {module} ({reason(error)}); pip install 'fedddp[{extra}]'") from None
 
 
 @dataclass(frozen=True)

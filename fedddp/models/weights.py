@@ -18,6 +18,8 @@ from ..errors import UsageError, first_line, named
 from ..flat import constants, digest, freeze
 from ..registry.choice import read_file
 from .frozen import hold_frozen_in
+from .lora import LoRA
+from .recomputed import recomputed
 
 log = logging.getLogger("fedddp")
 
@@ -122,11 +124,12 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
 
 
 def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-    """``make``; where the model's ``section`` names what is ``trainable``, the rest is frozen.
+    """``make``; where the model's ``section`` names what is ``trainable`` or has adapters, the rest is frozen.
 
     What is frozen is held once, however many modules are made. Raises UsageError.
     """
     patterns, dtype = tuple(getattr(section, "trainable", ())), getattr(section, "frozen_dtype", None)
+    lora, again = getattr(section, "lora", LoRA()), getattr(section, "checkpointing", False)
     held: dict[str, Tensor] = {}
 
     def build() -> nn.Module:
@@ -134,6 +137,10 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
         if patterns:
             with named("model.trainable"):
                 freeze(module, patterns)
+        if lora.rank:
+            lora.into(module, beside=patterns)
+        if again:
+            recomputed(module)
         if dtype:
             hold_frozen_in(module, getattr(torch, dtype))
         for name, tensor in constants(module).items():

@@ -194,15 +194,21 @@ def fields_of(cls: type) -> dict[str, Choice | None]:
     return _fields(cls)[0]
 
 
+def section_of(cls: type, name: str) -> type[BaseModel] | None:
+    """The class of the section that a section's key is, if it is one."""
+    kind = _fields(cls)[2].get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
 @functools.cache  # called some thirty times per dump; type hints take a millisecond
-def _fields(cls: type) -> tuple[dict[str, Choice | None], list[str]]:
-    """See `fields_of`; and the fields that are no keys, since they hold the `Member` of a family."""
+def _fields(cls: type) -> tuple[dict[str, Choice | None], list[str], dict[str, Any]]:
+    """See `fields_of`; the fields that are no keys, since they hold the `Member` of a family; the types of all."""
     hints = typing.get_type_hints(cls, include_extras=True)
     names = cls.model_fields if issubclass(cls, BaseModel) else [f.name for f in dataclasses.fields(cls)]
     extras = {name: getattr(hints[name], "__metadata__", ()) for name in names}
     members = [name for name in names if any(extra is Member for extra in extras[name])]
     found = {name: next((e for e in extras[name] if isinstance(e, Choice)), None) for name in names}
-    return {name: choice for name, choice in found.items() if name not in members}, members
+    return {name: choice for name, choice in found.items() if name not in members}, members, hints
 
 
 def keys_of(
@@ -213,15 +219,15 @@ def keys_of(
     A choice inside one of the same ``family`` has the keys of the outer one again; these are left out.
     """
     for name, choice in fields_of(cls).items():
-        section = cls.model_fields[name].annotation if issubclass(cls, BaseModel) else None
+        section = section_of(cls, name)
         if choice is not None:
             yield f"{prefix}{name}.name", condition
             if family is None or not choice.registry.items() <= family.items():
                 for option, chosen in choice.registry.items():
                     needed = "" if option == choice.default["name"] else f"{prefix}{name}.name={option}"
                     yield from keys_of(chosen, f"{prefix}{name}.", choice.registry, condition or needed)
-        elif isinstance(section, type) and issubclass(section, BaseModel):
-            yield from keys_of(section, f"{prefix}{name}.")
+        elif section is not None:
+            yield from keys_of(section, f"{prefix}{name}.", condition=condition)
         else:
             yield f"{prefix}{name}", condition
 

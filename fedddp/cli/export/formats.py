@@ -13,7 +13,7 @@ from torch import Tensor
 from ...checkpoints.durable import write_tensors
 from ...data import Dataset
 from ...errors import OWN_CODE, UsageError, first_line
-from ...models.libraries import imported
+from ...registry.optional import imported
 from ...trained import Trained
 
 AGREES = 1e-4

@@ -19,7 +19,8 @@ class FoldedLayer(nn.Module):
 
     Rows of client k are the k-th of K equal parts of the batch. ``own`` has each parameter of the plain layer by its
     name, [K, *shape], as a view into the clients' vectors. Raises RuntimeError when it is used twice in one step: the
-    second use would see weights that the first one has already changed.
+    second use would see weights that the first one has already changed. What is computed again in the backward pass
+    (gradient checkpointing) is no second use: values behind the layer are needed again before it learns, or not at all.
     """
 
     layout: torch.memory_format = torch.channels_last
@@ -35,7 +36,7 @@ class FoldedLayer(nn.Module):
         self.own: dict[str, Tensor] = {}
         self.lr, self.examples = 0.0, 0
         self._grads: dict[str, Tensor] | None = None
-        self._armed = False
+        self._armed: bool | None = False  # may be used; None once the forward pass is over
 
     @staticmethod
     def stands_for(plain: Any) -> bool:
@@ -87,15 +88,19 @@ class FoldedLayer(nn.Module):
         """A new step begins, on so many examples of all clients together."""
         self._armed, self.examples = True, examples
 
+    def forwarded(self) -> None:
+        """The step's forward pass is over: a further use computes again what it computed."""
+        self._armed = None
+
     def was_tried(self) -> None:
         """Called after a step of one client without gradients, on 2 and on 3 examples."""
 
     def use(self) -> None:
         """Record that the layer is used in this step."""
         if torch.is_grad_enabled():
-            if not self._armed:
+            if self._armed is False:
                 raise RuntimeError(f"layer {self.name.rstrip('.')!r} is used more than once in a step")
-            self._armed = False
+            self._armed = self._armed and False
 
     def learn(self, own: str, gradient: Tensor, clients: slice | int = EVERY) -> None:
         """Take in a parameter's gradient [K, *shape], if there is such a parameter."""

@@ -98,7 +98,10 @@ class FoldedModel:
     def _run(self, x: Tensor) -> Tensor:
         for layer in self._layers:
             layer.arm(len(x))
-        return self.module(x)
+        outputs = self.module(x)
+        for layer in self._layers:
+            layer.forwarded()
+        return outputs
 
     def _try(self, x: Tensor) -> None:
         """Show copies of the example ``x [1, ...]`` to layers that need to know what depends on their number."""

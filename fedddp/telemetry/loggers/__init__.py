@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from ...errors import OWN_CODE, UsageError, named, reason
-from ...models.libraries import imported
 from ...registry.choice import import_class
+from ...registry.optional import imported
 from ...registry.spelling import suggestion
 from ..beside import InBackground
 from ..telemetry import Metrics, RoundRecord, Sink

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-from ...models.libraries import imported
+from ...registry.optional import imported
 from ..telemetry import Metrics, RoundRecord
 from .base import FILES, Run, flat
 

@@ -6,7 +6,7 @@ import os
 import secrets
 from typing import Any
 
-from ...models.libraries import imported
+from ...registry.optional import imported
 from ..telemetry import Metrics, RoundRecord
 from .base import Run, flat
 
