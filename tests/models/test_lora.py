@@ -157,7 +157,8 @@ def test_training_begins_with_the_model_as_it_was():
 
 
 REFUSED = [
-    ({"lora": {"rank": 2, "targets": ["q_proj"]}}, "model.lora.targets=['q_proj']: 'q_proj' matches no linear layer; there are body.1, "),
+    ({"lora": {"rank": 2, "targets": ["q_proj"]}},
+     "model.lora.targets=['q_proj']: 'q_proj' matches no linear layer; there are "),
     ({"lora": {"rank": -1}}, "model.lora.rank=-1: "),
     ({"lora": {"ranks": 1}}, "model.lora.ranks: unknown key; did you mean 'rank'?"),
     ({"lora": 4}, "model.lora=4: expected a section"),
