@@ -101,7 +101,7 @@ def test_help_of_a_key_a_short_form_and_a_name_alone():
         if form not in reference().sections:
             assert described(form) == described(key)
     assert described("scaffold") == described("algorithm.scaffold")
-    assert keys_in(described("alpha").splitlines()) == ["data.partition.alpha", "algorithm.alpha"]
+    assert keys_in(described("alpha").splitlines()) == ["data.partition.alpha", "model.lora.alpha", "algorithm.alpha"]
 
 
 def test_help_of_a_sweep_has_the_keys_of_its_section(capsys):
