@@ -81,6 +81,21 @@ COMMANDS = {
         ),
         configured=True,
     ),
+    "plan": Command(
+        about="estimate what a run sends, holds and takes, and what a link allows",
+        module="fedddp.cli.plan.command",
+        options=options.plan,
+        more="It takes the configuration of fedddp train, writes nothing and needs no other rank. Bytes are those of "
+        "the run's own collectives; memory is estimated; a few local steps are timed on this machine. For each link: "
+        "the seconds of communication in a round, the share of a round that is training, and H, the least "
+        "client.local_steps with which communication takes less than a tenth. With --parameters no configuration is "
+        "needed.",
+        examples=(
+            "fedddp plan mnist/fedavg -n 4 --link=10,100",
+            "fedddp plan --parameters=8e9 --dtype=bfloat16 --step-seconds=0.5 --local-steps=37 --fragments=37",
+        ),
+        configured=True,
+    ),
     "show": Command(
         about="print and draw a partition: which client owns which examples",
         module="fedddp.cli.show",

@@ -8,6 +8,9 @@ from pathlib import Path
 FORMATS = ("state_dict", "safetensors", "onnx", "exported-program", "hf")
 PUBLISHED = ("mcmahan", "niid_mnist", "flgo")
 DEMONSTRATIONS = ("inversion", "matching", "membership")
+LINKS = (50.0, 200.0, 1000.0)
+SIZED = ("dtype", "step_seconds", "local_steps", "fragments")
+"""Options of a plan that go with a size that was typed."""
 
 
 def user_path(word: str) -> Path:
@@ -24,6 +27,22 @@ def whole(least: int) -> Callable[[str], int]:
         return int(word)
 
     return number
+
+
+def above_zero(word: str) -> float:
+    """The type of options that take a number above 0."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ArgumentTypeError(f"{word!r} should be a number above 0")
+    return number
+
+
+def above_zeros(words: str) -> list[float]:
+    """The type of options that take numbers above 0, with commas between them."""
+    return [above_zero(word) for word in words.split(",")]
 
 
 def new(parser: ArgumentParser) -> None:
@@ -58,6 +77,18 @@ def launch(parser: ArgumentParser) -> None:
     parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
     parser.add_argument("--dry-run", action="store_true", help=SUPPRESS)  # to say where it belongs
     _print_config(parser)
+
+
+def plan(parser: ArgumentParser) -> None:
+    parser.add_argument("-n", "--ranks", type=whole(1), help="number of ranks [2; of --parameters: very many]")
+    parser.add_argument("--link", type=above_zeros, metavar="MBIT,...", help="rates in Mbit/s [50,200,1000]")
+    parser.add_argument("--no-timing", dest="timing", action="store_false", help="do not time local steps here")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON, in bytes and seconds")
+    parser.add_argument("--parameters", type=above_zero, metavar="N", help="plan for a size, without a configuration")
+    parser.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16", "int8"), help="[float32]")
+    parser.add_argument("--step-seconds", type=above_zero, metavar="S", help="of a local step")
+    parser.add_argument("--local-steps", type=whole(1), metavar="H", help="steps between two exchanges [1]")
+    parser.add_argument("--fragments", type=whole(1), metavar="P", help="parts that are sent apart [1]")
 
 
 def show(parser: ArgumentParser) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,13 @@ class Trainer(ABC):
     def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
         return Local(self, ids, round, self.data.sizes[list(ids)])
+
+    def limited_to(self, steps: int) -> Self:
+        """The same trainer, whose clients take at most ``steps`` steps: to time them. With DP-SGD, at most one pass."""
+        other = copy(self)
+        work = replace(self._training.work, epochs=1, steps=steps, stragglers=0.0)
+        other._training = replace(self._training, work=work)
+        return other
 
     def optimizer(self, round: int) -> Optimizer:
         """The client optimizer as it is in ``round`` (0-based)."""

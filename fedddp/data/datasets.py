@@ -261,6 +261,15 @@ class TorchvisionImages:
             train, test = (Examples(e.x.transpose(-1, -2).contiguous(), e.y) for e in (train, test))
         return Dataset(train, test, count, self.mean, self.std)
 
+    def blank(self) -> Dataset:
+        """Return as many blank images as there are, with classes in turn: enough to plan a run, not to train one."""
+        side, train = (28, 60_000) if len(self.mean) == 1 else (32, 50_000)
+
+        def images(n: int) -> Examples:
+            return Examples(torch.zeros(n, len(self.mean), side, side, dtype=torch.uint8), torch.arange(n) % 10)
+
+        return Dataset(images(train), images(10_000), 10, self.mean, self.std)
+
 
 def emnist(root: Path, download: bool, targets: str = "class", *, split: str = "balanced") -> Dataset:
     """EMNIST (Cohen et al. 2017): ``split`` is balanced, byclass, bymerge, letters, digits or mnist."""

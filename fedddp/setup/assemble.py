@@ -321,7 +321,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     side = SideWork()
     with side("environment.txt"):
         folder.write("environment.txt", environment(p.device, p.place.world_size, p.config.run.threads))
-    plan = _plan(p, done)
+    plan = planned(p, done)
     bars = progress(keys.progress, plan)
     shown = [Beside("progress", sink, side) for sink in (*bars, Divergence())]
     files = [
@@ -341,7 +341,8 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     return Telemetry(files, history, p.config.target, timed=timed, during=during)
 
 
-def _plan(p: Prepared, done: int) -> Plan:
+def planned(p: Prepared, done: int = 0) -> Plan:
+    """Return what is known of the rounds of ``p`` that follow round ``done``."""
     keys, lr = p.config.evaluate, getattr(p.training.optimizer, "lr", None)
     work = float(_work(p)(p.data.sizes).double().mean()) * p.config.cohort_size
     alone = p.place.world_size if keys.where == "rank0" else 1

@@ -30,6 +30,8 @@ LINES = [
     ("fedddp train --help mod", ["model", "model.logistic", "model.mlp"][:1]),
     ("fedddp completion z", ["zsh"]),
     ("fedddp plot run", []),
+    ("fedddp plan --li", ["--link"]),
+    ("fedddp plan mnist/fedavg_e", ["mnist/fedavg_e5"]),
 ]
 
 

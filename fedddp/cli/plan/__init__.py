@@ -1,0 +1,1 @@
+"""``fedddp plan``: what a run sends, holds and takes, before it is started."""
