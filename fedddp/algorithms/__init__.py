@@ -4,7 +4,7 @@ from .apfl import APFL
 from .base import Algorithm, Around, LocalTraining, Traits
 from .canaries import CanaryClients
 from .client_level import ClientLevel, QuantileClip
-from .continued import KeptOptimizer, Resumed
+from .continued import ContinuedOrder, KeptOptimizer, Resumed
 from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedbn import FedBN
@@ -48,6 +48,7 @@ __all__ = [
     "CanaryClients",
     "ClientLevel",
     "ClientMomentum",
+    "ContinuedOrder",
     "Ditto",
     "FedAvg",
     "FedBN",

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol, Self
 
@@ -43,6 +44,10 @@ class LocalTraining(Protocol):
         optimizer: Optimizer | None = None,
         contrast: Contrast | None = None,
     ) -> LocalResult: ...
+
+    def after(self, steps: Tensor) -> Self:
+        """The same clients, whose batches follow those of the ``steps [K]`` that they took before."""
+        ...
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), [K]."""
@@ -89,6 +94,11 @@ class TrainingAround:
         contrast: Contrast | None = None,
     ) -> LocalResult:
         return self._local.train(start, correct, epochs=epochs, optimizer=optimizer, contrast=contrast)
+
+    def after(self, steps: Tensor) -> Self:
+        changed = copy(self)
+        changed._local = self._local.after(steps)
+        return changed
 
     def loss(self, w: Tensor) -> Tensor:
         return self._local.loss(w)

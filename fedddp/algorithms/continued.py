@@ -1,7 +1,8 @@
-"""Wrappers by which clients go on where their last round ended: their optimizer's state."""
+"""Wrappers by which clients go on where their last round ended: in the order of their data, or in their optimizer."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..optim import Optimizer, OptimizerAround, OptimizerState
@@ -10,6 +11,27 @@ from .base import Around, LocalTraining, TrainingAround, unchanged
 
 OPTIMIZER = "client.optimizer."
 """In a client's state: each vector of its optimizer's state, [K, P], or [K, 1] for a count of steps."""
+STEPS = "client.steps"
+"""In a client's state: how many steps it took so far, int64 [K, 1]."""
+
+
+@dataclass(frozen=True)
+class ContinuedOrder(Around):
+    """Any algorithm ``inner``, whose clients go on in the order of their data at the batch after their last one.
+
+    Where a client is in its data is the number of steps that it took; a round that it sits out, or in which its update
+    is not accepted, does not count. So it sees all its examples once before it sees one twice, whatever H is.
+    """
+
+    own = (STEPS,)
+
+    def init_client(self, server: ServerState) -> ClientState:
+        return {**super().init_client(server), STEPS: torch.zeros(1, 1, dtype=torch.long, device=server.w.device)}
+
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
+        done = client[STEPS]
+        update, state, result = super().client_update(server, client, local.after(done[:, 0].cpu()))
+        return update, {**state, STEPS: done + result.steps.to(done)[:, None]}, result
 
 
 @dataclass(frozen=True)

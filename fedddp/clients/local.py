@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..comm import interrupt
 from ..data import MOST_PLANNED, BatchPlan, ClientData, Work, plan
 from ..flat import FlatModule
-from ..optim import CONSTANT, SGD, LearningRate, Optimizer, scaled
+from ..optim import CONSTANT, SGD, LearningRate, Optimizer, Scheduled, in_steps, scaled
 from ..rng import global_seed
 from ..tasks import Task
 from ..types import Contrast, LocalResult
@@ -73,7 +73,7 @@ class LocalTrainingSpec:
     Attributes:
         optimizer: the client optimizer.
         work: how many steps a client takes in a round, on batches of which size.
-        schedule: the learning rate over rounds.
+        schedule: the learning rate over rounds, or over local steps.
         clip_norm: the largest L2 norm of the gradient that a step follows, an algorithm's correction included; None:
             any.
         seed: the seed of the run.
@@ -90,6 +90,11 @@ class LocalTrainingSpec:
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     autocast: bool = False
+
+    def factor(self, round: int, step: int = 0) -> float:
+        """The factor on the learning rate in local step ``step`` of ``round`` (both 0-based)."""
+        by_step = in_steps(self.schedule)
+        return self.schedule.factor(round * (self.work.steps or 1) + step if by_step else round)
 
 
 class Trainer(ABC):
@@ -119,7 +124,10 @@ class Trainer(ABC):
 
     def optimizer(self, round: int) -> Optimizer:
         """The client optimizer as it is in ``round`` (0-based)."""
-        return scaled(self._training.optimizer, self._training.schedule.factor(round))
+        spec = self._training
+        if in_steps(spec.schedule):
+            return Scheduled(spec.optimizer, partial(spec.factor, round))
+        return scaled(spec.optimizer, spec.factor(round))
 
     @property
     def planned_at_once(self) -> int:
@@ -131,6 +139,7 @@ class Trainer(ABC):
         work, seed = self._training.work, self._training.seed
         if local.epochs:
             work = replace(work, epochs=local.epochs, steps=None)
+        done = local.done if work.steps else None  # epochs are whole passes
         return plan(
             local.num_examples.tolist(),
             local.ids,
@@ -139,6 +148,7 @@ class Trainer(ABC):
             batch_size=work.batch_size,
             smallest=work.smallest,
             seed=seed,
+            done=done,
         )
 
     def loss(self, local: Local, w: Tensor) -> Tensor:
@@ -196,6 +206,8 @@ class Local:
     origin: Local | None = None
     """What this is a variant of, with other epochs, another optimizer or a contrast."""
     contrast: Contrast | None = None
+    done: Tensor | None = None
+    """Steps that each client took in earlier rounds, [K], where its batches go on from there."""
 
     @property
     def mean_examples(self) -> float:
@@ -223,6 +235,10 @@ class Local:
         changed = replace(self, epochs=epochs, chosen=optimizer, contrast=contrast, origin=self)
         local = changed if epochs or optimizer or contrast else self
         return self.trainer.train(local, start, self.trainer.limited(correct))
+
+    def after(self, steps: Tensor) -> Local:
+        """The same clients, whose batches follow those of the ``steps [K]`` that they took before."""
+        return replace(self, done=steps)
 
     def loss(self, w: Tensor) -> Tensor:
         """Mean loss of each client's own examples at ``w`` ([D] or [K, D]), in evaluation mode; [K] float64."""

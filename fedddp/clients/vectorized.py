@@ -106,7 +106,7 @@ class VectorizedTrainer(Trainer):
         starts, results = start.expand(len(local.ids), -1), []
         for row, client in enumerate(local.ids):
             own = replace(contrast, models=contrast.models[:, row : row + 1])
-            mine = self._alone.on((client,), local.round)
+            mine = replace(self._alone.on((client,), local.round), done=_row(local.done, row))
             correct_row = _of_row(correct, row, len(local.ids))
             results.append(
                 mine.train(starts[row], correct_row, epochs=local.epochs, optimizer=local.chosen, contrast=own)
@@ -168,6 +168,10 @@ class VectorizedTrainer(Trainer):
                 yield x[t], y[t], share[first + t]
             first += at_once
             at_once = max(1, NUMBERS_AT_ONCE // max(1, x[0].numel()))
+
+
+def _row(values: Tensor | None, row: int) -> Tensor | None:
+    return None if values is None else values[row : row + 1]
 
 
 def _of_row(correct: Correction | None, row: int, k: int) -> Correction | None:

@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from ..algorithms import Algorithm, KeptOptimizer
+from ..algorithms import Algorithm, ContinuedOrder, KeptOptimizer
 from ..attacks import Adversary
 from ..tasks.metrics import Target
 from ..types import Delivery
@@ -54,7 +54,9 @@ class ResolvedConfig(Config):
     def trained_by(self) -> Algorithm:
         """The algorithm, with what clients go on with from round to round besides."""
         client, algorithm = self.client, self.algorithm
-        return KeptOptimizer(algorithm, client.optimizer) if client.optimizer_state == "keep" else algorithm
+        if client.optimizer_state == "keep":
+            algorithm = KeptOptimizer(algorithm, client.optimizer)
+        return ContinuedOrder(algorithm) if client.order == "continue" else algorithm
 
     @property
     def adversary(self) -> Adversary:

@@ -114,6 +114,11 @@ class ClientSection(Section):
         description="B; 0 = all of a client's examples. For a model that does not train on one example (BatchNorm), a "
         "last batch of one is merged into the batch before",
     )
+    order: Literal["fresh", "continue"] = Field(
+        default="fresh",
+        description="with local_steps, where a client begins in its examples: fresh = in a new order in every round; "
+        "continue = after the last one of its round before, so that passes over its examples are whole",
+    )
     clip_norm: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
@@ -131,7 +136,7 @@ class ClientSection(Section):
         description="what becomes of the client optimizer's moments between rounds: reset = new ones in every round; "
         "keep = each client goes on with its own, as the workers of DiLoCo do",
     )
-    schedule: Annotated[Schedule, Field(description="factor of the learning rate, by round")] = CONSTANT
+    schedule: Annotated[Schedule, Field(description="factor of the learning rate, by round or local step")] = CONSTANT
     execution: ExecutionSection = ExecutionSection()
 
 

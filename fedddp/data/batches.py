@@ -31,12 +31,15 @@ def plan(
     seed: int,
     steps: Tensor | None = None,
     smallest: int = 1,
+    done: Tensor | None = None,
 ) -> BatchPlan:
     """E shuffled passes over each client's examples in batches of B, the last one of a pass possibly short.
 
     ``batch_size`` 0 takes a client's whole data as one batch. ``steps [K]``: of each client, instead of E passes; it
     then stops in the middle of one. A client's order depends on (seed, round, client) only: fewer steps are the first
-    ones of more. ``smallest``: a last batch of fewer examples joins the one before.
+    ones of more. ``smallest``: a last batch of fewer examples joins the one before. ``done [K]``: the steps that each
+    client took in earlier rounds: its batches are then those that follow in an order of passes that never stopped,
+    and depend on (seed, client, done) only.
     """
     if steps is None:
         steps = num_steps(torch.tensor(sizes, dtype=torch.long), epochs, batch_size, smallest)
@@ -49,17 +52,26 @@ def plan(
         rows = [row for row, size in enumerate(sizes) if size == n]
         b, widest, own_steps = min(batch_size or n, n), _widest(n, batch_size, smallest), steps[rows]
         per_epoch, most = -(-n // b) - (widest > b), int(own_steps.max())
-        passes = -(-most // per_epoch)
+        before = torch.zeros_like(own_steps) if done is None else done[rows]
+        skipped = before % per_epoch  # batches of the first pass, [rows]
+        passes = -(-(int(skipped.max()) + most) // per_epoch)
         order = torch.zeros(len(rows), passes, max(n, per_epoch * b), dtype=torch.long)
-        for own, row in zip(order, rows, strict=True):
+        for own, row, first in zip(order, rows, (before // per_epoch).tolist(), strict=True):
             stream.manual_seed(derive(seed, "batches", round, ids[row]))
-            for one_pass in own:
+            for number, one_pass in enumerate(own, first):
+                if done is not None:
+                    stream.manual_seed(derive(seed, "passes", number, ids[row]))
                 torch.randperm(n, generator=stream, out=one_pass[:n])
         order, filled = (
             (order, torch.arange(per_epoch * b) < n) if widest == b else _joined(order, per_epoch, b, widest)
         )
-        there = filled.view(per_epoch, widest).repeat(passes, 1)[:most]  # [most, widest]
-        batches = order.view(len(rows), -1, widest)[:, :most]
+        there = filled.view(per_epoch, widest).repeat(passes, 1)  # [passes per_epoch, widest]
+        batches = order.view(len(rows), -1, widest)
+        if skipped.any():
+            at = skipped.unsqueeze(1) + torch.arange(most)  # [rows, most]
+            there, batches = there[at], batches[torch.arange(len(rows)).unsqueeze(1), at]
+        else:
+            there, batches = there[:most], batches[:, :most]
         if int(own_steps.min()) < most:
             there = there & (torch.arange(most) < own_steps.unsqueeze(1)).unsqueeze(2)
             batches = batches.masked_fill(~there, 0)

@@ -9,8 +9,19 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..registry.choice import Choice
-from .optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, OptimizerAround, OptimizerState, Yogi, scaled
-from .schedule import CONSTANT, SCHEDULES, LearningRate
+from .optimizers import (
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    Optimizer,
+    OptimizerAround,
+    OptimizerState,
+    Scheduled,
+    Yogi,
+    scaled,
+)
+from .schedule import CONSTANT, SCHEDULES, LearningRate, in_steps
 
 OPTIMIZERS: dict[str, type] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "adagrad": Adagrad, "yogi": Yogi}
 
@@ -45,7 +56,9 @@ __all__ = [
     "OptimizerAround",
     "OptimizerState",
     "Schedule",
+    "Scheduled",
     "ServerOptimizer",
     "Yogi",
+    "in_steps",
     "scaled",
 ]

@@ -13,6 +13,7 @@ are not counted on, and a checkpoint holds it like any other vector.
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -75,6 +76,30 @@ def scaled(optimizer: Optimizer, factor: float) -> Optimizer:
     if "lr" not in getattr(section, "__dataclass_fields__", ()):
         raise ValueError(f"{type(optimizer).__name__} has no lr that a schedule could change")
     return dataclasses.replace(section, lr=section.lr * factor)
+
+
+class Scheduled(OptimizerAround):
+    """``inner`` with ``factor(i)`` times its learning rate in step i = 0, 1, ... of a training.
+
+    Those who are still at work have taken the same number of steps. `gradient_weight` is None: steps differ in length.
+    """
+
+    def __init__(self, inner: Optimizer, factor: Callable[[int], float] = lambda i: 1.0) -> None:
+        super().__init__(inner)
+        self._factor = factor
+
+    def gradient_weight(self, steps: Tensor) -> None:
+        return None
+
+    def init(self, params: list[Tensor]) -> OptimizerState:
+        return {**self._inner.init(params), "schedule.step": [torch.zeros(1) for _ in params]}
+
+    def step_(self, params: list[Tensor], grads: list[Tensor], state: OptimizerState) -> None:
+        if not params:
+            return
+        counts = state["schedule.step"]
+        scaled(self._inner, self._factor(int(counts[0]))).step_(params, grads, state)
+        torch._foreach_add_(counts, 1)
 
 
 @dataclass(frozen=True)

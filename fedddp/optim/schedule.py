@@ -1,13 +1,19 @@
-"""Learning rates over rounds: a factor on the client optimizer's lr, the same for every step of a round."""
+"""Learning rates over rounds, or over all local steps: a factor on the client optimizer's lr."""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field
 
-WARM_UP = Field(ge=0, description="rounds of a linear rise before the full rate")
-ROUNDS = Field(ge=0, description="rounds, warm-up included, until the last factor is reached; 0 = run.rounds")
+WARM_UP = Field(ge=0, description="rounds (steps) of a linear rise before the full rate")
+ROUNDS = Field(
+    ge=0, description="rounds (steps), warm-up included, until the last factor is reached; 0 = the whole run"
+)
+UNIT = Field(
+    description="what changes the factor and is counted by the schedule's other keys: rounds, or the steps of "
+    "client.local_steps, those of all rounds in a row"
+)
 FLOOR = Field(ge=0, le=1, description="the last factor")
 
 
@@ -25,9 +31,13 @@ class LearningRate(Protocol):
 
 @dataclass(frozen=True)
 class Constant:
-    """Constant after a warm-up of W rounds, (t + 1) / (W + 1) in round t < W; other schedules decay from there."""
+    """Constant after a warm-up of W rounds, (t + 1) / (W + 1) in round t < W; other schedules decay from there.
+
+    With ``unit=steps``, t counts local steps instead: step i of a round r is t = r H + i.
+    """
 
     warmup: Annotated[int, WARM_UP] = 0
+    unit: Annotated[Literal["rounds", "steps"], UNIT] = "rounds"
 
     def factor(self, round: int) -> float:
         return (round + 1) / (self.warmup + 1) if round < self.warmup else self._decayed(round - self.warmup)
@@ -89,6 +99,11 @@ class Cosine(Linear):
 
     def _left(self, done: float) -> float:
         return (1 + math.cos(math.pi * done)) / 2
+
+
+def in_steps(schedule: LearningRate) -> bool:
+    """Whether the factor changes with every local step; one of a user's own may have no unit."""
+    return getattr(schedule, "unit", "rounds") == "steps"
 
 
 SCHEDULES: dict[str, type] = {

@@ -351,7 +351,7 @@ def planned(p: Prepared, done: int = 0) -> Plan:
         done=done,
         every=(keys.every, *([keys.personal_every] if keys.personal_every and p.held else [])),
         evaluation=len(p.test) * alone / 3 / max(1.0, work),  # a training step costs three forward passes
-        lr=lambda t: None if lr is None else lr * p.training.schedule.factor(t - 1),
+        lr=lambda t: None if lr is None else lr * p.training.factor(t - 1),
     )
 
 

@@ -8,7 +8,7 @@ from ..comm.world import Place, local_cores
 from ..config import Config, ResolvedConfig, build, to_dict
 from ..data import DATASETS, Partitioner, Parts
 from ..errors import UsageError, named
-from ..optim import CONSTANT, LearningRate, scaled
+from ..optim import CONSTANT, LearningRate, in_steps, scaled
 from ..tasks import natural_loss
 from ..tasks.losses import Natural
 from .checks import CONFIGURATION, refuse
@@ -61,9 +61,11 @@ def parts_of(config: Config) -> Parts | None:
 
 
 def _schedule(config: Config) -> LearningRate:
-    """Return the learning rate over this run's rounds. Raises UsageError for an optimizer that has none."""
+    """Return the learning rate over this run's rounds or steps. Raises UsageError for an optimizer that has none."""
+    schedule = config.client.schedule
+    steps = (config.client.local_steps or 1) if in_steps(schedule) else 1
     try:
-        schedule = config.client.schedule.over(config.run.rounds)
+        schedule = schedule.over(config.run.rounds * steps)
         scaled(config.client.optimizer, 1.0 if schedule == CONSTANT else 0.5)  # raises if it cannot be scaled
     except ValueError as error:
         raise UsageError(f"client.schedule: {error}", code="schedule") from None

@@ -1,6 +1,7 @@
 """Clients that go on where their last round ended, against plain loops of torch.optim that never stop."""
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from fedddp.algorithms import Around
 from fedddp.config import UsageError
 from fedddp.federation import federate
-from tests.helpers.reference import HEAVY, WEIGHTS, Run, assert_same, federation, mean
+from tests.helpers.reference import CLIENTS, HEAVY, SIZES, WEIGHTS, Run, assert_same, federation, mean
 from tests.helpers.support import client_states
 
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}
@@ -127,3 +128,96 @@ def test_a_client_level_of_privacy_asks_for_a_folder_of_each_ranks_own(tmp_path)
     with pytest.raises(UsageError) as refused:
         federation(tmp_path, {"name": "fedavg"}, optimizer=ADAMW, client=KEEP, privacy=client_level)
     assert refused.value.code == "clients-remember"
+
+
+# -- the order of the data ------------------------------------------------------------------------------------------
+
+H = 3
+CONTINUE = {"local_epochs": 1, "local_steps": H, "order": "continue"}
+
+
+def seen(f, k, done, steps):
+    """The examples of client k's batches in ``steps`` steps after ``done``, as the trainer plans them."""
+    local = f.trainer.on((k,), done // 2).after(torch.tensor([done]))  # the round's number does not matter
+    order = f.trainer.plan(local)
+    return [index[mask].tolist() for index, mask in zip(order.index[0, :steps], order.mask[0, :steps], strict=True)]
+
+
+def test_passes_over_a_clients_examples_are_whole_whatever_the_number_of_steps(tmp_path):
+    f, _ = federation(tmp_path, {"name": "fedavg"}, client=CONTINUE)
+    batches = [batch for done in range(0, 30, H) for batch in seen(f, 0, done, H)]  # 23 examples: 5 batches of 5
+    passes = [[*chain(*batches[first : first + 5])] for first in range(0, 30, 5)]
+    assert all(sorted(one) == list(range(SIZES[0])) for one in passes)
+    assert len({tuple(one) for one in passes}) == 6  # each in an order of its own
+    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3] * 6
+
+
+def test_a_client_goes_on_where_it_was_though_it_sat_out(tmp_path):
+    f, server = federation(tmp_path, {"name": "fedavg"}, client=CONTINUE)
+    server = federate(f, server)
+    part = [sum(k in f.sampler.cohort(t).ids for t in range(5)) for k in CLIENTS]
+    assert len(set(part)) > 1
+    assert client_states(f, CLIENTS, server)["client.steps"].flatten().tolist() == [H * times for times in part]
+
+
+@pytest.mark.parametrize("width", [1, 2], ids=["one by one", "two at once"])
+def test_steps_in_two_rounds_are_twice_the_steps_in_one(tmp_path, width):
+    """Of a single client the rounds' borders leave no trace: data, moments and learning rates go on."""
+    ends = []
+    for rounds, steps in ((6, 2), (2, 6), (1, 12)):
+        client = {
+            **CONTINUE,
+            **KEEP,
+            "local_steps": steps,
+            "schedule": {"name": "cosine", "unit": "steps", "warmup": 4},
+        }
+        size = {"cohort": {"size": 1}, "run": {"rounds": rounds}}
+        where = tmp_path / str(rounds)
+        f, server = federation(where, {"name": "fedavg"}, optimizer=ADAMW, width=width, client=client, **size)
+        f = replace(f, sampler=Only(f.sampler))
+        ends.append(federate(f, server).w)
+        moved = (ends[-1] - server.w).abs().max()
+    assert moved > 1e-2
+    assert_same(ends[0], ends[2])
+    assert_same(ends[1], ends[2])
+
+
+class Only:
+    """Client 0 alone, in every round."""
+
+    def __init__(self, sampler):
+        self._sampler = sampler
+
+    def cohort(self, t):
+        return replace(self._sampler.cohort(t), ids=(0,))
+
+    def chosen(self, cohort, w):
+        return cohort
+
+
+# -- learning rates -------------------------------------------------------------------------------------------------
+
+
+class Rated(torch.optim.SGD):
+    """A rate of its own in each step."""
+
+    def __init__(self, params, rates):
+        super().__init__(params, **HEAVY)
+        self._rates = iter(rates)
+
+    def step(self):
+        self.param_groups[0]["lr"] = next(self._rates)
+        super().step()
+
+
+@pytest.mark.parametrize("width", [1, 2], ids=["one by one", "two at once"])
+def test_with_the_unit_steps_the_rate_changes_within_a_round(tmp_path, width):
+    schedule = {"name": "exponential", "gamma": 0.9, "unit": "steps", "warmup": 4}
+    keys = {"local_epochs": 1, "local_steps": H, "schedule": schedule}
+    run = Run(tmp_path, {"name": "fedavg"}, optimizer=HEAVY, width=width, client=keys)
+    w = run.start
+    for t, server in enumerate(run.states()):
+        rates = [HEAVY["lr"] * ((s + 1) / 5 if s < 4 else 0.9 ** (s - 4)) for s in range(t * H, t * H + H)]
+        ends = {k: run.trained(k, t, w, steps=H, optimizer=lambda p, r=rates: Rated(p, r))[0] for k in run.cohorts[t]}
+        w = mean(ends, WEIGHTS["examples"])
+        assert_same(server.w, w)

@@ -35,7 +35,13 @@ CASES |= {
 }
 CASES["scaffold, adam"] = {"name": "scaffold", "server_optimizer": SERVERS["fedadam"]}
 KEPT = {"optimizer_state": "keep", "optimizer": {"name": "adamw", "lr": 0.01}}
+STEPS = {"local_epochs": 1, "local_steps": 7, "order": "continue"}
 CASES |= {
+    "continued order": {"client": STEPS},
+    "continued order, moon": {"name": "moon", "client": STEPS},
+    "continued order, kept adamw, steps' rates": {
+        "client": {**STEPS, **KEPT, "schedule": {"name": "cosine", "unit": "steps", "warmup": 3, "rounds": 21}}
+    },
     "kept adamw": {"client": KEPT},
     "kept momentum": {"client": {"optimizer_state": "keep", "optimizer": {"lr": 0.05, "momentum": 0.9}}},
     "kept adamw, fedbn": {"name": "fedbn", "private": ["*.bias"], "client": KEPT},

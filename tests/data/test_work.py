@@ -117,7 +117,9 @@ def resolved(rounds=6, privacy=None, **client):
 def test_a_schedule_keeps_the_rounds_it_was_made_for():
     """In the configuration of a run: with more rounds, it would not be the same run gone on with."""
     assert resolved(schedule={"name": "cosine"}).client.schedule.rounds == 6
-    assert 'name = "cosine"\nwarmup = 0\nrounds = 6' in to_toml(resolved(schedule={"name": "cosine"}))
+    assert 'name = "cosine"\nwarmup = 0\nunit = "rounds"\nrounds = 6' in to_toml(resolved(schedule={"name": "cosine"}))
+    by_step = resolved(schedule={"name": "cosine", "unit": "steps"}, local_steps=50).client.schedule
+    assert by_step.rounds == 300
     assert resolved().client.schedule == CONSTANT
 
 

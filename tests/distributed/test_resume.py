@@ -7,7 +7,7 @@ from tests.helpers.distributed import configured, fruitless, train
 
 MOMENTUM = {"server_optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5}}
 COUNTING = {"name": "faulty:Counting"}
-KEPT = {"optimizer_state": "keep", "optimizer": {"name": "adamw", "lr": 0.01}}
+KEPT = {"optimizer_state": "keep", "optimizer": {"name": "adamw", "lr": 0.01}, "local_steps": 5, "order": "continue"}
 
 
 def table_of(tmp_path, name, rounds, resume="never", **sections):

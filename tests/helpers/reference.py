@@ -3,6 +3,8 @@
 What references of papers are written with. Of fedddp they take which examples are in which batch and who takes part.
 """
 
+from itertools import islice
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -56,9 +58,7 @@ def federation(folder, algorithm, *, make=perceptron, optimizer=None, width=1, c
         model=ImportedModule("tests:make", make),
         algorithm=algorithm,
         client={**usual, "optimizer": optimizer or {"lr": LR}, **(client or {})},
-        cohort={"size": COHORT},
-        run={"rounds": ROUNDS},
-        **sections,
+        **{"cohort": {"size": COHORT}, "run": {"rounds": ROUNDS}, **sections},
     )
 
 
@@ -94,16 +94,16 @@ class Run:
                 part.copy_(values.view_as(part))
         return net
 
-    def trained(self, k, t, w, *, correct=None, penalty=None, epochs=EPOCHS, only=None, optimizer=None):
+    def trained(self, k, t, w, *, correct=None, penalty=None, epochs=EPOCHS, steps=None, only=None, optimizer=None):
         """Client k after ``epochs`` from ``w``, and how many steps that were.
 
         ``correct(g, w)``: of the flat gradient. ``penalty(net, rows)``: added to the batch's loss. ``only``: positions
-        of the parameters that are trained at all.
+        of the parameters that are trained at all. ``steps``: no more than so many.
         """
-        net, steps = self.net(w).train(), 0
+        net, taken = self.net(w).train(), 0
         params = [p for i, p in enumerate(net.parameters()) if only is None or i in only]
         descent = (optimizer or sgd_of(self.optimizer))(params)
-        for rows in batches(k, t, epochs):
+        for rows in islice(batches(k, t, epochs), steps):
             loss = F.cross_entropy(net(DATA[k][0][rows]), DATA[k][1][rows])
             if penalty:
                 loss = loss + penalty(net, rows)
@@ -114,8 +114,8 @@ class Run:
                 for p, part in zip(params, g.split([p.numel() for p in params]), strict=True):
                     p.grad = part.view_as(p)
             descent.step()
-            steps += 1
-        return flat(entries(net)), steps
+            taken += 1
+        return flat(entries(net)), taken
 
     def gradient(self, k, t, w):
         """Of client k's first batch of the round at ``w``."""

@@ -31,6 +31,7 @@ EQUAL, ONE = private("client", equal_work=True), {"client": {"execution": {"widt
 ACCOUNT = {"privacy": {"account": {"dir": "account", "key": "keys/{rank}.key"}}}
 MEAN = {"evaluate": {"clients_mean": True}}
 ADAM = {"client": {"optimizer": {"name": "adam"}}}
+BY_STEP = {"client": {"local_steps": 3, "schedule": {"unit": "steps", "warmup": 5}}}
 KEPT = {"client": {"optimizer_state": "keep"}}
 MOMENTUM = {"client": {"optimizer": {"momentum": 0.9}}}
 EXACT = {"aggregation": {"sum": "exact"}}
@@ -40,6 +41,9 @@ CONFIGURATIONS = [
     ("target-twice", "evaluate.target", [{"evaluate": {"target": "f1>=0.5", "target_accuracy": 0.9}}]),
     ("cohort-twice", "cohort.size", [{"cohort": {"size": 3, "fraction": 0.5}}]),
     ("work-twice", "client.local_steps", [{"client": {"local_steps": 5, "local_epochs": 2}}]),
+    ("order-epochs", "client.order", [{"client": {"order": "continue"}}]),
+    ("schedule-unit", "client.schedule.unit", [{"client": {"schedule": {"unit": "steps"}}}]),
+    ("schedule-unit-steps", "client.schedule.unit", [BY_STEP, {"algorithm": {"name": "scaffold"}}]),
     ("stragglers-none", "client.drop_stragglers", [{"client": {"drop_stragglers": True}}]),
     ("stragglers-full", "client.stragglers", [{"client": {"stragglers": 0.5}}]),
     (

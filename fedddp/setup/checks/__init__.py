@@ -8,6 +8,7 @@ from typing import Any
 
 from .account import ACCOUNT
 from .configuration import AGGREGATION, CONFIGURATION, EQUAL_WORK, EVALUATION, PARTICIPATION
+from .continued import CONTINUED
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
 from .mechanism import MECHANISM
 from .privacy import PRIVACY, REMEMBERED, RING, SECURE
@@ -22,6 +23,7 @@ GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Equal work": EQUAL_WORK,
     "Evaluation": EVALUATION,
     "Algorithm and aggregation": AGGREGATION,
+    "From round to round": CONTINUED,
     "Correlated noise": MECHANISM,
     "Machine": MACHINE,
     "Task and model": TASK,

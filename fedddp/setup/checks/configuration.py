@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
-
 from ...aggregation.compression import NoCompression
-from ...algorithms import Resumed
 from ...config import ResolvedConfig, flatten, to_dict
 from ...data import DATASETS, Parts
+from .continued import CONTINUED
 from .mechanism import MECHANISM
 from .table import Check, Values, level_of
 
@@ -20,10 +18,6 @@ def name_of(config: ResolvedConfig, section: str) -> str:
 def compressed(c: ResolvedConfig) -> bool:
     """Return whether updates are compressed."""
     return not isinstance(c.aggregation.compression, NoCompression)
-
-
-def _keeps(c: ResolvedConfig) -> bool:
-    return c.client.optimizer_state == "keep"
 
 
 def _divided(c: ResolvedConfig) -> bool:
@@ -277,27 +271,6 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
         "does not work with this client optimizer: {why}",
     ),
     Check(
-        "optimizer-state-idle",
-        ("client.optimizer_state", "client.optimizer.name", "client.optimizer.momentum"),
-        lambda c: _keeps(c) and not c.client.optimizer.init([torch.zeros(1)]),
-        "this client optimizer remembers nothing that could be kept",
-        "set client.optimizer.momentum above 0, use adam or adamw, or optimizer_state=reset",
-    ),
-    Check(
-        "optimizer-state-trainings",
-        ("client.optimizer_state", "algorithm.name"),
-        lambda c: _keeps(c) and (c.algorithm.traits.trainings > 1 or c.algorithm.traits.contrasts),
-        "a client of this algorithm trains several models, or compares them, and the moments are those of one training",
-        "use optimizer_state=reset, or an algorithm that trains one model a round, such as fedavg",
-    ),
-    Check(
-        "optimizer-state-steps",
-        ("client.optimizer_state", "algorithm.name"),
-        lambda c: _keeps(c) and c.algorithm.unfit(Resumed(c.client.optimizer, {})) is not None,
-        "this algorithm computes a client's mean gradient from how far it moved, and kept moments move it too",
-        "use optimizer_state=reset, or fedavg",
-    ),
-    Check(
         "algorithm-example-level",
         ("algorithm.name", "privacy.level"),
         lambda c: c.algorithm.traits.trainings > 1 and level_of(c).clips_gradients,
@@ -383,5 +356,5 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
     ),
 )
 
-CONFIGURATION = (*PARTICIPATION, *EQUAL_WORK, *EVALUATION, *AGGREGATION, *MECHANISM)
+CONFIGURATION = (*PARTICIPATION, *EQUAL_WORK, *EVALUATION, *AGGREGATION, *CONTINUED, *MECHANISM)
 """Checks of a resolved configuration, in the order in which they are made."""
