@@ -1,5 +1,6 @@
 """Federated algorithms, one paper a file. An algorithm's dataclass is its own configuration section."""
 
+from .adapters import AdapterError, Adapters, adapted
 from .apfl import APFL
 from .base import Algorithm, Around, LocalTraining, Traits
 from .canaries import CanaryClients
@@ -9,10 +10,14 @@ from .ditto import Ditto
 from .fedavg import FedAvg
 from .fedbn import FedBN
 from .feddyn import FedDyn
+from .fedex_lora import FedExLoRA
 from .fednova import FedNova
 from .fedper import FedPer
 from .fedprox import FedProx
 from .fedrep import FedRep
+from .ffa_lora import FFALoRA
+from .flora import FLoRA
+from .hetlora import HetLoRA
 from .history import FIRST_MODEL, LAST, LAST_MODEL, ClientMomentum, LastMean, LastModels
 from .ifca import IFCA
 from .moon import Moon
@@ -34,8 +39,12 @@ ALGORITHMS: dict[str, type] = {
 }
 INNER.update(ALGORITHMS)  # a wrapper is not offered inside a wrapper: one mask says it all
 ALGORITHMS |= {"personal": Personal, "fedbn": FedBN, "fedper": FedPer, "fedrep": FedRep}
+ADAPTED: dict[str, type] = {"ffa_lora": FFALoRA, "flora": FLoRA, "fedex_lora": FedExLoRA, "hetlora": HetLoRA}
+"""Algorithms of models with low-rank adapters."""
+ALGORITHMS |= ADAPTED
 
 __all__ = [
+    "ADAPTED",
     "ALGORITHMS",
     "APFL",
     "FIRST_MODEL",
@@ -43,6 +52,8 @@ __all__ = [
     "LAST",
     "LAST_MODEL",
     "QFFL",
+    "AdapterError",
+    "Adapters",
     "Algorithm",
     "Around",
     "CanaryClients",
@@ -50,13 +61,17 @@ __all__ = [
     "ClientMomentum",
     "ContinuedOrder",
     "Ditto",
+    "FFALoRA",
+    "FLoRA",
     "FedAvg",
     "FedBN",
     "FedDyn",
+    "FedExLoRA",
     "FedNova",
     "FedPer",
     "FedProx",
     "FedRep",
+    "HetLoRA",
     "KeptOptimizer",
     "LastMean",
     "LastModels",
@@ -67,4 +82,5 @@ __all__ = [
     "Resumed",
     "Scaffold",
     "Traits",
+    "adapted",
 ]

@@ -125,6 +125,7 @@ class Traits:
         reads_losses: whether what a client uploads depends on its loss, which no noise covers.
         clippable: whether an update may be scaled down and noise added to the sum of all updates.
         deliveries: the ways of uploads that it works with.
+        moves_base: whether the server adds to layers that have low-rank adapters: they get a part in the vector for it.
     """
 
     weighting: Literal["auto", "examples", "uniform"] = "auto"
@@ -134,6 +135,7 @@ class Traits:
     reads_losses: bool = False
     clippable: bool = True
     deliveries: frozenset[Delivery] = frozenset({"whole", "lossy", "late"})
+    moves_base: bool = False
 
 
 UNCUT: frozenset[Delivery] = frozenset({"whole", "late"})

@@ -16,6 +16,7 @@ from ..data.targets import TARGETS
 from ..errors import OWN_CODE, UsageError, first_line, named, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, cast, flatten
+from ..models.residual import with_residuals
 from ..models.weights import started_from, trained_in_part
 from ..rng import global_seed
 from ..tasks import TASKS, Task, natural_loss, num_outputs, targets_of
@@ -50,7 +51,9 @@ def task_of(config: Config, dataset: Dataset, given: Task | None = None, *, star
     task = _sized(config, replace(task, make_model=_taking(dataset, task.make_model)), dataset)
     section = None if given else config.model
     made = started_from(section, task.make_model) if start else task.make_model
-    return replace(task, make_model=trained_in_part(section, made))
+    trained = trained_in_part(section, made)
+    moves = config.algorithm.traits.moves_base
+    return replace(task, make_model=(lambda: with_residuals(trained())) if moves else trained)
 
 
 def _taking(dataset: Dataset, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:

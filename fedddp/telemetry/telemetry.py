@@ -20,6 +20,8 @@ from ..types import Mean, Report, ServerState
 
 BESIDE = ("attack_success", "clients_mean_accuracy")
 """Metrics of further evaluations, where there are any."""
+METRIC = "metric."
+"""How names of entries of ``ServerState.extra`` begin, [1], that an algorithm reports in each round."""
 Metrics = dict[str, Any]
 """One line of ``metrics.jsonl``."""
 
@@ -157,6 +159,8 @@ class Telemetry:
         }
         drift = {"update_norm": report.update_norm, "update_cosine": report.update_cosine}
         metrics |= {name: value for name, value in drift.items() if value is not None}
+        measured = {name: value for name, value in server.extra.items() if name.startswith(METRIC)}
+        metrics |= {name.removeprefix(METRIC): _finite(float(value)) for name, value in measured.items()}
         if report.reasons:
             metrics["failure_reasons"] = dict(report.reasons)
         metrics |= score.also if score else {}

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ...flat import FlatSpec, frozen_parts
+from ...models.residual import Residual
 from ...tasks import Task
 from .convolution import FoldedConv2d
 from .embedding import FoldedEmbedding
 from .layer import FoldedLayer, FoldedLinear
 from .norm import FoldedGroupNorm, FoldedLayerNorm, FoldedRMSNorm
 from .recurrent import FoldedGRU, FoldedLSTM
+from .residual import FoldedResidual
 
 KINDS: dict[type[nn.Module], type[FoldedLayer]] = {
     nn.Linear: FoldedLinear,
@@ -24,6 +26,7 @@ KINDS: dict[type[nn.Module], type[FoldedLayer]] = {
     nn.GroupNorm: FoldedGroupNorm,
     nn.LSTM: FoldedLSTM,
     nn.GRU: FoldedGRU,
+    Residual: FoldedResidual,
 }
 """What stands for a layer of exactly that class."""
 
@@ -134,7 +137,7 @@ class FoldedModel:
             folded = kind(path, module)
             folded.layout = self._layout
             self._layers.append(folded)
-            covered.update(path + name for name, _ in module.named_parameters())
+            covered.update(path + name for name in folded.names)
             return folded
         for name, child in list(module.named_children()):
             setattr(module, name, self._exchange(child, f"{path}{name}.", covered))

@@ -23,7 +23,7 @@ from ...aggregation import (
     in_the_clear,
 )
 from ...aggregation.compression import Columns, Setting
-from ...algorithms import LAST, Algorithm, ClientMomentum, LastMean
+from ...algorithms import LAST, AdapterError, Algorithm, ClientMomentum, LastMean, adapted
 from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
 from ...config import ResolvedConfig
@@ -72,7 +72,9 @@ class Plain:
     @cached_property
     def algorithm(self) -> Algorithm:
         """The algorithm of the configuration with what rule and level put around it."""
-        return self._configured
+        configured, spec = self._configured, self._p.spec
+        averages = configured.vectors(spec).get("delta") == spec.dim and adapted(spec)
+        return AdapterError(configured) if averages and self._whole and not self._masked else configured
 
     def check_start(self, w: Tensor) -> None:
         """Raise CommError under secure aggregation, unless the model received from rank 0 is w_0.
@@ -147,9 +149,13 @@ class Plain:
 
     def pipeline(self) -> Pipeline:
         """Return the aggregation of a round."""
-        config = self._p.config
-        whole = config.delivery == "whole" and not config.needs_single_updates
-        return self._pipeline(self._reduce(), SumTally if self._masked else DriftTally if whole else ClientTally)
+        tally = SumTally if self._masked else DriftTally if self._whole else ClientTally
+        return self._pipeline(self._reduce(), tally)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether uploads reach the mean as they are."""
+        return self._p.config.delivery == "whole" and not self._p.config.needs_single_updates
 
     def _pipeline(self, reduce: Reduce, tally: type[Tally], **more: Any) -> Pipeline:
         layout, sizes = self.algorithm.vectors(self._p.spec), self._p.data.sizes

@@ -1,0 +1,61 @@
+"""FedEx-LoRA: adapters are averaged, and what averaging loses goes into the layer."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..flat import FlatSpec
+from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
+from .adapters import ERROR, RESIDUAL, Adapters
+from .base import LocalTraining, Traits
+from .fedavg import FedAvg
+
+
+@dataclass(frozen=True)
+class FedExLoRA(FedAvg):
+    """Singhal, Ponkshe, Vepakomma 2024, "FedEx-LoRA: exact aggregation for federated and efficient fine-tuning of
+    foundation models" (arXiv 2410.09432).
+
+        (A, B) <- server step on sum_k p_k (A_k, B_k);    R <- R + sum_k p_k B_k A_k - B A
+
+    after which R + B A is R + sum_k p_k B_k A_k of before, whatever the server optimizer is. The layer computes
+    x (W + s R)^T + s (x A^T) B^T. ``lora_error`` in ``metrics.jsonl`` is the norm of what the averaged factors miss,
+    over that of the mean product. Beside the adapters, as many numbers are sent as the adapted layers have (see
+    `FLoRA`).
+    Symbols: R = lora_residual in server.w, A_k, B_k = the factors in local.train(server.w).w, s = alpha / rank.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, moves_base=True)
+
+    def vectors(self, spec: FlatSpec) -> dict[str, int]:
+        return {"delta": int(_moved(spec).sum()), "product": Adapters.of(spec).product_size}
+
+    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
+        server = super().init_server(w, spec)
+        return ServerState(w, spec, {**server.extra, ERROR: w.new_zeros(1)})
+
+    def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
+        result = local.train(server.w)
+        delta = result.delta[:, _moved(server.spec).to(result.delta.device)]
+        adapters = Adapters.of(server.spec)
+        product = adapters.products(result.w) - adapters.products(server.w)  # an update, which may be clipped or late
+        return Update({"delta": delta, "product": product}, self.weight(local)), client, result
+
+    def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
+        adapters = Adapters.of(server.spec)
+        product = adapters.products(server.w) + mean.vectors["product"]  # sum_k p_k B_k A_k
+        delta = torch.zeros_like(server.w)
+        delta[_moved(server.spec).to(delta.device)] = mean.vectors["delta"]
+        missed = product - adapters.products(server.w + delta)
+        error = missed.norm() / product.norm().clamp(min=torch.finfo(product.dtype).tiny)
+        after = self.moved(server, delta, **{ERROR: error[None]})
+        adapters.add_(after.w, product - adapters.products(after.w))
+        return after
+
+
+def _moved(spec: FlatSpec) -> Tensor:
+    """Return which entries of w clients change, bool [D]: all but the residuals."""
+    return ~spec.mask([f"*{RESIDUAL}"])
