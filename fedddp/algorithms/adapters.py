@@ -6,6 +6,7 @@ besides those of `types`: L adapted layers, r the rank.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -62,18 +63,29 @@ class Adapters:
             raise ValueError("the model's adapted layers have no residual that the server could add to")
         return [views[layer + RESIDUAL] for layer in self.layers]
 
-    @property
-    def product_size(self) -> int:
-        """The length of `products`."""
-        return sum(a.shape[1] * b.shape[0] for a, b in self.factors(torch.empty(self.spec.dim, device="meta")))
+    def uploaded(self) -> FlatSpec:
+        """Return the layout of `products`: that of the residuals, all of it trained."""
+        kept = [i for i, name in enumerate(self.spec.names) if name.endswith(RESIDUAL)]
+        listed = self.spec.names, self.spec.shapes, self.spec.kinds
+        names, shapes, kinds = (tuple(of[i] for i in kept if of) for of in listed)
+        size = sum(prod(shape) for shape in shapes)
+        return replace(self.spec, names=names, shapes=shapes, kinds=kinds, dim=size, num_trainable=size)
 
     def add_(self, w: Tensor, products: Tensor) -> Tensor:
-        """Add ``products [sum out in]`` to the residuals in ``w [D]``, in place."""
-        offset = 0
-        for residual in self.residuals(w):
-            residual += products[offset : offset + residual.numel()].view_as(residual)
-            offset += residual.numel()
+        """Add ``products [..., sum out in]`` to the residuals in ``w [..., D]``, in place."""
+        residuals = self.residuals(w)
+        parts = products.split([residual.shape[-2:].numel() for residual in residuals], dim=-1)
+        for residual, part in zip(residuals, parts, strict=True):
+            residual += part.view_as(residual)
         return w
+
+    def taken_(self, w: Tensor) -> Tensor:
+        """Return the residuals in ``w [D]`` side by side, and set them to 0."""
+        residuals = self.residuals(w)
+        taken = torch.cat([residual.flatten() for residual in residuals])
+        for residual in residuals:
+            residual.zero_()
+        return taken
 
 
 @lru_cache(maxsize=16)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..flat import FlatSpec
 from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
-from .adapters import ERROR, RESIDUAL, Adapters
+from .adapters import ERROR, Adapters
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -22,7 +22,7 @@ class FedExLoRA(FedAvg):
     after which R + B A is R + sum_k p_k B_k A_k of before, whatever the server optimizer is. The layer computes
     x (W + s R)^T + s (x A^T) B^T. ``lora_error`` in ``metrics.jsonl`` is the norm of what the averaged factors miss,
     over that of the mean product. Beside the adapters, as many numbers are sent as the adapted layers have (see
-    `FLoRA`).
+    `FLoRA`), B_k A_k - B A of the round before: in the entries of R, which clients do not change.
     Symbols: R = lora_residual in server.w, A_k, B_k = the factors in local.train(server.w).w, s = alpha / rank.
     """
 
@@ -31,31 +31,24 @@ class FedExLoRA(FedAvg):
         return replace(super().traits, moves_base=True)
 
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
-        return {"delta": int(_moved(spec).sum()), "product": Adapters.of(spec).product_size}
+        Adapters.of(spec)  # raises for a model without adapters
+        return super().vectors(spec)
 
     def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
         server = super().init_server(w, spec)
-        return ServerState(w, spec, {**server.extra, ERROR: w.new_zeros(1)})
+        return replace(server, extra={**server.extra, ERROR: w.new_zeros(1)})
 
     def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
-        result = local.train(server.w)
-        delta = result.delta[:, _moved(server.spec).to(result.delta.device)]
-        adapters = Adapters.of(server.spec)
-        product = adapters.products(result.w) - adapters.products(server.w)  # an update, which may be clipped or late
-        return Update({"delta": delta, "product": product}, self.weight(local)), client, result
+        adapters, result = Adapters.of(server.spec), local.train(server.w)
+        moved = adapters.products(result.w) - adapters.products(server.w)
+        delta = adapters.add_(result.delta.clone(), moved)  # where R is, which no client changes
+        return Update({"delta": delta}, self.weight(local)), client, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        adapters = Adapters.of(server.spec)
-        product = adapters.products(server.w) + mean.vectors["product"]  # sum_k p_k B_k A_k
-        delta = torch.zeros_like(server.w)
-        delta[_moved(server.spec).to(delta.device)] = mean.vectors["delta"]
+        adapters, delta = Adapters.of(server.spec), mean.vectors["delta"].clone()
+        product = adapters.products(server.w) + adapters.taken_(delta)  # sum_k p_k B_k A_k
         missed = product - adapters.products(server.w + delta)
         error = missed.norm() / product.norm().clamp(min=torch.finfo(product.dtype).tiny)
         after = self.moved(server, delta, **{ERROR: error[None]})
         adapters.add_(after.w, product - adapters.products(after.w))
         return after
-
-
-def _moved(spec: FlatSpec) -> Tensor:
-    """Return which entries of w clients change, bool [D]: all but the residuals."""
-    return ~spec.mask([f"*{RESIDUAL}"])

@@ -34,11 +34,13 @@ class FLoRA(FedAvg):
         return replace(super().traits, moves_base=True)
 
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
-        return {"product": Adapters.of(spec).product_size}
+        return {"product": self.uploaded(spec).dim}
+
+    def uploaded(self, spec: FlatSpec) -> FlatSpec:
+        return Adapters.of(spec).uploaded()
 
     def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
-        zeros = w.new_zeros(Adapters.of(spec).product_size)
-        state = self.server_optimizer.init([zeros])
+        state = self.server_optimizer.init([w.new_zeros(self.uploaded(spec).dim)])
         return ServerState(w, spec, {name: vectors[0] for name, vectors in state.items()})
 
     def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from fedddp.algorithms import ADAPTED, Adapters
+from fedddp.config import UsageError
 from fedddp.federation import federate
 from fedddp.registry.torchvision_operators import declare_if_missing
 from fedddp.types import ServerState
 from tests.helpers.support import assemble
-from tests.helpers.zoo import CLASSES, dataset, task_of
+from tests.helpers.zoo import BATCHED, CLASSES, dataset, task_of
 
 declare_if_missing()
 peft = pytest.importorskip("peft")
@@ -27,8 +28,8 @@ def mlp() -> nn.Module:
 def assembled(folder, algorithm, rounds=1, sizes=SIZES, execution="sequential", **sections):
     client = {"precision": "float64", "local_epochs": 2, "batch_size": 5, "optimizer": {"lr": 0.3}}
     client["execution"] = {"name": execution}
-    run = {"rounds": rounds, "name": "run", **sections.pop("run", {})}
-    return assemble(folder, dataset(), sizes, task=task_of(mlp), algorithm=algorithm, client=client, run=run, **sections)
+    sections["run"] = {"rounds": rounds, "name": "run", **sections.get("run", {})}
+    return assemble(folder, dataset(), sizes, task=task_of(mlp), algorithm=algorithm, client=client, **sections)
 
 
 def client_models(f, server: ServerState):
@@ -84,8 +85,9 @@ def test_fedex_reports_the_error_that_it_takes_back(tmp_path):
     rows, p = client_models(f, server)
     adapters = Adapters.of(server.spec)
     exact, averaged = p @ adapters.products(rows), adapters.products(p @ rows)
+    error = float((exact - averaged).norm() / exact.norm())
     federate(f, server)
-    assert f.telemetry.history[-1]["lora_error"] == pytest.approx(float((exact - averaged).norm() / exact.norm()), rel=1e-9)
+    assert f.telemetry.history[-1]["lora_error"] == pytest.approx(error, rel=1e-9)
 
 
 def test_ffa_never_moves_one_factor_and_averages_the_product_exactly(tmp_path):
@@ -123,12 +125,12 @@ def test_hetlora_weighs_and_cuts_by_rank(tmp_path):
     ranks = [1, 2, 4]
     f, server = assembled(tmp_path, {"name": "hetlora", "ranks": ranks})
     adapters, rows, weights = Adapters.of(server.spec), [], []
-    for k in range(3):
-        own = torch.ones_like(server.w)
+    for k in range(len(SIZES)):
+        rank, own = ranks[k % 3], torch.ones_like(server.w)
         for a, b in adapters.factors(own):
-            a[ranks[k] :], b[:, ranks[k] :] = 0, 0
+            a[rank:], b[:, rank:] = 0, 0
         rows.append(f.trainer.on((k,), 0).train(server.w * own, lambda g, _, own=own: g * own[: g.shape[1]]).w[0])
-        assert all(not a[ranks[k] :].any() and not b[:, ranks[k] :].any() for a, b in adapters.factors(rows[-1]))
+        assert all(not a[rank:].any() and not b[:, rank:].any() for a, b in adapters.factors(rows[-1]))
         weights.append(adapters.products(rows[-1]).norm())
     p = torch.stack(weights) / sum(weights)
     after = federate(f, server)
@@ -154,3 +156,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name):
     after = federate(f, server)
     assert torch.equal(after.w, whole.w)
     assert all(torch.equal(after.extra[key], whole.extra[key]) for key in whole.extra)
+
+
+def test_a_factor_of_ones_own_stays_with_its_client(tmp_path):
+    algorithm = {"name": "personal", "private": ["*.lora_A.*"]}
+    f, server = assembled(tmp_path, algorithm, rounds=2)
+    after = federate(f, server)
+    adapters = Adapters.of(server.spec)
+    pairs = zip(adapters.factors(after.w), adapters.factors(server.w), strict=True)
+    assert all(torch.equal(a, a_0) and not torch.equal(b, b_0) for (a, b), (a_0, b_0) in pairs)
+    assert f.algorithm.vectors(server.spec)["delta"] == sum(b.numel() for _, b in adapters.factors(after.w))
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex_lora"])
+@pytest.mark.parametrize("compression", ["int8", "top_k", "power_sgd"])
+def test_products_are_compressed_like_updates(tmp_path, name, compression):
+    """What is sent are changes, so that what is rounded off or left out is a part of them and not of the model."""
+    algorithm = {"name": name}
+    plain, start = federate(*assembled(tmp_path / "a", algorithm)), assembled(tmp_path / "c", algorithm)[1]
+    lossy = {"compression": {"name": compression}}
+    rounded = federate(*assembled(tmp_path / "b", algorithm, aggregation=lossy))
+    whole = (effective(plain) - effective(start)).norm()
+    assert 0 < (effective(rounded) - effective(plain)).norm() < whole
+
+
+def test_a_byzantine_client_reverses_products_too(tmp_path):
+    attack = {"name": "sign_flip", "num_clients": len(SIZES)}
+    honest = federate(*assembled(tmp_path / "a", {"name": "flora"}))
+    reversed_ = federate(*assembled(tmp_path / "b", {"name": "flora"}, attack=attack))
+    torch.testing.assert_close(effective(reversed_), -effective(honest), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_a_model_without_adapters_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"no low-rank adapters; set model\.lora\.rank"):
+        assemble(tmp_path, dataset(), SIZES, task=task_of(BATCHED["mlp"]), algorithm={"name": name})
+
+
+def test_a_rank_above_that_of_the_adapters_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=rf"ranks=\[2, 9\]: the model's adapters have rank {RANK}"):
+        assembled(tmp_path, {"name": "hetlora", "ranks": [2, 9]})

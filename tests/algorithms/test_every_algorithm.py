@@ -1,4 +1,6 @@
-"""What holds for every algorithm of the registry, and for FedAvg's variants: three rounds with half of the clients.
+"""What holds for every algorithm but those on adapters (test_adapters.py), and for FedAvg's variants.
+
+Three rounds with half of the clients.
 
 Sequential and vectorized execution agree, in what clients remember too; a resumed run ends at the same bits as one
 that was never interrupted; what a round starts from is not changed by it.
@@ -9,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedddp.algorithms import ALGORITHMS
+from fedddp.algorithms import ADAPTED, ALGORITHMS
 from fedddp.federation import federate
 from tests.helpers.support import assemble, client_states
 from tests.helpers.zoo import BATCHED, SIZES, dataset, task_of
@@ -25,7 +27,7 @@ SERVERS = {
     "fedyogi": {"name": "yogi"},
     "fedadagrad": {"name": "adagrad", "eps": 1e-3},
 }
-CASES = {name: {"name": name, **KEYS.get(name, {})} for name in ALGORITHMS}
+CASES = {name: {"name": name, **KEYS.get(name, {})} for name in ALGORITHMS if name not in ADAPTED}
 CASES |= {name: {"server_optimizer": keys} for name, keys in SERVERS.items()}
 CASES |= {
     "scaffold, option 1": {"name": "scaffold", "option": 1},

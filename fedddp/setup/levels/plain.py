@@ -73,8 +73,9 @@ class Plain:
     def algorithm(self) -> Algorithm:
         """The algorithm of the configuration with what rule and level put around it."""
         configured, spec = self._configured, self._p.spec
-        averages = configured.vectors(spec).get("delta") == spec.dim and adapted(spec)
-        return AdapterError(configured) if averages and self._whole and not self._masked else configured
+        averages = configured.vectors(spec).get("delta") == spec.dim and not configured.traits.moves_base
+        shown = adapted(spec) and averages and self._whole and not self._masked
+        return AdapterError(configured) if shown else configured
 
     def check_start(self, w: Tensor) -> None:
         """Raise CommError under secure aggregation, unless the model received from rank 0 is w_0.
