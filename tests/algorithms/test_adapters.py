@@ -168,8 +168,10 @@ def test_a_factor_of_ones_own_stays_with_its_client(tmp_path):
     assert f.algorithm.vectors(server.spec)["delta"] == sum(b.numel() for _, b in adapters.factors(after.w))
 
 
-@pytest.mark.parametrize("name", ["flora", "fedex_lora"])
-@pytest.mark.parametrize("compression", ["int8", "top_k", "power_sgd"])
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [("flora", "int8"), ("fedex_lora", "int8"), ("flora", "top_k"), ("fedex_lora", "top_k"), ("flora", "power_sgd")],
+)
 def test_products_are_compressed_like_updates(tmp_path, name, compression):
     """What is sent are changes, so that what is rounded off or left out is a part of them and not of the model."""
     algorithm = {"name": name}

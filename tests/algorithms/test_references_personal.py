@@ -223,12 +223,5 @@ def test_fedrep(tmp_path, optimizer, width):
 
 def test_every_algorithm_has_a_reference():
     here = {"ditto", "apfl", "ifca", "personal", "fedbn", "fedper", "fedrep"}
-    assert set(ALGORITHMS) - set(ADAPTED) == here | {
-        "fedavg",
-        "fedprox",
-        "scaffold",
-        "feddyn",
-        "fednova",
-        "qffl",
-        "moon",
-    }
+    others = ALGORITHMS.keys() - ADAPTED.keys()  # those are in test_adapters.py
+    assert others == here | {"fedavg", "fedprox", "scaffold", "feddyn", "fednova", "qffl", "moon"}
