@@ -1,7 +1,7 @@
 """What holds for every algorithm but those on adapters (test_adapters.py), and for FedAvg's variants.
 
-Three rounds with half of the clients. Sequential and vectorized execution agree, in what clients remember too; a resumed run ends at the same bits as one
-that was never interrupted; what a round starts from is not changed by it.
+Three rounds with half of the clients. Sequential and vectorized execution agree, in what clients remember too; a
+resumed run ends at the same bits as one that was never interrupted; what a round starts from is not changed by it.
 """
 
 from dataclasses import replace
