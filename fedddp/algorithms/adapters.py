@@ -63,9 +63,14 @@ class Adapters:
             raise ValueError("the model's adapted layers have no residual that the server could add to")
         return [views[layer + RESIDUAL] for layer in self.layers]
 
-    def uploaded(self) -> FlatSpec:
-        """Return the layout of `products`: that of the residuals, all of it trained."""
-        kept = [i for i, name in enumerate(self.spec.names) if name.endswith(RESIDUAL)]
+    @property
+    def mask(self) -> Tensor:
+        """Return which entries of w are factors, bool [D]."""
+        return self.spec.mask([f"*{DOWN}", f"*{UP}"])
+
+    def without_factors(self) -> FlatSpec:
+        """Return the layout of w without the factors, all of it trained."""
+        kept = [i for i, name in enumerate(self.spec.names) if not name.endswith((DOWN, UP))]
         listed = self.spec.names, self.spec.shapes, self.spec.kinds
         names, shapes, kinds = (tuple(of[i] for i in kept if of) for of in listed)
         size = sum(prod(shape) for shape in shapes)

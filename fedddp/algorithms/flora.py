@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
-from torch import Tensor
 
 from ..flat import FlatSpec
 from ..rng import generator
@@ -34,27 +33,25 @@ class FLoRA(FedAvg):
         return replace(super().traits, moves_base=True)
 
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
-        return {"product": self.uploaded(spec).dim}
+        return {"delta": self.uploaded(spec).dim}
 
     def uploaded(self, spec: FlatSpec) -> FlatSpec:
-        return Adapters.of(spec).uploaded()
-
-    def init_server(self, w: Tensor, spec: FlatSpec) -> ServerState:
-        state = self.server_optimizer.init([w.new_zeros(self.uploaded(spec).dim)])
-        return ServerState(w, spec, {name: vectors[0] for name, vectors in state.items()})
+        return Adapters.of(spec).without_factors()
 
     def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
-        result = local.train(server.w)
-        return Update({"product": Adapters.of(server.spec).products(result.w)}, self.weight(local)), client, result
+        adapters, result = Adapters.of(server.spec), local.train(server.w)
+        delta = adapters.add_(result.delta.clone(), adapters.products(result.w))  # where R is, which no client changes
+        return Update({"delta": delta[:, ~adapters.mask.to(delta.device)]}, self.weight(local)), client, result
 
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
-        adapters, w, step = Adapters.of(server.spec), server.w.clone(), torch.zeros_like(mean.vectors["product"])
-        state = {name: [v.clone()] for name, v in server.extra.items()}
-        self.server_optimizer.step_([step], [-mean.vectors["product"]], state)
-        adapters.add_(w, step)
-        for i, (a, b) in enumerate(adapters.factors(w)):
+        adapters, delta = Adapters.of(server.spec), torch.zeros_like(server.w)
+        delta[~adapters.mask.to(delta.device)] = mean.vectors["delta"]
+        products = adapters.taken_(delta)
+        after = self.moved(server, delta)
+        adapters.add_(after.w, products)
+        for i, (a, b) in enumerate(adapters.factors(after.w)):
             bound = 1 / sqrt(a.shape[1])  # as peft draws A: Kaiming-uniform with a = sqrt(5)
             drawn = torch.rand(a.shape, generator=generator(0, "flora", server.round, i), dtype=torch.float64)
             a.copy_((2 * drawn - 1) * bound)
             b.zero_()
-        return replace(server, w=w, extra={name: v[0] for name, v in state.items()}, round=server.round + 1)
+        return after

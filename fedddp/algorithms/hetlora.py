@@ -12,6 +12,9 @@ from .adapters import Adapters
 from .base import LocalTraining
 from .fedavg import FedAvg
 
+SCALE = 1024.0
+"""Divides all weights alike, which changes no mean: a weight above a client's number of examples is not accepted."""
+
 
 @dataclass(frozen=True)
 class HetLoRA(FedAvg):
@@ -47,5 +50,5 @@ class HetLoRA(FedAvg):
         result = local.train(server.w * own, lambda g, _: g * own[: len(g), :p])
         rows, weight = result.w, self.weight(local)
         if self.weighting == "auto":
-            weight = adapters.norms(rows)
+            weight = adapters.norms(rows) / SCALE
         return Update({"delta": rows - server.w}, weight), client, result
