@@ -71,9 +71,9 @@ class Adapters:
     def without_factors(self) -> FlatSpec:
         """Return the layout of w without the factors, all of it trained."""
         kept = [i for i, name in enumerate(self.spec.names) if not name.endswith((DOWN, UP))]
-        listed = self.spec.names, self.spec.shapes, self.spec.kinds
-        names, shapes, kinds = (tuple(of[i] for i in kept if of) for of in listed)
-        size = sum(prod(shape) for shape in shapes)
+        names, kinds = (tuple(of[i] for i in kept if of) for of in (self.spec.names, self.spec.kinds))
+        shapes = tuple(self.spec.shapes[i] for i in kept)
+        size = sum(map(prod, shapes))
         return replace(self.spec, names=names, shapes=shapes, kinds=kinds, dim=size, num_trainable=size)
 
     def add_(self, w: Tensor, products: Tensor) -> Tensor:
