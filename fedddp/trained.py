@@ -225,9 +225,10 @@ def _untrained(
         model: replaces the section model.
         round: the round that is loaded.
         frozen: whether the model has the weights that training started from, for those that it did not change.
-        personal: whether the algorithm is needed, too.
+        personal: whether the algorithm is needed.
     """
-    sections = ("model", "task", *(["algorithm"] if personal else []))
+    adapted = table.get("model", {}).get("lora", {}).get("rank")  # some algorithms add to such layers
+    sections = ("model", "task", *(["algorithm"] if personal or adapted else []))
     kept = {section: table[section] for section in sections if section in table}
     kept["client"] = {"precision": table.get("client", {}).get("precision", "float32")}
     try:

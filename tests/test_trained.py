@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -73,8 +74,12 @@ def test_the_file_has_the_names_of_the_module_and_loads_strictly(tmp_path):
         {"model": {"name": "svm", "features": 20}, "loss": "multiclass_hinge", "run": {"seed": 5}},
         {"model": {"name": "logistic"}, "client": {"precision": "float64"}, "evaluate": {"every": 0}},
         {"model": {"name": "tests.test_trained:Tied", "hidden": 6}, "algorithm": {"name": "ditto"}},
+        pytest.param(
+            {"model": {"name": "mlp", "hidden": 8, "lora": {"rank": 2}}, "algorithm": {"name": "flora"}},
+            marks=pytest.mark.skipif(find_spec("peft") is None, reason="needs peft"),
+        ),
     ],
-    ids=["no checkpoint", "constants of the seed", "float64", "tied"],
+    ids=["no checkpoint", "constants of the seed", "float64", "tied", "adapters that a server adds to"],
 )
 def test_load_gives_the_module_of_the_run(tmp_path, sections):
     sections = {name: {"name": one} if isinstance(one, str) else one for name, one in sections.items()}
