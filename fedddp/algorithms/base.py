@@ -26,6 +26,11 @@ class LocalTraining(Protocol):
     def num_examples(self) -> Tensor: ...
 
     @property
+    def counted(self) -> Tensor:
+        """Examples, each as the fraction of its positions that have a target, [K] float64."""
+        ...
+
+    @property
     def mean_examples(self) -> float:
         """Over all clients of the population."""
         ...
@@ -77,6 +82,10 @@ class TrainingAround:
         return self._local.num_examples
 
     @property
+    def counted(self) -> Tensor:
+        return self._local.counted
+
+    @property
     def mean_examples(self) -> float:
         return self._local.mean_examples
 
@@ -117,8 +126,8 @@ class Traits:
     """What an algorithm needs of the rest of a run; the checks across configuration keys read it.
 
     Attributes:
-        weighting: a client's weight in the mean: its number of examples, 1, or "auto", which the sampler of cohorts
-            and the level of privacy decide.
+        weighting: a client's weight in the mean: its number of examples, of tokens that are predicted, 1, or "auto",
+            which the sampler of cohorts and the level of privacy decide.
         clusters: the number of models that are trained side by side.
         trainings: how often a client goes through its local epochs in a round.
         contrasts: whether training compares features with those of other models (see `fedddp.types.Contrast`).
@@ -128,7 +137,7 @@ class Traits:
         moves_base: whether the server adds to layers that have low-rank adapters: they get a part in the vector for it.
     """
 
-    weighting: Literal["auto", "examples", "uniform"] = "auto"
+    weighting: Literal["auto", "examples", "tokens", "uniform"] = "auto"
     clusters: int = 1
     trainings: int = 1
     contrasts: bool = False

@@ -25,8 +25,11 @@ class FedAvg(Algorithm):
     """
 
     weighting: Annotated[
-        Literal["auto", "examples", "uniform"],
-        Field(description="a client's weight in the mean: its examples, or 1; auto = examples, 1 for client privacy"),
+        Literal["auto", "examples", "tokens", "uniform"],
+        Field(
+            description="a client's weight in the mean: its examples, its tokens that are predicted (no padding, no "
+            "prompts), or 1; auto = examples, 1 for client privacy"
+        ),
     ] = "auto"
     server_optimizer: ServerOptimizer = SGD(lr=1.0)
 
@@ -53,6 +56,8 @@ class FedAvg(Algorithm):
 
     def weight(self, local: LocalTraining) -> Tensor:
         """Of each client in the mean, [K]."""
+        if self.weighting == "tokens":
+            return local.counted
         return torch.ones_like(local.num_examples) if self.weighting == "uniform" else local.num_examples
 
     def share(self, mean: Mean, cohort: Cohort) -> float:

@@ -1,5 +1,6 @@
 """Which trainer for this model on this device, and how many clients at once: a rule, checked by trying it out."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +23,14 @@ from .vectorized import Descending, Oracle, VectorizedTrainer, VmappedModel
 
 PARAMETERS_AT_ONCE = {"cpu": 2**23, "cuda": 2**29}
 """K D: 32 MB of weights in float32 stay near a CPU's cores; 2 GB keep a GPU busy."""
+OUTPUTS_AT_ONCE = {"cpu": 2**26, "cuda": 2**30}
+"""K B times the numbers that a model gives for an example: 256 MB and 4 GB in float32; a loss needs several times that.
+Only models with large vocabularies reach it."""
 MOST_CLIENTS = 64
 SMALL_MODEL = 1_000_000
 """Parameters. On a CPU `vmap` gains up to 1.6 times below it (it saves launches) and nothing above (arithmetic)."""
+LARGE_MODEL = 50_000_000
+"""Parameters, frozen ones included."""
 
 
 Build = Callable[[nn.Module, "torch.device | str"], Oracle]
@@ -78,9 +84,7 @@ def choose(
         except Exception as error:
             reasons.append(f"{how}: {first_line(error)}")
             continue
-        k = width or max(
-            1, min(MOST_CLIENTS, at_most, small.planned_at_once, PARAMETERS_AT_ONCE[device.type] // small.spec.dim)
-        )
+        k = width or max(1, min(MOST_CLIENTS, at_most, small.planned_at_once, _fitting(small, task, examples, spec)))
         oracle = build(training_in(task.model(seed), spec.dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and spec.optimizer.plain_lr is not None:
             oracle, found = _replayed(oracle, build, task, examples, seed, device)
@@ -93,6 +97,13 @@ def choose(
         why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {how}"
         return VectorizedTrainer(task, data, spec, oracle, k, small), why
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
+
+
+def _fitting(small: SequentialTrainer, task: Task, examples: Examples, spec: LocalTrainingSpec) -> int:
+    """How many clients together have at most `PARAMETERS_AT_ONCE` and `OUTPUTS_AT_ONCE`."""
+    kind, largest = spec.device.type, max(1, int(small.data.sizes.max()))
+    outputs = min(spec.work.batch_size or largest, largest) * math.prod(task.output_shape(examples.y[:1]))
+    return min(PARAMETERS_AT_ONCE[kind] // small.spec.dim, OUTPUTS_AT_ONCE[kind] // max(1, outputs))
 
 
 def _replayed(
@@ -120,12 +131,17 @@ def _try_out(
     epochs: int = 2,
     rounds: int = 1,
 ) -> None:
-    """Raise ValueError if clients of 5 and 3 examples do not end where sequential training takes them."""
-    few = Examples(examples.x[:8].cpu(), examples.y[:8].cpu())
+    """Raise ValueError if two clients do not end where sequential training takes them.
+
+    They have 5 and 3 examples; of a large model 2 and 1, since a step of it takes seconds.
+    """
+    large = oracle.spec.num_frozen + oracle.spec.dim > LARGE_MODEL
+    n, batch_size, epochs = (3, 1, epochs - 1) if large else (8, 3, epochs)
+    few = Examples(examples.x[:n].cpu(), examples.y[:n].cpu())
     sizes = [min(5, len(few) - len(few) // 3), len(few) // 3]
     partition = Partition.dealt(torch.arange(sum(sizes)).numpy(), torch.tensor(sizes).numpy())
     data = ClientData(few, partition, Normalizer((0.5,), (0.5,), torch.float64, device), device=device)
-    work = Work(epochs, batch_size=3)
+    work = Work(epochs, batch_size=batch_size)
     spec = LocalTrainingSpec(SGD(lr=0.1), work, seed=seed, device=device, dtype=torch.float64)
     sequential, batched = SequentialTrainer(task, data, spec), VectorizedTrainer(task, data, spec, oracle, 2)
     start = task.initial_params(seed).to(device, torch.float64)

@@ -113,7 +113,8 @@ class Trainer(ABC):
 
     def on(self, ids: Sequence[int], round: int) -> Local:
         """The clients ``ids`` (at most ``width``) in round ``round``."""
-        return Local(self, ids, round, self.data.sizes[list(ids)])
+        counted = self.data.counted(ids)  # a client without a target that counts neither trains nor weighs
+        return Local(self, ids, round, self.data.sizes[list(ids)] * (counted > 0), counted)
 
     def limited_to(self, steps: int) -> Self:
         """The same trainer, whose clients take at most ``steps`` steps: to time them. With DP-SGD, at most one pass."""
@@ -199,6 +200,7 @@ class Local:
     ids: Sequence[int]
     round: int
     num_examples: Tensor  # [K]
+    counted: Tensor  # [K], see `fedddp.data.ClientData.counted`
     epochs: int | None = None
     """E, where it is not the configured one."""
     chosen: Optimizer | None = None

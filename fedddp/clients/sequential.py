@@ -1,5 +1,6 @@
 """Local training, one client after another: an `nn.Module` whose parameters are views into the flat vector."""
 
+import math
 from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self
@@ -142,7 +143,8 @@ class SequentialTrainer(Trainer):
         with torch.no_grad():
             state = optimizer.init(targets)
         width = index.shape[1]
-        chunk = max(1, NUMBERS_AT_ONCE // max(1, width * x[0].numel() if len(x) else 1))
+        numbers = max(x[0].numel(), math.prod(task.output_shape(y[:1]))) if len(x) else 1  # of an example
+        chunk = max(1, NUMBERS_AT_ONCE // max(1, width * numbers))
         total_loss, total_right = [], []  # read at the end: a GPU would be waited for in between
         for first in range(0, len(sizes), chunk):
             rows = index[first : first + chunk].reshape(-1)

@@ -14,6 +14,7 @@ from .datasets import Examples
 from .inputs import Normalizer
 from .partition import Ints, Partition
 from .skew import NoSkew, Skew
+from .targets import IGNORED
 
 Placement = Literal["home", "shared"]
 
@@ -76,11 +77,19 @@ class ClientData:
 
         They are raw, or, where ``data.skew`` changes them, normalised already, which `normalize` leaves as it is.
         """
-        (start,) = self._first([client]).tolist()
-        own = slice(start, start + int(self.sizes[client]))
-        rows = own if self._order is None else self._order[own]
+        rows = self._rows(client)
         x, y = self._x[rows], self._y[rows]
         return (self._skew(self.normalize(x), client, range(len(y))) if self._skew else x), y
+
+    def counted(self, ids: Sequence[int]) -> Tensor:
+        """The examples of each client, each as the fraction of its positions that have a target, [K] float64.
+
+        Where targets are not of positions, an example counts 1. Raises KeyError for a client that does not live here.
+        """
+        if self._y.dim() != 2 or self._y.dtype != torch.int64:
+            return self.sizes[list(ids)].double()
+        there = [(self._y[self._rows(client)] != IGNORED).sum() for client in ids]
+        return torch.stack(there).double().cpu() / self._y.shape[1]
 
     def gather(self, ids: Sequence[int], index: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised inputs [T, K, B, ...] and labels [T, K, B] at ``index [T, K, B]`` of each client's own examples.
@@ -100,6 +109,12 @@ class ClientData:
                 own = x[:, k]
                 own.copy_(self._skew(own.flatten(0, 1), client, index[:, k].flatten().tolist()).view_as(own))
         return x, y
+
+    def _rows(self, client: int) -> slice | Tensor:
+        """Where one client's examples lie."""
+        (start,) = self._first([client]).tolist()
+        own = slice(start, start + int(self.sizes[client]))
+        return own if self._order is None else self._order[own]
 
     def _first(self, ids: Sequence[int]) -> Tensor:
         """Where the ranges of ``ids`` begin, [K]; that of a client without examples may begin behind the last one."""

@@ -32,7 +32,7 @@ class HuggingFace(ModelFactory):
 
     What it becomes follows from task and data: a language model for task.name=next_token, else a classifier of texts or
     of images with as many outputs as the task has. A model by name is read from the library's cache: nothing is
-    downloaded. Where its configuration has a padding id, attention leaves out tokens of that id.
+    downloaded. Where its configuration has a padding id, attention of a classifier leaves out tokens of that id.
     """
 
     path: Annotated[str, Member] = ""
@@ -49,8 +49,9 @@ class HuggingFace(ModelFactory):
         shape = shape if isinstance(shape, Shape) else Shape(shape)
         library = imported("transformers", "hf", self.key)
         config = self._config(library, shape, num_classes)
-        attends = shape.vocabulary and getattr(config, "pad_token_id", None) is not None
-        if shape.vocabulary and not attends:
+        padded = getattr(config, "pad_token_id", None) is not None
+        attends = shape.vocabulary and padded and not shape.per_position  # causal: nothing sees the padding behind it
+        if shape.vocabulary and not padded:
             config.pad_token_id = PADDING  # by which a classifier finds the last token of a text
         try:
             with _quiet(library):

@@ -1,9 +1,11 @@
 """Read weights from a file, compare them with a module's own and copy them in."""
 
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Callable, Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +16,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..comm.world import Place
-from ..errors import UsageError, first_line, named
+from ..errors import OWN_CODE, UsageError, first_line, named
 from ..flat import constants, digest, freeze
 from ..registry.choice import read_file
 from .frozen import hold_frozen_in
@@ -107,8 +109,12 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
     if not hasattr(section, "start"):  # a user's own section need not have it
         return make
     read: list[Weights | None] = []  # once, for the first module
+    whole: list[nn.Module] = []  # one whose every weight was read: the others are copies of it
 
     def started() -> nn.Module:
+        if whole:
+            return copy.deepcopy(whole[0])
+        drawn = torch.get_rng_state()
         module = make()
         first = not read
         read[:] = read or [section.start(module)]
@@ -118,7 +124,13 @@ def started_from(section: Any, make: Callable[[], nn.Module]) -> Callable[[], nn
         new = weights.new(module)
         if new and first and Place.from_env().rank == 0:
             log.warning("%s: has nothing that fits %s; these start anew", weights.source, ", ".join(new))
-        return weights.into(module, new)
+        module = weights.into(module, new)
+        if not new:
+            with suppress(*OWN_CODE):  # a module that cannot be copied is made again
+                whole.append(copy.deepcopy(module))
+                read[:] = [None]
+                torch.set_rng_state(drawn)  # as it is beside a copy, for what is drawn next
+        return module
 
     return started
 

@@ -3,6 +3,7 @@
 from .arrays import arrays
 from .huggingface import hugging_face
 from .images import image_folder
+from .jsonl import jsonl
 from .leaf import leaf
 from .shakespeare import shakespeare, shakespeare_mini
 
@@ -10,6 +11,7 @@ READERS = {
     "imagefolder": image_folder,
     "npz": arrays,
     "hf": hugging_face,
+    "jsonl": jsonl,
     "leaf": leaf,
     "shakespeare": shakespeare,
     "shakespeare-mini": shakespeare_mini,

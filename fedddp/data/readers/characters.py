@@ -16,12 +16,12 @@ from ...comm.world import Place
 from ...errors import UsageError
 from ..datasets import Dataset, Examples
 from ..targets import IGNORED
+from .tokens import PADDING, Tokenizer
 
 log = logging.getLogger("fedddp")
 
 Length = Annotated[int, Field(ge=1, le=100_000)]
 """Characters, or tokens, of an example."""
-PADDING = 0
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = 1 + len(ALPHABET)
 TOKENS = np.full(256, 1 + ALPHABET.index("?"), np.int64)
@@ -62,41 +62,57 @@ def windows(text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def by_owner(
-    texts: Mapping[str, str], *, length: int, test_fraction: float, min_characters: int, what: str = "owners"
+    texts: Mapping[str, str],
+    *,
+    length: int,
+    test_fraction: float,
+    min_characters: int,
+    max_characters: int | None = None,
+    most: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    what: str = "owners",
 ) -> Dataset:
     """Return windows of each owner's text; the last part of every text is the test set.
 
     Args:
         texts: the text of each owner; owners are numbered in sorted order of their names.
-        length: characters of a window.
+        length: characters, or tokens, of a window.
         test_fraction: of the characters of every text.
         min_characters: an owner with fewer is left out, which a line says.
+        max_characters: of a longer text, the beginning is taken.
+        most: take so many owners, those with the longest texts.
+        tokenizer: makes tokens of a text; by default they are its characters.
         what: what an owner is, for messages.
 
     Raises:
         UsageError: no owner is left.
     """
-    kept = [texts[name] for name in sorted(texts) if len(texts[name]) >= min_characters]
+    longest = sorted(texts, key=lambda name: (-len(texts[name]), name))[:most]
+    kept = [texts[name][:max_characters] for name in sorted(longest) if len(texts[name]) >= min_characters]
     if len(kept) < 2:
         raise UsageError(
             f"data.args.min_characters={min_characters}: {len(kept)} of {len(texts)} {what} have so many; lower it",
             code="text-short",
         )
     cut = [len(text) - round(test_fraction * len(text)) for text in kept]
-    train = _examples([text[:n] for text, n in zip(kept, cut, strict=True)], length)
-    test = _examples([text[n:] for text, n in zip(kept, cut, strict=True)], length)
+    train = _examples([text[:n] for text, n in zip(kept, cut, strict=True)], length, tokenizer)
+    test = _examples([text[n:] for text, n in zip(kept, cut, strict=True)], length, tokenizer)
     if Place.from_env().rank == 0:
         total, left = sum(map(len, kept)), len(texts) - len(kept)
         log.info(
             "%d %s, %d characters; %d with fewer than %d are left out", len(kept), what, total, left, min_characters
         )
-        if unknown := sum(len(STRANGE.findall(text)) for text in kept):
+        if tokenizer is None and (unknown := sum(len(STRANGE.findall(text)) for text in kept)):
             log.warning("%d characters that are not ASCII are read as '?'", unknown)
+    if tokenizer is not None:
+        size = tokenizer.vocabulary
+        return Dataset(train, test, size, (0.0,), (1.0,), "positions", size, decode=tokenizer.decode)
     return Dataset(train, test, VOCABULARY, (0.0,), (1.0,), "positions", VOCABULARY, alphabet=ALPHABET)
 
 
-def _examples(texts: list[str], length: int) -> Examples:
-    parts = [windows(text, length) for text in texts]
+def _examples(texts: list[str], length: int, tokenizer: Tokenizer | None) -> Examples:
+    read = (lambda text: windows(text, length)) if tokenizer is None else tokenizer.windows(length)
+    parts = [read(text) for text in texts]
     x, y = (torch.from_numpy(np.concatenate(columns)) for columns in zip(*parts, strict=True))
     owners = np.repeat(np.arange(len(parts)), [len(x) for x, _ in parts])
     return Examples(x, y, torch.from_numpy(owners))

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import OWN_CODE, UsageError, first_line, reason
+from ...errors import OWN_CODE, UsageError, reason
 from ..datasets import Dataset, Examples
 from ..inputs import as_inputs, channels_first
 from ..labels import listed
 from .characters import ALPHABET, VOCABULARY, Length, padded
 from .split import Fraction, Seed, held_out
+from .tokens import PADDING, Tokenizer
 
 AT_ONCE = 1000
 """Rows that are decoded together."""
@@ -52,7 +53,7 @@ def hugging_face(
         train_split, test_split: the names of both sets; a dataset without the second is divided.
         test_fraction: of the rows, drawn by ``seed``; for a dataset without a test set.
         seed: see ``test_fraction``.
-        tokenizer: a ``tokenizer.json`` of the library `tokenizers` below ``root``; its token 0 is taken for padding.
+        tokenizer: a ``tokenizer.json``, or the folder of a model, below ``root``; its token 0 is taken for padding.
         length: tokens of a text.
 
     Raises:
@@ -70,7 +71,7 @@ def hugging_face(
                 f"{listed(map(repr, both[0].column_names))}",
                 code="table-column",
             )
-    tokens, known = _tokenizer(root / tokenizer, length) if tokenizer else (lambda text: padded(text, length), {})
+    tokens, known = _tokenizer(tokenizer, root, length) if tokenizer else (lambda text: padded(text, length), {})
     train, test = (_examples(rows, input, target, owner, tokens) for rows in both)
     dataset = Dataset.of(train, test, targets=targets)
     text = isinstance(both[0][0][input], str)
@@ -116,20 +117,17 @@ def _sets(found: Mapping[str, Any], train: str, test: str) -> list[Any]:
     return [found[name] for name in (train, test) if name in found]
 
 
-def _tokenizer(file: Path, length: int) -> tuple[Callable[[str], NDArray[np.int64]], dict[str, Any]]:
+def _tokenizer(path: str, root: Path, length: int) -> tuple[Callable[[str], NDArray[np.int64]], dict[str, Any]]:
     """From a text to ``length`` tokens; and the vocabulary's size and decoder. Raises UsageError."""
-    try:
-        tokenizer = _library("tokenizers").Tokenizer.from_file(str(file))
-    except UsageError:
-        raise
-    except OWN_CODE as error:
-        raise UsageError(
-            f"data.args.tokenizer: {file} cannot be read ({first_line(error)})", code="hf-tokenizer"
-        ) from None
-    tokenizer.enable_truncation(length)
-    tokenizer.enable_padding(length=length, pad_id=0)
-    known = {"vocabulary": tokenizer.get_vocab_size(), "decode": lambda ids: tokenizer.decode([i for i in ids if i])}
-    return lambda text: np.array(tokenizer.encode(text).ids, np.int64), known
+    tokenizer = Tokenizer.read(path, root)
+
+    def tokens(text: str) -> NDArray[np.int64]:
+        found = np.full(length, PADDING, np.int64)
+        ids = tokenizer.encode(text, special=True)[:length]
+        found[: len(ids)] = ids
+        return found
+
+    return tokens, {"vocabulary": tokenizer.vocabulary, "decode": tokenizer.decode}
 
 
 def _examples(rows: Any, input: str, target: str, owner: str, tokens: Callable[[str], NDArray[np.int64]]) -> Examples:

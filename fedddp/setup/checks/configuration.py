@@ -106,7 +106,7 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "sampler-weighting",
         ("algorithm.weighting", "cohort.sampler.name"),
-        lambda c: c.cohort.sampler.by_size and c.algorithm.traits.weighting == "examples",
+        lambda c: c.cohort.sampler.by_size and c.algorithm.traits.weighting in ("examples", "tokens"),
         "the sampler draws clients in proportion to their examples, which would count twice",
         "use algorithm.weighting=uniform",
     ),

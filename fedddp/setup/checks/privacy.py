@@ -95,7 +95,7 @@ PRIVACY: tuple[Check[Facts], ...] = (
     Check(
         "client-level-weighting",
         ("algorithm.weighting", "privacy.level"),
-        lambda f: level_of(f.config).clips_updates and f.config.algorithm.traits.weighting == "examples",
+        lambda f: level_of(f.config).clips_updates and f.config.algorithm.traits.weighting in ("examples", "tokens"),
         "a client's weight reveals how many examples it has, and a large one exceeds what the noise covers",
         "use uniform",
     ),
