@@ -34,7 +34,7 @@ MISTAKES = [
     ("--algorithm.server_optimizer.momentum=1", "algorithm.server_optimizer.momentum=1: should be less than 1"),
     ("--algorithm.server_optimizer.beta=1", "algorithm.server_optimizer.beta: unknown key"),
     ("--algorithm.name=fedag", "algorithm.name='fedag': should be 'fedavg'", "did you mean 'fedavg'?"),
-    ("--algorithm.weighting=equal", "algorithm.weighting='equal': should be 'auto', 'examples' or 'uniform'"),
+    ("--algorithm.weighting=equal", "algorithm.weighting='equal': should be 'auto', 'examples', 'tokens' or 'uniform'"),
     ("--data.partition.alpha=1", "data.partition.alpha: unknown key; the keys here are num_clients"),
     ("--data.partition={name = 'dirichlet', alpha = 0}", "data.partition.alpha=0: should be greater than 0"),
     ("--model.name=nowhere:Net", "model.name='nowhere:Net': cannot be imported: no module 'nowhere'", "PYTHONPATH"),
