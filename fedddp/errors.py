@@ -40,6 +40,21 @@ def named(front: str = "") -> Iterator[None]:
         raise UsageError(message, key=key, code=getattr(error, "code", "")) from error
 
 
+ALLOCATION = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+SMALLER = (
+    "lower client.execution.width or client.batch_size, shorten the inputs (data.args.length), or set "
+    "model.checkpointing=true"
+)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Return what an error that memory could not be allocated means and what to do; empty for other errors."""
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and ALLOCATION.search(str(error))):
+        return ""
+    asked = re.search(r"allocate (\d[\d.]* ?\w+)", str(error))
+    return f"out of memory{f' (tried to allocate {asked[1]})' if asked else ''}; {SMALLER}"
+
+
 class NothingLearned(RuntimeError):
     """A run that ended without the contribution of a single client."""
 

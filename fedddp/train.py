@@ -22,7 +22,7 @@ from .comm import record
 from .comm.interrupt import Interrupted
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
-from .errors import DONE, FAILED, INTERRUPTED, UsageError, raised
+from .errors import DONE, FAILED, INTERRUPTED, UsageError, out_of_memory, raised
 from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared
@@ -84,6 +84,11 @@ def _train(prepared: Prepared) -> int:
             if folder := experiment.folder:
                 print(f"resume: {resume_command(prepared, folder.path)}", flush=True)
             return INTERRUPTED
+    except (MemoryError, RuntimeError) as error:  # of clients, it costs their contribution; here, of anything else
+        if memory := out_of_memory(error):
+            log.error("rank %d: %s", place.rank, memory)
+            return FAILED
+        raise
     except SystemExit as left:  # here: torch's `record` takes sys.exit(0) for success
         log.error("%s: sys.exit() ended the run; raise an exception instead", raised(left))
         return FAILED

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..comm import Comm, CommError
-from ..errors import OWN_CODE, UsageError, check_shapes
+from ..errors import OWN_CODE, UsageError, check_shapes, out_of_memory
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundAborted, ServerState, Update
 from .reduce import Reduce
@@ -123,8 +123,14 @@ class Inbox:
         except (CommError, UsageError):
             raise
         except OWN_CODE as error:
+            memory = out_of_memory(error)
             if len(ids) > 1:
                 self._again = tuple(ids)
+                if memory and memory not in self._pipeline.told:
+                    self._pipeline.told.add(memory)
+                    log.warning("%d clients at once: %s; they train one by one (said once)", len(ids), memory)
+            elif memory:
+                self._failed(ids[0], memory)
             else:
                 self._failed(ids[0], f"{type(error).__name__}: {error}", error)
 

@@ -5,7 +5,7 @@ from argparse import REMAINDER, SUPPRESS, ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 
-FORMATS = ("state_dict", "safetensors", "onnx", "exported-program", "hf")
+FORMATS = ("state_dict", "safetensors", "onnx", "exported-program", "hf", "peft")
 PUBLISHED = ("mcmahan", "niid_mnist", "flgo")
 DEMONSTRATIONS = ("inversion", "matching", "membership")
 LINKS = (50.0, 200.0, 1000.0)

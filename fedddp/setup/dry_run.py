@@ -13,7 +13,7 @@ from ..clients import LocalTrainingSpec, SequentialTrainer
 from ..config import Config, ResolvedConfig, chosen
 from ..data import ClientData, Dataset, Examples, Normalizer, Partition, Work, check_range, extreme_batches
 from ..data.targets import TARGETS
-from ..errors import OWN_CODE, UsageError, first_line, named, reason
+from ..errors import OWN_CODE, UsageError, first_line, named, out_of_memory, reason
 from ..evaluation.server import BATCH
 from ..flat import FlatModule, FlatSpec, cast, flatten
 from ..models.residual import with_residuals
@@ -291,6 +291,8 @@ def _model_error(config: ResolvedConfig, text: str) -> UsageError:
 
 def _failed(config: ResolvedConfig, problem: str, error: BaseException, n: int) -> UsageError:
     """Return the error for a model that failed on ``n`` examples, with a remedy where the cause is known."""
+    if memory := out_of_memory(error):
+        return _model_error(config, f"{problem}: {memory}")
     remedy = ""
     if isinstance(error, IndexError) and "out of range" in str(error):
         remedy = "; token ids are counted from 0: give the model an embedding with a row for the largest of them"

@@ -203,3 +203,24 @@ def test_those_of_a_failed_block_come_again_behind_it():
             if 2 in ids:
                 raise ZeroDivisionError
     assert offered == [(0,), (1, 2), (1,), (2,), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+        MemoryError(),
+    ],
+)
+def test_a_client_for_which_memory_does_not_suffice_says_what_to_lower(error, caplog):
+    inbox = opened(REDUCES["fast"]())
+    for ids in ((1, 2), (1,)):
+        with inbox.tolerate(ids):
+            raise error
+    inbox.mean()
+    together, alone = (record for record in caplog.records if "out of memory" in record.getMessage())
+    assert together.getMessage().startswith("2 clients at once: out of memory")
+    assert "client 1 failed; its update is ignored: out of memory" in alone.getMessage()
+    assert all("lower client.execution.width" in record.getMessage() for record in (together, alone))
+    assert not alone.exc_info

@@ -15,6 +15,7 @@ from ...data import Dataset
 from ...errors import OWN_CODE, UsageError, first_line
 from ...registry.optional import imported
 from ...trained import Trained
+from .adapters import copy_tokenizer, merged, peft_folder
 
 AGREES = 1e-4
 """Largest difference of a graph's outputs from the module's that counts as rounding, relative to the largest output."""
@@ -80,15 +81,16 @@ def onnx(trained: Trained, path: Path) -> str:
 
 
 def hugging_face(trained: Trained, path: Path) -> str:
-    """Write a folder that ``from_pretrained`` of transformers reads."""
-    save = getattr(trained.module, "save_pretrained", None)
-    if save is None:
+    """Write a folder that ``from_pretrained`` of transformers reads: adapters merged, with the tokenizer."""
+    module: Any = merged(trained.module)
+    if not hasattr(module, "save_pretrained"):
         name = trained.table.get("model", {}).get("name")
         raise UsageError(
             f"--to=hf: model.name={name!r} is not a model of transformers (model.name=hf:NAME); use --to=safetensors"
         )
     with _explained("hf"):
-        save(path)
+        module.save_pretrained(path)
+        copy_tokenizer(trained, path)
     return ""
 
 
@@ -119,6 +121,12 @@ FORMATS = {
         whole=True,
     ),
     "hf": Format("model", hugging_face, 'import transformers\nmodel = transformers.MODULE.from_pretrained("model")'),
+    "peft": Format(
+        "adapter",
+        peft_folder,
+        "import peft\n# base: the model that training started from\n"
+        'model = peft.PeftModel.from_pretrained(base, "adapter")',
+    ),
 }
 """The formats by name, as ``--to`` has them."""
 
