@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -213,11 +213,12 @@ class Inbox:
         pipeline.perturb(self._server)
         try:
             total = pipeline.reduce.total(comm, self._cohort.round)
+            weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
+            _check_sum(total, weight)
         except RoundAborted as reason:
             log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
         self._compare_models()
-        weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
         self._tally.summed(total, weight)
         mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
@@ -236,6 +237,20 @@ class Inbox:
         if largest > self._pipeline.reduce.bound:
             return f"its update exceeds {self._pipeline.reduce.bound:g}"
         return f"its weight {weight:g} is not between 0 and its number of examples"
+
+
+def _check_sum(total: Tensor, weight: float) -> None:
+    """Raise RoundAborted for a sum that is not finite: it would stay in the model for good.
+
+    Each rank has checked its own clients' updates (`Inbox.add`), so a rank or its network altered what it sent.
+    """
+    largest = float(torch.linalg.vector_norm(total, ord=inf)) if total.numel() else 0.0  # NaN if an entry is
+    if not (isfinite(largest) and 0 <= weight < inf):
+        raise RoundAborted(
+            f"the sum over all ranks is not finite (largest entry {largest:g}, weight {weight:g}), though every update "
+            "in it was: a rank or its network altered it. A sum does not show which; check the machines' memory and "
+            "network, or start with fewer ranks"
+        )
 
 
 def checksum(w: Tensor) -> int:

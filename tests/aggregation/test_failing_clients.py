@@ -224,3 +224,39 @@ def test_a_client_for_which_memory_does_not_suffice_says_what_to_lower(error, ca
     assert "client 1 failed; its update is ignored: out of memory" in alone.getMessage()
     assert all("lower client.execution.width" in record.getMessage() for record in (together, alone))
     assert not alone.exc_info
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, "weight"], ids=["entry", "weight"])
+@pytest.mark.parametrize("sum_", ["fast", "exact"])
+def test_a_sum_that_a_rank_poisons_aborts_its_round_and_no_more(tmp_path, monkeypatch, logged, bad, at, sum_):
+    """One rank writes it into the collective, behind all checks of clients; the model stays as it was."""
+    f, server = assemble(
+        tmp_path,
+        Dataset(images(), Examples(images().x[:8], images().y[:8]), CLASSES, mean=(0.0,), std=(1.0,)),
+        [6, 6],
+        task=Task(lambda: MLP(hidden=4).build(SHAPE, CLASSES), CLASSES),
+        aggregation={"sum": sum_},
+        run={"rounds": 3},
+    )
+    all_reduce, sums = type(f.comm).all_reduce, []
+
+    def poisoned(comm, x, purpose):
+        if purpose == "aggregate":
+            sums.append(x)
+            if len(sums) == 2:
+                x[server.spec.dim if at == "weight" else at] = bad
+        return all_reduce(comm, x, purpose)
+
+    monkeypatch.setattr(type(f.comm), "all_reduce", poisoned)
+    first = federate(f.until(1), server)
+    second = federate(f.until(2), first)
+    assert torch.equal(second.w, first.w)
+    assert second.round == 2
+    assert [
+        line.startswith("round 2 was aborted; the model is unchanged: the sum over all ranks") for line in logged
+    ] == [True]
+    third = federate(f, second)
+    assert third.w.isfinite().all()
+    assert not torch.equal(third.w, second.w)
+    assert [m["participants"] for m in f.telemetry.history] == [2, 0, 2]
