@@ -80,6 +80,7 @@ def federate(f: Federation, server: ServerState) -> ServerState:
         score, clients = f.evaluation.after_round(server, f.store, last)
         clock.evaluated()
         f.telemetry.round(server, report, mean, score, clock, f.comm, f.budget.guarantee, clients)
+        del inbox, mean  # as large as the model
         last |= f.evaluation.server.reached(score) or f.telemetry.hopeless(cohort.population)
         f.store.commit()
         f.checkpoints.after_round(server, f.store, score, last=last, spent=f.budget.state())

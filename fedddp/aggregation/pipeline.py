@@ -24,7 +24,7 @@ from ..errors import OWN_CODE, UsageError, check_shapes, out_of_memory
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundAborted, ServerState, Update
 from .reduce import Reduce
-from .tally import ClientTally, Tally
+from .tally import AT_ONCE, ClientTally, Tally
 
 log = logging.getLogger("fedddp")
 
@@ -220,7 +220,7 @@ class Inbox:
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
         self._compare_models()
         self._tally.summed(total, weight)
-        mean = (total / weight if weight else torch.zeros_like(total)).to(self._server.w.dtype)
+        mean = (total.div_(weight) if weight else total.zero_()).to(self._server.w.dtype)  # in place: one vector less
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()
         return Mean(parts, weight, count if weight else 0, pipeline.examples), report
@@ -256,4 +256,5 @@ def _check_sum(total: Tensor, weight: float) -> None:
 def checksum(w: Tensor) -> int:
     """24 bits of ``w``'s bytes: exact in float32, so that it can be a slot of the round's collective."""
     words = w.detach().contiguous().view(torch.int32)
-    return int(words.sum(dtype=torch.int64)) % (2**24 - 3)  # a prime: no power of two vanishes, so no flipped bit does
+    total = sum(int(part.sum(dtype=torch.int64)) for part in words.split(AT_ONCE))
+    return total % (2**24 - 3)  # a prime: no power of two vanishes, so no flipped bit does

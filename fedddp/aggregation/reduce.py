@@ -27,7 +27,10 @@ class Reduce(Protocol):
         ...
 
     def total(self, comm: Comm, round: int) -> Tensor:
-        """The sum [length] over all ranks in ``round`` (0-based); `tail` holds the sums of its slots from then on."""
+        """The sum [length] over all ranks in ``round`` (0-based); `tail` holds the sums of its slots from then on.
+
+        It is the caller's, to change or to keep: nothing that a later round needs shares its memory.
+        """
         ...
 
     @property
@@ -40,14 +43,13 @@ class FastSum:
     """Sums in the model's own precision; the last bits depend on which rank hosts which client."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str) -> None:
-        self._buffer = torch.empty(0, dtype=dtype, device=device)
+        self._none = self._buffer = torch.empty(0, dtype=dtype, device=device)
         self._length = 0
         self.bound = torch.finfo(dtype).max
 
     def open(self, length: int, tail: int, total_weight: float) -> None:
-        if len(self._buffer) != length + tail:
-            self._buffer = torch.empty(length + tail, dtype=self._buffer.dtype, device=self._buffer.device)
-        self._buffer.zero_()
+        self._buffer = self._none  # the last one became the mean of its round, and is free if nobody keeps that
+        self._buffer = self._none.new_zeros(length + tail)
         self._length = length
         self.bound = torch.finfo(self._buffer.dtype).max / max(total_weight, 1.0)  # else the sum may overflow
 

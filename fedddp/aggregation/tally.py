@@ -19,6 +19,9 @@ from torch import Tensor
 
 from ..types import Cohort, LocalResult, Report, RoundReport, SummedReport, finite
 
+AT_ONCE = 2**20
+"""Numbers that are reduced at once in another precision: torch copies them into it first."""
+
 
 class Tally:
     """The account of one round. This base class sends and reports nothing.
@@ -134,7 +137,8 @@ class DriftTally(ClientTally):
             self._norm = float(lengths.sum()) / weight
         if (lengths > 0).sum() > 1:
             own = float(lengths.square().sum())
-            together = float(torch.linalg.vector_norm(total, dtype=torch.float64)) ** 2
+            norms = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in total.split(AT_ONCE))
+            together = sum(float(norm) ** 2 for norm in norms)
             self._cosine = (together - own) / (float(lengths.sum()) ** 2 - own)
 
     def report(self) -> tuple[int, Report]:

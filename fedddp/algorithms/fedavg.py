@@ -68,7 +68,9 @@ class FedAvg(Algorithm):
         """The server after its optimizer's step along ``delta [D]``, and what else it remembers from now on."""
         p, w = server.num_trainable, server.w.clone()
         state: OptimizerState = {name: [v.clone()] for name, v in server.extra.items() if name not in own}
-        self.server_optimizer.step_([w[:p]], [-delta[:p]], state)
+        gradient = delta[:p].neg_()  # in place, and back: of a large model a copy is as large as all that is sent
+        self.server_optimizer.step_([w[:p]], [gradient], state)
+        gradient.neg_()
         w[p:] += delta[p:]
         extra = {**{name: vectors[0] for name, vectors in state.items()}, **own}
         return replace(server, w=w, extra=extra, round=server.round + 1)

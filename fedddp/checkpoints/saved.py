@@ -219,7 +219,7 @@ def changed(run_folder: Path, file: RatedModel) -> bool:
 
 def vector_sha256(w: Tensor) -> str:
     """Hex digest of a flat vector's bytes."""
-    return hashlib.sha256(w.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(w.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _damage(folder: Path) -> str | None:

@@ -26,7 +26,7 @@ from .levels import level_for
 from .prepared import Prepared
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
-LARGEST_BLOCK = (2**30, 2**25)
+LARGEST_BLOCK = (2**28, 2**25)
 """Bytes of the largest block that is kept; older versions of glibc accept no more than 32 MB."""
 log = logging.getLogger("fedddp")
 

@@ -6,9 +6,11 @@ from fractions import Fraction
 import pytest
 import torch
 
-from fedddp.aggregation import ExactSum, FastSum
-from fedddp.types import LocalResult, Update
-from tests.helpers.support import REDUCES, SIZES, D, aggregated, opened, result, rows
+from fedddp.aggregation import DriftTally, ExactSum, FastSum, Pipeline
+from fedddp.algorithms import FedAvg
+from fedddp.comm import Comm
+from fedddp.types import Cohort, LocalResult, Update
+from tests.helpers.support import REDUCES, SIZES, D, aggregated, flat, opened, result, rows
 
 
 def reference(updates, clients=range(6)):
@@ -108,3 +110,31 @@ def test_the_report_follows_the_cohort():
     assert report.examples.tolist() == [1, 12, 5]
     assert len(report.seconds_train) == 1
     assert report.seconds_train[0] >= 0
+
+
+def test_the_mean_is_made_in_the_memory_of_the_sum_and_a_later_round_leaves_it(monkeypatch):
+    """A large model's round holds the sum once, and whoever keeps a mean keeps its numbers."""
+    monkeypatch.setattr("fedddp.aggregation.tally.AT_ONCE", 2)
+    monkeypatch.setattr("fedddp.aggregation.pipeline.AT_ONCE", 2)
+    reduce = FastSum(torch.float32, "cpu")
+    pipeline = Pipeline({"delta": 5}, reduce, torch.tensor([1, 3]), Comm.alone(), tally=DriftTally)
+    server = FedAvg().init_server(torch.arange(5.0), flat(5))
+
+    def round(t, *values):
+        inbox = pipeline.open(Cohort(t, (0, 1), 2), server)
+        for k, value in enumerate(values):
+            one = torch.ones(1, dtype=torch.float64)
+            update = Update({"delta": torch.full((1, 5), value)}, one * (1 + 2 * k))
+            inbox.add((k,), update, LocalResult(server.w, update.vectors["delta"], one.long(), one, one))
+        return inbox.mean()
+
+    mean, report = round(0, 1.0, 5.0)
+    assert mean.vectors["delta"].data_ptr() == reduce._buffer.data_ptr()
+    assert report.update_norm == pytest.approx(4 * 5**0.5)
+    assert report.update_cosine == pytest.approx(1)
+    round(1, 7.0, 7.0)
+    assert mean.vectors["delta"].tolist() == [4.0] * 5
+    moved = FedAvg().server_update(server, mean, Cohort(0, (0, 1), 2))
+    assert moved.w.tolist() == [4.0, 5.0, 6.0, 7.0, 8.0]
+    assert mean.vectors["delta"].tolist() == [4.0] * 5
+    assert server.w.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
