@@ -24,6 +24,7 @@ from .moon import Moon
 from .personal import INNER, Personal
 from .qffl import QFFL
 from .scaffold import Scaffold
+from .streaming_diloco import StreamingDiLoCo
 
 ALGORITHMS: dict[str, type] = {
     "fedavg": FedAvg,
@@ -42,6 +43,7 @@ ALGORITHMS |= {"personal": Personal, "fedbn": FedBN, "fedper": FedPer, "fedrep":
 ADAPTED: dict[str, type] = {"ffa_lora": FFALoRA, "flora": FLoRA, "fedex_lora": FedExLoRA, "hetlora": HetLoRA}
 """Algorithms of models with low-rank adapters."""
 ALGORITHMS |= ADAPTED
+ALGORITHMS |= {"streaming_diloco": StreamingDiLoCo}  # nor one whose fragments would mix what is private with the rest
 
 __all__ = [
     "ADAPTED",
@@ -81,6 +83,7 @@ __all__ = [
     "QuantileClip",
     "Resumed",
     "Scaffold",
+    "StreamingDiLoCo",
     "Traits",
     "adapted",
 ]

@@ -135,6 +135,7 @@ class Traits:
         clippable: whether an update may be scaled down and noise added to the sum of all updates.
         deliveries: the ways of uploads that it works with.
         moves_base: whether the server adds to layers that have low-rank adapters: they get a part in the vector for it.
+        fragments: the number of rounds after which an upload is of the same entries of the model again.
     """
 
     weighting: Literal["auto", "examples", "tokens", "uniform"] = "auto"
@@ -145,6 +146,7 @@ class Traits:
     clippable: bool = True
     deliveries: frozenset[Delivery] = frozenset({"whole", "lossy", "late"})
     moves_base: bool = False
+    fragments: int = 1
 
 
 UNCUT: frozenset[Delivery] = frozenset({"whole", "late"})

@@ -14,6 +14,7 @@ NAMES = {
     "fedavgm": "fedavg with algorithm.server_optimizer.momentum=0.9",
     "fedsgd": "fedavg with client.batch_size=0",
     "diloco": "fedavg with client.local_steps and algorithm.server_optimizer.nesterov=true",
+    "streaming streamdiloco": "streaming_diloco",
     "localsgd": "fedavg with client.local_steps",
     "qfedavg": "qffl",
     "2nn": "mlp",

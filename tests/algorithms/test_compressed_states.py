@@ -8,6 +8,7 @@ import torch
 
 from fedddp.aggregation.compression import COMPRESSIONS
 from fedddp.algorithms import ADAPTED, ALGORITHMS
+from fedddp.algorithms.personal import INNER
 from fedddp.config import UsageError, build
 from fedddp.federation import federate
 from fedddp.flat import FlatSpec, flatten
@@ -27,8 +28,8 @@ KEYS = {"fedbn": {"private": ["*.bias"]}}
 LOSSY = "use aggregation.compression none, top_k or power_sgd"
 LATE = "use aggregation.compression int8, random_k or none"
 REFUSED = {(name, lossy): LOSSY for name in ("scaffold", "feddyn") for lossy in ("int8", "random_k")}
-REFUSED |= {("ifca", late): LATE for late in ("top_k", "power_sgd")}
-STATEFUL = ("scaffold", "feddyn", "moon", "ditto", "apfl", "ifca", "fedbn", "fedper", "fedrep")
+REFUSED |= {(name, late): LATE for name in ("ifca", "streaming_diloco") for late in ("top_k", "power_sgd")}
+STATEFUL = ("streaming_diloco", "scaffold", "feddyn", "moon", "ditto", "apfl", "ifca", "fedbn", "fedper", "fedrep")
 PAIRS = [(name, compression) for name in STATEFUL for compression in COMPRESSIONS]
 ALLOWED = [pair for pair in PAIRS if pair not in REFUSED]
 
@@ -68,7 +69,10 @@ def test_what_would_lose_its_footing_is_refused_before_anything_starts(tmp_path,
     algorithm, remedy = {"name": pair[0]}, REFUSED[pair]
     if wrapped:
         algorithm = {"name": "personal", "inner": algorithm, "private": ["5.*"]}
-    with pytest.raises(UsageError, match=f"^algorithm.name='{algorithm['name']}': .*{remedy}"):
+    front = f"^algorithm.name='{algorithm['name']}': .*{remedy}"
+    if wrapped and pair[0] not in INNER:
+        front = f"^algorithm.inner.name='{pair[0]}': should be 'fedavg'"
+    with pytest.raises(UsageError, match=front):
         federation(tmp_path, algorithm, pair[1])
     assert not list(tmp_path.iterdir())
 

@@ -89,6 +89,11 @@ CONFIGURATIONS = [
     ("clients-mean-private", "evaluate.clients_mean", [CLIENT, MEAN]),
     ("clients-mean-clusters", "evaluate.clients_mean", [IFCA, MEAN]),
     ("exact-width", "client.execution.width", [EXACT, {"client": {"execution": {"width": 4}}}]),
+    (
+        "rule-fragments",
+        "aggregation.rule.name",
+        [rule("centered_clipping"), {"algorithm": {"name": "streaming_diloco"}}],
+    ),
     ("optimizer-state-idle", "client.optimizer_state", [KEPT]),
     ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "ditto"}}]),
     ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "moon"}}]),

@@ -344,6 +344,13 @@ AGGREGATION: tuple[Check[ResolvedConfig], ...] = (
         "use momentum=0, or fedavg",
     ),
     Check(
+        "rule-fragments",
+        ("aggregation.rule.name", "algorithm.fragments"),
+        lambda c: c.aggregation.rule.remembers and c.algorithm.traits.fragments > 1,
+        "centers on the mean of the round before, which is of another fragment of the model",
+        "use another rule, such as median, or algorithm.fragments=1",
+    ),
+    Check(
         "rule-exact",
         ("aggregation.sum", "aggregation.rule.name"),
         lambda c: (
