@@ -33,7 +33,7 @@ from .workloads import WORKLOADS, Workload, write_arrays, write_settings
 
 PEERS = ("pfl", "flower")
 MNIST = 60_000  # training images; that many are dealt out in every workload
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**28), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 """What fedddp asks of the C library for itself (`fedddp.setup.experiment`), as a user could ask it of any program."""
 AGAINST = ("pytorch", "sequential", *PEERS)
 SCRIPT_OF_A_CHECKOUT = "benchmarks/contenders/fedddp"

@@ -27,7 +27,10 @@ from .prepared import Prepared
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 LARGEST_BLOCK = (2**28, 2**25)
-"""Bytes of the largest block that is kept; older versions of glibc accept no more than 32 MB."""
+"""Bytes of the largest block that is kept; older versions of glibc accept no more than 32 MB.
+
+Larger ones go back to the system: between them the heap would keep what no later vector of a large model fits into.
+"""
 log = logging.getLogger("fedddp")
 
 
