@@ -220,13 +220,17 @@ COMMANDS = {
         stops=True,
     ),
     "generate": Command(
-        about="draw images with a trained conditional GAN",
+        about="draw images with a trained conditional GAN, or continue a text with a language model",
         module="fedddp.cli.generate",
         options=options.generate,
-        takes="RUN CLASSES",
-        more="The newest checkpoint is used. --judge reports how many drawings a classifier takes for the class that "
-        "was asked for. Keys replace those of the run, should its data be elsewhere by now.",
-        examples=("fedddp generate runs/gan 0123456789 --judge=runs/cnn",),
+        takes="RUN CLASSES|TEXT",
+        more="Text is continued by the model of the best round, by --length tokens or until it ends a text. Of a GAN "
+        "the newest checkpoint is used; --judge reports how many drawings a classifier takes for the class that was "
+        "asked for. Keys replace those of the run, should its data be elsewhere by now.",
+        examples=(
+            "fedddp generate runs/gan 0123456789 --judge=runs/cnn",
+            'fedddp generate runs/smollm2 "To be, or not" --length=60',
+        ),
         configured=True,
     ),
     "export": Command(
@@ -236,8 +240,8 @@ COMMANDS = {
         takes="RUN",
         more="state_dict and safetensors are weights, by the names of the module; onnx and exported-program are graphs "
         "that take inputs as the dataset has them (pixels uint8, any number of examples); hf is a folder for "
-        "from_pretrained, of model.name=hf:NAME. README.md beside it says what goes in and comes out, how the model "
-        "was trained, its metrics, its privacy and SHA-256 sums.",
+        "from_pretrained, of model.name=hf:NAME; peft one with the adapters of model.lora. README.md beside it says "
+        "what goes in and comes out, how the model was trained, its metrics, its privacy and SHA-256 sums.",
         examples=(
             "fedddp export runs/fedavg --to=onnx",
             "fedddp export runs/ditto --to=safetensors --client=3 --out=model-of-3",

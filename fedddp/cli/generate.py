@@ -1,5 +1,6 @@
-"""Draw what is asked for by a conditional GAN that was trained: the classes, one after the other, as one image."""
+"""Generate by the model of a run: images of classes by a conditional GAN, in one picture; text by a language model."""
 
+import functools
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,18 @@ from torch import Tensor, nn
 
 from ..checkpoints.saved import newest
 from ..comm.world import Place
-from ..config import Config, UsageError, build, read_toml
+from ..config import Config, UsageError, build, merge, read_toml
 from ..data import Dataset
 from ..flat import FlatModule, FlatSpec
 from ..registry.choice import user_path
 from ..setup.dry_run import task_of
 from ..setup.load import load_data
 from ..setup.resolve import resolve
-from ..tasks import Task
+from ..tasks import Task, targets_of
 from ..tasks.conditional_gan import drawn
 from ..telemetry import figures
+from .continuation import continued
+from .export.command import check_run
 from .outcome import asked
 
 AT_ONCE = 200
@@ -44,12 +47,20 @@ class Trained:
 
 def run(args: Namespace) -> None:
     """Draw what ``args`` ask for; see `fedddp.cli.options.generate`."""
-    text, layer = args.classes or args.generate, asked(args).layers
+    text, layer = args.what or args.generate, asked(args).layers
     if not text:
-        raise UsageError("give a run folder and the classes to draw: fedddp generate RUN 0123456789")
+        raise UsageError(
+            "give a run folder and the classes to draw, or the beginning of a text: fedddp generate RUN 0123456789"
+        )
+    if targets_of(_config(args.run, layer).task) == "positions":
+        print(continued(args.run, text, args, functools.reduce(merge, layer, {})))
+        return
     gan = trained(args.run, layer)
     if not gan.task.draws:
-        raise UsageError(f"{args.run}: is not the run of a GAN; generate needs one of task.name=conditional_gan")
+        raise UsageError(
+            f"{args.run}: is neither the run of a GAN nor of a language model; generate needs one of task.name="
+            "conditional_gan or next_token"
+        )
     classes = _classes(text, gan.task.num_classes)
     images = drawn(gan.module, classes.repeat(args.rows), args.seed).unflatten(0, (args.rows, len(classes)))
     try:
@@ -69,12 +80,10 @@ def run(args: Namespace) -> None:
 
 def trained(folder: Path, layers: Sequence[Mapping[str, Any]] = ()) -> Trained:
     """The model of a run folder, ``layers`` on top of its configuration. Raises UsageError if it has no checkpoint."""
-    if not (folder / "config.toml").is_file():
-        raise UsageError(f"{folder}: is not a run folder (it has no config.toml); give one that fedddp.train made")
+    config: Config = resolve(_config(folder, layers), Place())
     saved = newest(folder)
     if saved is None:
         raise UsageError(f"{folder}: has no whole checkpoint; train with checkpoint.every=1")
-    config: Config = resolve(build(read_toml(folder / "config.toml"), *layers), Place())
     dataset, _ = load_data(config)
     task = task_of(config, dataset)
     flat = FlatModule(task.model(config.run.seed).eval())
@@ -82,6 +91,12 @@ def trained(folder: Path, layers: Sequence[Mapping[str, Any]] = ()) -> Trained:
         raise UsageError(f"{saved.folder}: is of another model: {unlike}; give the model as it was")
     flat.load(saved.server()[0])
     return Trained(task, flat.module, dataset)
+
+
+def _config(folder: Path, layers: Sequence[Mapping[str, Any]]) -> Config:
+    """The configuration of a run folder. Raises UsageError for another folder."""
+    check_run(folder)
+    return build(read_toml(folder / "config.toml"), *layers)
 
 
 def _check_judge(judge: Trained, folder: Path, images: Tensor) -> None:

@@ -166,14 +166,24 @@ def audit(parser: ArgumentParser) -> None:
 
 
 def generate(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder of a conditional GAN")
-    parser.add_argument("classes", nargs="?", metavar="CLASSES", help="what to draw: 0123456789, or 3,14,15")
+    parser.add_argument(
+        "run", type=user_path, metavar="RUN", help="run folder of a conditional GAN or a language model"
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        metavar="CLASSES|TEXT",
+        help="of a GAN, what to draw: 0123456789, or 3,14,15; of a language model, the beginning of a text",
+    )
     parser.add_argument("--generate", metavar="CLASSES", help=SUPPRESS)
     parser.add_argument("--out", default="digits.png", help="the picture [digits.png]")
     parser.add_argument("--rows", type=whole(1), default=8, help="[8]")
     parser.add_argument("--seed", type=whole(0), default=0, help="[0]")
     parser.add_argument("--judge", type=user_path, metavar="RUN", help="classify drawings by the model of this run")
     parser.add_argument("--samples", type=whole(1), default=1000, help="drawings to classify [1000]")
+    parser.add_argument("--length", type=whole(1), default=100, metavar="N", help="tokens of text at most [100]")
+    parser.add_argument("--temperature", type=above_zero, metavar="T", help="of text [task.temperature of the run]")
+    parser.add_argument("--round", type=whole(1), metavar="N", help="of text: a checkpoint [the best round]")
 
 
 def export(parser: ArgumentParser) -> None:

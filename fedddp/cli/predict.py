@@ -20,6 +20,7 @@ from ..errors import UsageError, first_line, named
 from ..registry.choice import user_path
 from ..telemetry import console
 from ..trained import Trained
+from .continuation import readable, text_of
 from .export.command import check_run, chosen
 from .outcome import asked
 
@@ -36,7 +37,7 @@ def run(args: Namespace) -> None:
     if layer:  # a key that does not exist is refused, also where nothing reads it
         table = read_toml(args.run / "config.toml")
         build({section: keys for section, keys in table.items() if section != "model"}, layer)
-    model = chosen(args.run, args.round, args.client, layer)
+    model = readable(chosen(args.run, args.round, args.client, layer))
     columns: dict[str, list[Any]] = defaultdict(list)
     for file in args.files:
         inputs = _checked(model, file, _reader(file)(model, file, args))
@@ -115,16 +116,14 @@ def _table(model: Trained, file: Path, args: Namespace) -> Tensor:
 
 
 def _text(model: Trained, file: Path, args: Namespace) -> Tensor:
-    alphabet = model.dataset.alphabet
-    if alphabet is None:
-        raise UsageError(f"{file}: is a text, and the model of this run does not read characters")
+    how = text_of(model)
+    if how is None:
+        raise UsageError(f"{file}: is a text, and the model of this run does not read text")
     try:
         text = file.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, ValueError) as error:
         raise UsageError(f"{file}: cannot be read ({first_line(error)})") from None
-    token = {character: i for i, character in enumerate(alphabet, 1)}
-    unknown = token.get("?", 1)
-    return torch.tensor([[token.get(character, unknown) for character in text or "\n"]])
+    return torch.tensor([how.encode(text or "\n") or [1]])
 
 
 Reader = Callable[[Trained, Path, Namespace], Tensor]

@@ -1,5 +1,6 @@
 """Which trainer for this model on this device, and how many clients at once: a rule, checked by trying it out."""
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import nn
 
 from ..data import ClientData, Examples, Normalizer, Partition, Work
 from ..errors import first_line
-from ..flat import training_in
+from ..flat import FlatSpec, training_in
 from ..optim import CONSTANT, SGD
 from ..tasks import Task
 from .folded import FoldedModel
@@ -84,6 +85,10 @@ def choose(
         except Exception as error:
             reasons.append(f"{how}: {first_line(error)}")
             continue
+        finally:
+            trial = None
+            if _large(small.spec):
+                gc.collect()  # a module with a forward of its own is a cycle: two copies in float64
         k = width or max(1, min(MOST_CLIENTS, at_most, small.planned_at_once, _fitting(small, task, examples, spec)))
         oracle = build(training_in(task.model(seed), spec.dtype), device)
         if isinstance(oracle, FoldedModel) and device.type == "cuda" and spec.optimizer.plain_lr is not None:
@@ -97,6 +102,10 @@ def choose(
         why = f"vectorized: {k} client{'s' if k > 1 else ''} at once, {how}"
         return VectorizedTrainer(task, data, spec, oracle, k, small), why
     return small, f"sequential: this model cannot be batched over clients ({'; '.join(reasons)})"
+
+
+def _large(spec: FlatSpec) -> bool:
+    return spec.num_frozen + spec.dim > LARGE_MODEL
 
 
 def _fitting(small: SequentialTrainer, task: Task, examples: Examples, spec: LocalTrainingSpec) -> int:
@@ -135,8 +144,7 @@ def _try_out(
 
     They have 5 and 3 examples; of a large model 2 and 1, since a step of it takes seconds.
     """
-    large = oracle.spec.num_frozen + oracle.spec.dim > LARGE_MODEL
-    n, batch_size, epochs = (3, 1, epochs - 1) if large else (8, 3, epochs)
+    n, batch_size, epochs = (3, 1, epochs - 1) if _large(oracle.spec) else (8, 3, epochs)
     few = Examples(examples.x[:n].cpu(), examples.y[:n].cpu())
     sizes = [min(5, len(few) - len(few) // 3), len(few) // 3]
     partition = Partition.dealt(torch.arange(sum(sizes)).numpy(), torch.tensor(sizes).numpy())

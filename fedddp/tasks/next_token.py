@@ -21,7 +21,8 @@ class NextToken(Task):
     """Scores of V tokens at each position, [B, T, V]. An example's loss is the mean over its positions that count.
 
     Targets are `IGNORED` at the positions that do not: padding has no part in the loss, the gradient and the metrics.
-    ``prompt``: token ids that a sample of text begins with, ``length`` more are drawn at ``temperature``.
+    ``prompt``: token ids that a sample of text begins with, ``length`` more are drawn at ``temperature`` by ``seed``,
+    or fewer where ``end`` is drawn, which is left out.
     """
 
     loss_of: Loss = CrossEntropy()
@@ -30,6 +31,8 @@ class NextToken(Task):
     temperature: float = 1.0
     context: int = 1
     decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
+    seed: int = 0
+    end: int | None = None
 
     targets: ClassVar[str] = "positions"
     classifies: ClassVar[bool] = False
@@ -66,12 +69,15 @@ class NextToken(Task):
 
     def _continued(self, predict: Callable[[Tensor], Tensor], prompt: Sequence[int]) -> list[int]:
         tokens = list(prompt)
-        with torch.no_grad(), global_seed(0, "text"):
+        with torch.no_grad(), global_seed(self.seed, "text"):
             for _ in range(self.length):
                 scores = predict(torch.tensor([tokens[-self.context :]]))[0, -1].float()
                 scores[0] = -torch.inf  # padding is no text
                 p = torch.softmax(scores / self.temperature, dim=-1).cpu()
-                tokens.append(int(torch.multinomial(p, 1)) if bool(p.isfinite().all()) else 0)
+                token = int(torch.multinomial(p, 1)) if bool(p.isfinite().all()) else 0
+                if token == self.end:
+                    break
+                tokens.append(token)
         return tokens
 
 

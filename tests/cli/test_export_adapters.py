@@ -97,3 +97,21 @@ def test_what_has_no_folder_of_peft_is_one_line(tmp_path, folder, capsys, model,
     capsys.readouterr()
     assert main(["export", str(result.folder), "--to=peft"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_language_model_continues_a_text(tmp_path, folder, capsys):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<pad>": 0} | {f"w{i}": i for i in range(1, llama.V)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    data = {"root": str(tmp_path), "args": {"tokenizer": "tokenizer.json"}}
+    result, _ = trained(tmp_path, {"name": f"hf:{folder}", "lora": llama.LORA}, data=data)
+    texts = []
+    for words in (["--length=5"], ["--length=5"], ["--length=5", "--seed=1"], ["--length=9", "--temperature=0.01"]):
+        capsys.readouterr()
+        assert main(["generate", str(result.folder), "w3 w4", *words]) == 0
+        texts.append(capsys.readouterr().out.strip())
+    assert texts[0] == texts[1] != texts[2]
+    assert all(text.startswith("w3 w4 ") for text in texts)
+    assert [len(text.split()) for text in texts] == [7, 7, 7, 11]

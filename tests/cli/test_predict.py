@@ -88,7 +88,7 @@ def test_an_array_and_images_of_another_form(digits, capsys, tmp_path):
         ("broken.png", b"no image", "is no image"),
         ("broken.npz", b"no archive", "cannot be read"),
         ("rows.csv", b"a,b\n1,2\n", "is a table"),
-        ("start.txt", b"Hark", "does not read characters"),
+        ("start.txt", b"Hark", "does not read text"),
     ],
 )
 def test_a_file_that_does_not_fit_is_one_line(digits, capsys, tmp_path, name, content, said):
