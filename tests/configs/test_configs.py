@@ -25,6 +25,9 @@ ROLES = {"name": "shakespeare-mini", "args": {"min_characters": 29_000}, "partit
 EMBEDDED = {"shakespeare-mini": ROLES, "shakespeare": ROLES}
 """What is left of datasets that need no files and are no images."""
 
+GPT = {"name": "gpt", "width": 8, "layers": 1, "heads": 2}
+"""Stands for pretrained models, which are in no folder here."""
+
 MOST_CLIENTS, EXAMPLES_EACH = 10, 40
 
 
@@ -45,6 +48,9 @@ def small(table, folder):
         "client": {"local_epochs": 1, "stragglers": 0},
         "telemetry": {"tensorboard": False},
     }
+    if table.get("model", {}).get("name", "").startswith("hf:"):
+        arguments = {key: value for key, value in table["data"]["args"].items() if key != "tokenizer"}
+        table = {**table, "model": GPT, "data": {**table["data"], "args": arguments}}
     if name in EMBEDDED:
         changes |= {"data": EMBEDDED[name], "cohort": {"size": 2}}
         return merge(table, changes)

@@ -199,7 +199,7 @@ def test_the_judge_is_the_classifier_of_its_run(runs):
         (["{runs}/gan", "0x"], "'0x': should be classes from 0 to 2"),
         (["{runs}/gan"], "give a run folder and the classes to draw"),
         (["{runs}/none", "0"], "is not a run folder"),
-        (["{runs}/judge", "0"], "is not the run of a GAN"),
+        (["{runs}/judge", "0"], "is neither the run of a GAN"),
         (["{runs}/gan", "0", "--colour=red"], "colour: unknown key"),
         (["{runs}/gan", "0", "--rows=0"], "argument --rows: '0' should be a whole number"),
         (["{runs}/gan", "0", "--out={runs}/no/such.png"], "/no/such.png: cannot be written (No such file"),
