@@ -32,6 +32,7 @@ WAYS = {
     "krum": {"aggregation": {"rule": {"name": "krum"}}, "attack": {"name": "sign_flip", "num_clients": 1}},
     "example level": {"privacy": {"level": "example", "noise_multiplier": 1.0, "delta": 1e-3}},
     "client level": {"privacy": {"level": "client", "noise_multiplier": 1.0, "delta": 1e-3}},
+    "fragments": {"algorithm": {"name": "streaming_diloco", "fragments": 2}, "client": {"local_steps": 2}},
     "rank 0 evaluates": {"evaluate": {"where": "rank0"}},
 }
 

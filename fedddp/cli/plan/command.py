@@ -188,7 +188,7 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
         f"{decimal(round(found['bytes_sent']))} per rank and round{'' if ranks else ', as one of many ranks'}"
     )
     if found.get("masked"):
-        rows["sent"] += ", and the messages of secure aggregation, whose size does not depend on the model"
+        rows["sent"] += ", without the messages of secure aggregation"
     if "memory_estimated" in found:
         total = decimal(sum(found["memory_estimated"].values()))
         rows["memory"] = f"{total} per rank, estimated; activations and libraries come on top"
