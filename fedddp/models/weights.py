@@ -149,10 +149,10 @@ def trained_in_part(section: Any, make: Callable[[], nn.Module]) -> Callable[[],
         if patterns:
             with named("model.trainable"):
                 freeze(module, patterns)
+        if again:  # first: a layer with an adapter is no block
+            recomputed(module)
         if lora.rank:
             lora.into(module, beside=patterns)
-        if again:
-            recomputed(module)
         if dtype:
             hold_frozen_in(module, getattr(torch, dtype))
         for name, tensor in constants(module).items():

@@ -160,9 +160,10 @@ REFUSED = [
     ({"lora": {"rank": 2, "targets": ["q_proj"]}},
      "model.lora.targets=['q_proj']: 'q_proj' matches no linear layer; there are "),
     ({"lora": {"rank": -1}}, "model.lora.rank=-1: "),
-    ({"lora": {"ranks": 1}}, "model.lora.ranks: unknown key; did you mean 'rank'?"),
+    ({"lora": {"ranks": 1}}, "model.lora.ranks: unknown key; did you mean "),
     ({"lora": 4}, "model.lora=4: expected a section"),
     ({"checkpointing": True}, "model.checkpointing=true: Net has no blocks"),
+    ({"checkpointing": True, "lora": {"rank": 2}}, "model.checkpointing=true: Net has no blocks"),
     ({"name": "lstm", "lora": {"rank": 2}}, "model.name='lstm': "),
 ]  # fmt: skip
 
