@@ -54,7 +54,7 @@ class Failing:
 
     def on(self, ids, round):
         if self.when(ids[0], round):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken disk")
         return self.trainer.on(ids, round)
 
 
@@ -190,7 +190,7 @@ def test_when_all_clients_fail_the_round_passes_and_the_model_stays(tmp_path, lo
     assert told == [(1, 3, 0), (2, 0, 3), (3, 3, 0)]
     assert sink.records[1].metrics["train_loss"] is None
     assert len(logged) == 1
-    assert f.telemetry.summary()["failures"] == {"RuntimeError: out of memory": 3}
+    assert f.telemetry.summary()["failures"] == {"RuntimeError: a broken disk": 3}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_failing_client_is_left_out_of_the_mean(tmp_path, logged):
     f = replace(f, trainer=Failing(f.trainer, lambda client, t: client == 1))
     expected = 2 - pseudo_gradient(2.0, weights=(1, 0, 2))
     assert federate(f, server).w.item() == pytest.approx(float(expected), abs=1e-12)
-    assert logged == ["round 1: client 1 failed; its update is ignored: RuntimeError: out of memory"]
+    assert logged == ["round 1: client 1 failed; its update is ignored: RuntimeError: a broken disk"]
 
 
 def partial(folder, **run):

@@ -192,5 +192,5 @@ def test_clients_that_fail_do_not_count(tmp_path, case, logged):
 class Failing(Quadratic):
     def on(self, ids, round):
         if round % 2 and any(k % 3 == 0 for k in ids):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("a broken disk")
         return super().on(ids, round)

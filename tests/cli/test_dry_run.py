@@ -43,7 +43,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     yield tmp_path
-    assert [os.listdir(tmp_path / name) for name in ("work", "tmp")] == [[], []]
+    left = [name for folder in ("work", "tmp") for name in os.listdir(tmp_path / folder)]
+    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's own, made by its import
 
 
 @pytest.mark.slow
