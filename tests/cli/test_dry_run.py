@@ -12,7 +12,15 @@ from fedddp.train import main
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path for path in (ROOT / "configs").glob("*/*.toml") if path.parent.name != "sweeps")
-EMBEDDED = [path for path in RUNS if read_toml(path).get("data", {}).get("name", "mnist-mini").endswith("-mini")]
+
+
+def needs_files(path):
+    keys = read_toml(path)
+    data, model = keys.get("data", {}).get("name", "mnist-mini"), keys.get("model", {}).get("name", "cnn")
+    return not data.endswith("-mini") or model.startswith("hf:")
+
+
+EMBEDDED = [path for path in RUNS if not needs_files(path)]
 SMALL = ["--model=mlp", "--model.hidden=4", "--data=synthetic", "--data.args={num_train=400, num_test=50}"]
 SMALL += ["--run.threads=1", "--clients=20"]
 TRIED = ["data", "checks", "training", "evaluation", "checkpoint", "resume"]
