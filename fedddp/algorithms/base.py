@@ -134,6 +134,7 @@ class Traits:
         reads_losses: whether what a client uploads depends on its loss, which no noise covers.
         clippable: whether an update may be scaled down and noise added to the sum of all updates.
         deliveries: the ways of uploads that it works with.
+        restarts: whether what clients train begins anew in every round.
         moves_base: whether the server adds to layers that have low-rank adapters: they get a part in the vector for it.
         fragments: the number of rounds after which an upload is of the same entries of the model again.
     """
@@ -146,6 +147,7 @@ class Traits:
     clippable: bool = True
     deliveries: frozenset[Delivery] = frozenset({"whole", "lossy", "late"})
     moves_base: bool = False
+    restarts: bool = False
     fragments: int = 1
 
 

@@ -30,7 +30,7 @@ class FLoRA(FedAvg):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, moves_base=True)
+        return replace(super().traits, moves_base=True, restarts=True)
 
     def vectors(self, spec: FlatSpec) -> dict[str, int]:
         return {"delta": self.uploaded(spec).dim}

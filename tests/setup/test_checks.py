@@ -97,6 +97,7 @@ CONFIGURATIONS = [
     ("optimizer-state-idle", "client.optimizer_state", [KEPT]),
     ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "ditto"}}]),
     ("optimizer-state-trainings", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "moon"}}]),
+    ("optimizer-state-restarts", "client.optimizer_state", [KEPT, ADAM, {"algorithm": {"name": "flora"}}]),
     ("optimizer-state-steps", "client.optimizer_state", [KEPT, MOMENTUM, {"algorithm": {"name": "scaffold"}}]),
     ("optimizer-state-steps", "client.optimizer_state", [KEPT, MOMENTUM, {"algorithm": {"name": "fednova"}}]),
     *(

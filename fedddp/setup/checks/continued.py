@@ -49,6 +49,13 @@ CONTINUED: tuple[Check[ResolvedConfig], ...] = (
         "use optimizer_state=reset, or fedavg",
     ),
     Check(
+        "optimizer-state-restarts",
+        ("client.optimizer_state", "algorithm.name"),
+        lambda c: _keeps(c) and c.algorithm.traits.restarts,
+        "what clients train begins anew in every round, and the moments are of what was there before",
+        "use optimizer_state=reset, or fedex_lora",
+    ),
+    Check(
         "schedule-unit-steps",
         ("client.schedule.unit", "algorithm.name"),
         lambda c: in_steps(c.client.schedule) and c.algorithm.unfit(Scheduled(c.client.optimizer)) is not None,
