@@ -120,10 +120,9 @@ class VectorizedTrainer(Trainer):
         self, oracle: Descending, start: Tensor, order: BatchPlan, batches: Iterator[Batch], tally: _Tally, lr: float
     ) -> Tensor:
         """w <- w - lr g inside the backward pass, of the clients up to the last that is still at work; delta [K, D]."""
-        at_work = [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
         rows = start.new_empty(len(order.steps), start.shape[1])
         oracle.begin(start, rows, lr, order.index.shape[1:].numel())
-        for (x, y, share), mask, k in zip(batches, tally.mask, at_work, strict=True):
+        for (x, y, share), mask, k in zip(batches, tally.mask, _at_work(order), strict=True):
             outputs, losses = oracle.step(self._task, x[:k], y[:k], share[:k])
             tally.add(self._task, outputs, losses, y[:k], mask[:k])
         oracle.finish()
@@ -146,14 +145,15 @@ class VectorizedTrainer(Trainer):
         rows = list(trainable)
         with torch.no_grad():
             state = optimizer.init(rows)
-        for t, ((x, y, share), mask) in enumerate(zip(batches, tally.mask, strict=True)):
-            outputs, losses = self._oracle.step(self._task, x, y, share)
-            tally.add(self._task, outputs, losses, y, mask)
+        for t, ((x, y, share), mask, k) in enumerate(zip(batches, tally.mask, _at_work(order), strict=True)):
+            outputs, losses = self._oracle.step(self._task, x[:k], y[:k], share[:k])
+            tally.add(self._task, outputs, losses, y[:k], mask[:k])
             with torch.no_grad():
+                g[k:].zero_()  # of clients that are done; a correction may add up what it sees
                 gradients = correct(g, trainable) if correct else g
-                k = (order.steps > t).nonzero().flatten().tolist()
-                moments = {name: [vectors[i] for i in k] for name, vectors in state.items()}
-                optimizer.step_([rows[i] for i in k], [gradients[i] for i in k], moments)
+                these = (order.steps > t).nonzero().flatten().tolist()
+                moments = {name: [vectors[i] for i in these] for name, vectors in state.items()}
+                optimizer.step_([rows[i] for i in these], [gradients[i] for i in these], moments)
         return w.sub_(start)
 
     def _batches(self, ids: Sequence[int], index: Tensor, mask: Tensor, dtype: torch.dtype) -> Iterator[Batch]:
@@ -179,6 +179,11 @@ def _of_row(correct: Correction | None, row: int, k: int) -> Correction | None:
     if correct is None:
         return None
     return lambda g, w: correct(g.expand(k, -1), w.expand(k, -1))[row : row + 1]
+
+
+def _at_work(order: BatchPlan) -> list[int]:
+    """Return for each step the number of rows up to the last client that is still at work."""
+    return [int((order.steps > t).nonzero().max()) + 1 for t in range(order.index.shape[1])]
 
 
 class _Tally:

@@ -90,6 +90,17 @@ def test_every_optimizer_moves_clients_at_work_and_leaves_the_others(model, opti
         assert_same(many.on(ids, 2).train(w, correct), expected, list(ids))
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum"])
+@pytest.mark.parametrize("model", FEW)
+def test_a_step_is_computed_up_to_the_last_client_at_work(monkeypatch, model, optimizer):
+    """Clients of 23, 10, 9, 1, 1 and 0 examples, in batches of 5: the longest goes on alone for three steps."""
+    _, many, _ = trainers(BATCHED[model], optimizer=OPTIMIZERS[optimizer], width=10, local_epochs=1)
+    step, clients = type(many._oracle).step, []
+    monkeypatch.setattr(type(many._oracle), "step", lambda *args: clients.append(len(args[2])) or step(*args))
+    many.on((0, 3, 2, 4, 5, 1), 2).train(start_of(BATCHED[model]))
+    assert clients == [5, 3, 1, 1, 1]
+
+
 @pytest.mark.parametrize("model", FEW)
 def test_nothing_is_read_before_it_is_written(model):
     """New memory holds NaN here."""

@@ -66,9 +66,7 @@ class FoldedModel:
 
     def collect(self, w: Tensor, g: Tensor) -> None:
         """See `Oracle.collect`."""
-        self._attach(w)
-        for layer in self._layers:
-            layer.collect(self.spec.views(g))
+        self._attach(w, g)
 
     def begin(self, start: Tensor, rows: Tensor, lr: float, seen: int) -> None:
         """See `Descending.begin`."""
@@ -118,8 +116,8 @@ class FoldedModel:
                 for layer in tried:
                     layer.was_tried()
 
-    def _attach(self, w: Tensor) -> None:
-        self._w = w
+    def _attach(self, w: Tensor, g: Tensor | None = None) -> None:
+        self._w, self._g = w, g
         self._narrow(len(w))
 
     def _narrow(self, clients: int) -> None:
@@ -127,6 +125,8 @@ class FoldedModel:
         self._clients, views = clients, self.spec.views(self._w[:clients])
         for layer in self._layers:
             layer.attach(views)
+            if self._g is not None:
+                layer.collect(self.spec.views(self._g[:clients]))
 
     def _exchange(self, module: nn.Module, path: str, covered: set[str]) -> nn.Module:
         """``module`` with every plain layer below it replaced; adds their parameters to ``covered``."""
