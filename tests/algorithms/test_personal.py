@@ -328,5 +328,5 @@ def test_mistakes_in_what_is_wrapped_name_the_whole_key(inner, told):
 
 def test_the_reference_has_the_nested_section_once():
     (key,) = (key for key in reference().keys if key.name.startswith("algorithm.inner"))
-    assert key.had_by("algorithm") == ("personal", "fedbn", "fedper", "fedrep")
+    assert key.had_by("algorithm") == ("personal", "fedbn", "fedper", "fedrep", "ffa_lora")
     assert "fedavg" in reference().choices["algorithm.inner"].names
