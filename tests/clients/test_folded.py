@@ -150,7 +150,7 @@ def test_nothing_of_training_that_failed_reaches_the_next(first, then):
     data = many.data
 
     class Broken:
-        sizes = data.sizes
+        sizes, counted = data.sizes, data.counted
 
         def gather(self, ids, index):
             x, y = data.gather(ids, index)
