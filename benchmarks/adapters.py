@@ -56,7 +56,7 @@ def _prepared(words: list[str], execution: str) -> Prepared:
 
 def _round(run: Prepared) -> dict[str, Any]:
     """One round of every client."""
-    start = run.task.initial_params(run.config.run.seed)
+    start = run.task.initial_params(run.config.run.seed).to(run.training.device)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of what comes, not of the trials before
     begun, spent = time.perf_counter(), _processor()
     for ids in _blocks(run):
@@ -75,7 +75,7 @@ def _round(run: Prepared) -> dict[str, Any]:
 
 def _losses(run: Prepared) -> dict[str, Any]:
     """The loss on the test set at the start, and after each client's training by itself."""
-    start = run.task.initial_params(run.config.run.seed)
+    start = run.task.initial_params(run.config.run.seed).to(run.training.device)
     scorer = Scorer(run.task, run.test, run.data.normalize, run.device, run.config.run.seed)
     scorer.take(slice(0, len(run.test)))
     base = _loss(scorer, start)
