@@ -9,8 +9,9 @@ whenever a vector is loaded, so nothing passes from one client to the next throu
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import compress
 from math import prod
 from types import MethodType
 from typing import Self
@@ -86,6 +87,18 @@ class FlatSpec:
         for (name, view), kind in zip(self.views(mask).items(), kinds, strict=True):
             view.fill_(any(_matches(name, kind, pattern) for pattern in patterns))
         return mask
+
+    def part(self, kept: Sequence[bool], num_trainable: int) -> Self:
+        """Return the layout of the tensors that are ``kept``, of which the first ``num_trainable`` entries train."""
+        shapes = tuple(compress(self.shapes, kept))
+        return replace(
+            self,
+            names=tuple(compress(self.names, kept)),
+            shapes=shapes,
+            num_trainable=num_trainable,
+            dim=sum(map(prod, shapes)),
+            kinds=tuple(compress(self.kinds, kept)),
+        )
 
     def layers(self) -> list[str]:
         """The layers that have trainable tensors, in the model's order: what their tensors' names begin with."""

@@ -6,7 +6,6 @@ besides those of `types`: L adapted layers, r the rank.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import prod
 
 import torch
 from torch import Tensor
@@ -70,11 +69,8 @@ class Adapters:
 
     def without_factors(self) -> FlatSpec:
         """Return the layout of w without the factors, all of it trained."""
-        kept = [i for i, name in enumerate(self.spec.names) if not name.endswith((DOWN, UP))]
-        names, kinds = (tuple(of[i] for i in kept if of) for of in (self.spec.names, self.spec.kinds))
-        shapes = tuple(self.spec.shapes[i] for i in kept)
-        size = sum(map(prod, shapes))
-        return replace(self.spec, names=names, shapes=shapes, kinds=kinds, dim=size, num_trainable=size)
+        kept = [not name.endswith((DOWN, UP)) for name in self.spec.names]
+        return self.spec.part(kept, int((~self.mask).sum()))
 
     def add_(self, w: Tensor, products: Tensor) -> Tensor:
         """Add ``products [..., sum out in]`` to the residuals in ``w [..., D]``, in place."""
@@ -129,10 +125,15 @@ class AdapterError(Around):
         adapters, vectors = Adapters.of(server.spec), dict(mean.vectors)
         exact = vectors.pop(PROBE)
         averaged = probed(adapters, server.w + vectors["delta"])
-        error = (exact - averaged).norm() / exact.norm().clamp(min=torch.finfo(exact.dtype).tiny)
+        error = relative_error(averaged, exact)
         return self.remembering(
             super().server_update(server, replace(mean, vectors=vectors), cohort), {ERROR: error[None]}
         )
+
+
+def relative_error(approximate: Tensor, exact: Tensor) -> Tensor:
+    """Return ||approximate - exact|| / ||exact||, a number; 0 where both are 0."""
+    return (approximate - exact).norm() / exact.norm().clamp(min=torch.finfo(exact.dtype).tiny)
 
 
 def probed(adapters: Adapters, w: Tensor) -> Tensor:

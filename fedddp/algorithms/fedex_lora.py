@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..flat import FlatSpec
 from ..types import ClientState, ClientUpdate, Cohort, Mean, ServerState, Update
-from .adapters import ERROR, Adapters
+from .adapters import ERROR, Adapters, relative_error
 from .base import LocalTraining, Traits
 from .fedavg import FedAvg
 
@@ -47,8 +46,7 @@ class FedExLoRA(FedAvg):
     def server_update(self, server: ServerState, mean: Mean, cohort: Cohort) -> ServerState:
         adapters, delta = Adapters.of(server.spec), mean.vectors["delta"].clone()
         product = adapters.products(server.w) + adapters.taken_(delta)  # sum_k p_k B_k A_k
-        missed = product - adapters.products(server.w + delta)
-        error = missed.norm() / product.norm().clamp(min=torch.finfo(product.dtype).tiny)
+        error = relative_error(adapters.products(server.w + delta), product)
         after = self.moved(server, delta, **{ERROR: error[None]})
         adapters.add_(after.w, product - adapters.products(after.w))
         return after

@@ -41,15 +41,7 @@ class Masks:
     def uploaded(self, spec: FlatSpec) -> FlatSpec:
         """Return the layout of the tensors of ``spec`` that are shared (a mask is of whole tensors)."""
         shared = [bool(view.all()) for view in spec.views(self.shared).values()]
-        pick = lambda of: tuple(one for one, kept in zip(of, shared, strict=True) if kept)  # noqa: E731
-        return replace(
-            spec,
-            names=pick(spec.names),
-            shapes=pick(spec.shapes),
-            num_trainable=self.lengths[spec.num_trainable],
-            dim=self.lengths[spec.dim],
-            kinds=pick(spec.kinds) if spec.kinds else (),
-        )
+        return spec.part(shared, self.lengths[spec.num_trainable])
 
     def with_own(self, w: Tensor, own: Tensor) -> Tensor:
         """Return ``w`` ([D] or [K, D]) with the private entries ``own [K, q]`` in their places, [K, D]."""
