@@ -196,6 +196,7 @@ class Checkpoints:
         write_bytes(partial / "manifest.json", json.dumps(_sums(partial), indent=1).encode())
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
+        self._comm.faults.reach("checkpoint")
         partial.rename(final)
         sync(self._folder)
         self._prune()

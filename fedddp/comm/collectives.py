@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..errors import first_line
 from . import interrupt
+from .faults import Faults
 from .gloo import ProcessGroup, choose_backend, launchers_store
 from .guard import AROUND, OBJECTS, Guard, MessageRefused, refuse_around
 from .heartbeat import CommError, Heartbeat, LostRank
@@ -44,6 +45,7 @@ class Comm:
         ledger: the messages sent.
         bytes_sent: by collectives, from this rank, in all.
         synced_at: when the last collective completed (`time.perf_counter`), on all ranks at about the same time.
+        faults: injected for tests; none without FEDDDP_FAULT.
         watch: called with the purpose and the tensor that the transport gets, before each collective.
     """
 
@@ -55,6 +57,7 @@ class Comm:
         self.watch: Callable[[str, Tensor], None] | None = None
         self.bytes_sent = 0
         self.synced_at = time.perf_counter()
+        self.faults = Faults(os.environ, place.rank, place.attempt)
         self._heartbeat = Heartbeat(store, place.rank, place.world_size, timeout, self._account)
         self._membership = Membership(self._heartbeat)
         self._guard: Guard | None = None
@@ -237,6 +240,7 @@ class Comm:
         size, dtype, shape = x.numel() * x.element_size(), str(x.dtype).removeprefix("torch."), tuple(x.shape)
         if self._guard:
             self._guard.check(op, dtype, shape, size, purpose)
+        self.faults.reach(f"before {purpose}", x)
         if len(self.members) == 1:
             return x
         group = self._group
@@ -261,6 +265,7 @@ class Comm:
         if staged is not x:
             x.copy_(staged)
         self.bytes_sent += sent
+        self.faults.reach(f"after {purpose}", x)
         return x
 
     def _cause(self, purpose: str, error: RuntimeError) -> str:
@@ -273,6 +278,7 @@ class Comm:
     def enter(self, phase: str) -> None:
         """Report what this rank does now, so that others can name it if this rank is lost."""
         interrupt.check()
+        self.faults.reach(phase)
         self._heartbeat.work(phase)
 
     def keep_discreet(self, discreet: bool) -> None:
