@@ -56,7 +56,11 @@ def out_of_memory(error: BaseException) -> str:
 
 
 class NothingLearned(RuntimeError):
-    """A run that ended without the contribution of a single client."""
+    """A run that ended without the contribution of a single client, or of any in its last rounds."""
+
+
+class Diverged(RuntimeError):
+    """A run whose model is no longer finite."""
 
 
 def check_shapes(what: str, found: Mapping[str, Any], expected: Mapping[str, list[int]]) -> None:

@@ -1,5 +1,6 @@
 """Aggregation: from the clients' updates to one weighted mean, by one all_reduce."""
 
+from .limit import NormLimit
 from .pipeline import Inbox, Pipeline, checksum
 from .reduce import ExactSum, FastSum, Reduce
 from .ring import RingSum, in_the_clear
@@ -16,6 +17,7 @@ __all__ = [
     "ExactSum",
     "FastSum",
     "Inbox",
+    "NormLimit",
     "Pipeline",
     "Reduce",
     "RingSum",

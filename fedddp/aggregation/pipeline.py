@@ -23,6 +23,7 @@ from ..comm import Comm, CommError
 from ..errors import OWN_CODE, UsageError, check_shapes, out_of_memory
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundAborted, ServerState, Update
+from .limit import NormLimit
 from .reduce import Reduce
 from .tally import AT_ONCE, ClientTally, Tally
 
@@ -42,6 +43,7 @@ class Pipeline:
         perturb: called with the server's state before the sum leaves this rank, to add its part of the noise or to
             give a rule what the server remembers for it.
         begin: called with the server's state when a round is opened.
+        limit: how long an update may be; by default as long as can be summed.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class Pipeline:
         denominator: float | None = None,
         perturb: Callable[[ServerState], None] | None = None,
         begin: Callable[[ServerState], None] | None = None,
+        limit: NormLimit | None = None,
     ) -> None:
-        self._shown, self.told = False, set[str]()
+        self._shown, self.told, self.limit = False, set[str](), limit or NormLimit()
         self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
@@ -97,7 +100,7 @@ class Inbox:
         self._drawn = frozenset(cohort.ids)
         examples, ranks = pipeline.sizes[list(cohort.ids)], pipeline.comm.world_size
         self._tally = pipeline.tally(cohort, examples, ranks)
-        total_weight = float(examples.clamp(min=1).sum())
+        self._most = total_weight = float(examples.clamp(min=1).sum())
         pipeline.reduce.open(sum(pipeline.layout.values()), 1 + ranks + self._tally.size, total_weight)
         tail = pipeline.reduce.tail
         self._weight, self._checksum = tail[0], tail[1 : 1 + ranks]
@@ -169,11 +172,12 @@ class Inbox:
             largest = torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
         limit = self._pipeline.sizes[list(ids)].clamp(min=1)
         weight = update.weight.masked_fill(torch.tensor([k not in self._drawn for k in ids]), 0)
-        usable = ((largest <= self._pipeline.reduce.bound).cpu() & (weight >= 0) & (weight <= limit)).tolist()
+        bounded = (largest <= self._pipeline.reduce.bound) & (lengths <= self._pipeline.limit.bound)
+        usable = (bounded.cpu() & (weight >= 0) & (weight <= limit)).tolist()
         keep = [row for row, good in enumerate(usable) if good]
         for row, (k, good) in enumerate(zip(ids, usable, strict=True)):
             if not good:
-                self._failed(k, self._why(float(largest[row]), float(weight[row])))
+                self._failed(k, self._why(float(largest[row]), float(lengths[row]), float(weight[row])))
         if len(keep) < len(ids):
             rows, weight = rows[keep], weight[keep]
         if not keep:
@@ -214,15 +218,18 @@ class Inbox:
         try:
             total = pipeline.reduce.total(comm, self._cohort.round)
             weight = float(self._weight) if pipeline.denominator is None else pipeline.denominator
-            _check_sum(total, weight)
+            _check_sum(total, weight, self._most if pipeline.denominator is None else inf)
+            self._tally.summed(total, weight)
+            if self._tally.norms is not None:
+                pipeline.limit.check_first(self._tally.norms)
         except RoundAborted as reason:
             log.warning("round %d was aborted; the model is unchanged: %s", self._cohort.round + 1, reason)
             return Mean({}, 0.0, 0, pipeline.examples), self._tally.aborted()
         self._compare_models()
-        self._tally.summed(total, weight)
         mean = (total.div_(weight) if weight else total.zero_()).to(self._server.w.dtype)  # in place: one vector less
         parts = dict(zip(pipeline.layout, mean.split(list(pipeline.layout.values())), strict=True))
         count, report = self._tally.report()
+        pipeline.limit.learn(report)
         return Mean(parts, weight, count if weight else 0, pipeline.examples), report
 
     def _compare_models(self) -> None:
@@ -231,25 +238,27 @@ class Inbox:
         if odd:
             raise CommError(f"round {self._cohort.round + 1}: the model on rank(s) {odd} is not the one on rank 0")
 
-    def _why(self, largest: float, weight: float) -> str:
+    def _why(self, largest: float, length: float, weight: float) -> str:
         if not isfinite(largest):
             return "its update is not finite; client.optimizer.lr may be too large"
         if largest > self._pipeline.reduce.bound:
             return f"its update exceeds {self._pipeline.reduce.bound:g}"
+        if length > self._pipeline.limit.bound:
+            return self._pipeline.limit.why(length)
         return f"its weight {weight:g} is not between 0 and its number of examples"
 
 
-def _check_sum(total: Tensor, weight: float) -> None:
-    """Raise RoundAborted for a sum that is not finite: it would stay in the model for good.
+def _check_sum(total: Tensor, weight: float, most: float) -> None:
+    """Raise RoundAborted for a sum that is not finite, or a weight above ``most``: it would stay in the model for good.
 
     Each rank has checked its own clients' updates (`Inbox.add`), so a rank or its network altered what it sent.
     """
     largest = float(torch.linalg.vector_norm(total, ord=inf)) if total.numel() else 0.0  # NaN if an entry is
-    if not (isfinite(largest) and 0 <= weight < inf):
+    if not (isfinite(largest) and 0 <= weight <= most * (1 + 1e-6) and weight < inf):
         raise RoundAborted(
-            f"the sum over all ranks is not finite (largest entry {largest:g}, weight {weight:g}), though every update "
-            "in it was: a rank or its network altered it. A sum does not show which; check the machines' memory and "
-            "network, or start with fewer ranks"
+            f"the sum over all ranks is not what its updates give (largest entry {largest:g}, weight {weight:g} of "
+            f"{most:g} at most): a rank or its network altered it. A sum does not show which; check the machines' memory "
+            "and network, or start with fewer ranks"
         )
 
 

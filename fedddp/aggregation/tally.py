@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import nan
+from math import nan, sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..types import Cohort, LocalResult, Report, RoundReport, SummedReport, finite
+from ..types import Cohort, LocalResult, Report, RoundAborted, RoundReport, SummedReport, finite
 
+ROUNDED, TINY = 2.1, 1e-12
+"""What rounding may add: a factor of the norm (exact sums may double tiny terms), a term of its square."""
 AT_ONCE = 2**20
 """Numbers that are reduced at once in another precision: torch copies them into it first."""
 
@@ -32,6 +34,8 @@ class Tally:
     """
 
     names_failed: ClassVar[bool] = True
+    norms: Tensor | None = None
+    """The norms of all updates, 0 for a client that failed, once the slots hold sums over ranks; None: not reported."""
 
     def __init__(self, cohort: Cohort, examples: Tensor, ranks: int) -> None:
         """``examples [m]``: how many the cohort's clients own."""
@@ -57,7 +61,10 @@ class Tally:
         """Enter the ``weight [K]`` and the length, ||u_k||, of what each of the clients ``ids`` uploaded."""
 
     def summed(self, total: Tensor, weight: float) -> None:
-        """Take the sum of all uploads and the summed weight, once the slots hold sums over ranks."""
+        """Take the sum of all uploads and the summed weight, once the slots hold sums over ranks.
+
+        Raises RoundAborted for a sum that these uploads cannot have.
+        """
 
     def report(self) -> tuple[int | None, Report]:
         """How many clients contributed (None: not reported) and the report, once the slots hold sums over ranks."""
@@ -119,27 +126,36 @@ class ClientTally(Tally):
 
 
 class DriftTally(ClientTally):
-    """The same, and a slot per client for the length of its weighted upload: how far clients drift apart.
+    """The same, and two slots per client for the length of its upload, weighted and not: how far clients drift apart.
 
     For sums of whole uploads only. The cosine is the mean over pairs of clients j, k of cos(u_j, u_k), weighted by
     w_j ||u_j|| w_k ||u_k||: (||sum w u||^2 - sum w^2 ||u||^2) / ((sum w ||u||)^2 - sum w^2 ||u||^2).
+
+    By the triangle inequality ||sum w u|| <= sum w ||u||: a longer sum was altered after its uploads were added.
     """
 
-    _rows = 4
+    _rows = 5
     _norm = _cosine = nan
 
     def uploaded(self, ids: Sequence[int], weight: Tensor, lengths: Tensor) -> None:
-        self._lengths[0, [self._slot[k] for k in ids]] = (weight.to(lengths) * lengths).to(self._lengths)
+        slots = [self._slot[k] for k in ids]
+        self._lengths[0, slots] = (weight.to(lengths) * lengths).to(self._lengths)
+        self._lengths[1, slots] = lengths.to(self._lengths)
 
     def summed(self, total: Tensor, weight: float) -> None:
-        lengths = self._lengths[0].double().cpu()
+        lengths, self.norms = self._lengths.double().cpu()
+        norms = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in total.split(AT_ONCE))
+        together, longest = sum(float(norm) ** 2 for norm in norms), float(lengths.sum())
+        if not together <= (longest * ROUNDED) ** 2 + TINY:
+            raise RoundAborted(
+                f"the sum over all ranks has norm {sqrt(together):.3g}, and the updates in it {longest:.3g} at most: a "
+                "rank or its network altered it. A sum does not show which; check the machines' memory and network"
+            )
         if weight:
-            self._norm = float(lengths.sum()) / weight
+            self._norm = longest / weight
         if (lengths > 0).sum() > 1:
             own = float(lengths.square().sum())
-            norms = (torch.linalg.vector_norm(part, dtype=torch.float64) for part in total.split(AT_ONCE))
-            together = sum(float(norm) ** 2 for norm in norms)
-            self._cosine = (together - own) / (float(lengths.sum()) ** 2 - own)
+            self._cosine = (together - own) / (longest**2 - own)
 
     def report(self) -> tuple[int, Report]:
         count, report = super().report()

@@ -85,7 +85,7 @@ def _rounds(p: Prepared, last: int) -> list[Metrics]:
     experiment = connect(p)
     with experiment.ending():
         federate(experiment.federation.until(last), experiment.server)
-        check_learned(experiment.federation.telemetry)
+        check_learned(experiment.federation.telemetry, experiment.prepared.data.num_clients)
         experiment.close()
     return experiment.federation.telemetry.history
 

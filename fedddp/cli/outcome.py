@@ -13,7 +13,7 @@ from ..comm import CommError, interrupt
 from ..comm.interrupt import Interrupted, leave
 from ..comm.world import Place
 from ..config import Request, one_line, parse
-from ..errors import DONE, FAILED, INTERRUPTED, USAGE, NothingLearned, UsageError
+from ..errors import DONE, FAILED, INTERRUPTED, USAGE, Diverged, NothingLearned, UsageError
 from ..secure.identity import IdentityError
 from ..telemetry import lasting_output, log_to_stderr
 
@@ -59,7 +59,7 @@ def _guarded(run: Callable[[], int | None], place: Place) -> int:
         return run() or DONE
     except UsageError as error:
         return _usage(one_line(str(error)), place)
-    except (CommError, NothingLearned, WriteError, IdentityError) as error:
+    except (CommError, Diverged, NothingLearned, WriteError, IdentityError) as error:
         log.error("%s", error)
         return FAILED
     except Interrupted as request:

@@ -166,6 +166,11 @@ class AggregationSection(Section):
     compression: Annotated[
         Compression, Choice(COMPRESSIONS, {"name": "none"}), Field(description="how updates are made smaller")
     ] = NoCompression()
+    max_norm: Annotated[Annotated[float, Field(gt=0)] | Literal["auto"] | None, Off] = Field(
+        default="auto",
+        description="largest norm of an update; auto = 1000 times the mean norm of any round before, where norms are "
+        "reported and no attack is configured; off",
+    )
 
 
 def checked_target(text: str | None) -> str | None:

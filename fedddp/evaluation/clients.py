@@ -13,6 +13,7 @@ from ..algorithms import FIRST_MODEL, LAST_MODEL, Algorithm
 from ..clients import ClientStore
 from ..comm import Comm, Purpose, interrupt
 from ..data import ClientData
+from ..errors import Diverged
 from ..rng import numpy_generator
 from ..sampling import blocks, home_rank
 from ..tasks import Task
@@ -184,7 +185,15 @@ class Evaluation:
     def after_round(
         self, server: ServerState, store: ClientStore, last: bool
     ) -> tuple[Score | None, ClientScores | None]:
-        """Return the scores that are due after ``server.round`` rounds; ``last``: whether no round follows."""
+        """Return the scores that are due after ``server.round`` rounds; ``last``: whether no round follows.
+
+        Raises Diverged, on every rank alike, for a model that is not finite: no checkpoint is made of it.
+        """
+        if not server.w.isfinite().all():
+            raise Diverged(
+                f"after round {server.round} the model has NaN or infinity, though the mean of the updates had none: "
+                "lower algorithm.server_optimizer.lr or client.optimizer.lr; the checkpoints before it stay"
+            )
         score = clients = None
         if self.server.due(server.round, last):
             score = self.server.score(server.w, self.mean.models(store, server) if self.mean else {})

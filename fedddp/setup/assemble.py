@@ -117,7 +117,7 @@ def _assembled(
     store = ClientStore(comm.device, beside=protection.memory)
     stateful = bool(algorithm.init_client(start) or config.aggregation.compression.init_client(protection.columns))
     telemetry = _telemetry(p, folder, sinks, timed=not protection.hides_cohort)
-    done, finished, learned = _where_it_stands(p, comm, telemetry)
+    done, finished, learned, norm = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
     checkpoints = _checkpoints(p, comm, folder, run_folder, stateful=stateful, done=done)
     checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
@@ -137,6 +137,7 @@ def _assembled(
         comm=comm,
         rounds=done if finished else config.run.rounds,
     )
+    federation.pipeline.limit.largest = norm
     if folder and done:
         spent = not federation.budget.allows(federation.sampler.cohort(done))
         log.info("%s", resuming(folder.path, config, done, reached=finished, spent=spent))
@@ -289,13 +290,15 @@ def _work(p: Prepared) -> Callable[[Tensor], Tensor]:
     return lambda sizes: full.most(sizes) * (full.batch_size or sizes)
 
 
-def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool]:
-    """Return from rank 0: the rounds done, whether the target was reached, and whether anything was learned."""
+def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int, bool, bool, float]:
+    """Return from rank 0: the rounds done, if the target was reached, if anything was learned, the largest norm."""
     target, saved, last = p.config.target, p.saved, telemetry.history[-1:]
     finished = any(target is not None and target.met(m.get(target.key)) for m in last)
     learned = any(m.get("participants") != 0 for m in telemetry.history)  # None: not reported
-    header = comm.broadcast(torch.tensor([saved.round if saved else 0, finished, learned]), Purpose.RESUME).tolist()
-    return int(header[0]), bool(header[1]), bool(header[2])
+    norm = max((m.get("update_norm") or 0.0 for m in telemetry.history), default=0.0)
+    here = torch.tensor([saved.round if saved else 0, finished, learned, norm], dtype=torch.float64)
+    done, finished, learned, norm = comm.broadcast(here, Purpose.RESUME).tolist()
+    return int(done), bool(finished), bool(learned), norm
 
 
 def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) -> ServerState:

@@ -103,7 +103,7 @@ class Experiment:
         with self.ending():
             self._announce()
             server = federate(self.federation, self.server)
-            check_learned(self.federation.telemetry)
+            check_learned(self.federation.telemetry, self.prepared.data.num_clients)
             self.federation.comm.barrier(Purpose.DONE)
             summary = self.summary(server)
             self.close(summary)
@@ -184,9 +184,9 @@ class Experiment:
             self.before.restore()
 
 
-def check_learned(telemetry: Telemetry) -> None:
-    """Raise NothingLearned, with the most frequent reason, if no client contributed to any round."""
-    if not telemetry.nothing_learned:
+def check_learned(telemetry: Telemetry, population: int) -> None:
+    """Raise NothingLearned, with the most frequent reason, if no client contributed to any or the last rounds."""
+    if not telemetry.nothing_learned and not telemetry.stalled(population):
         return
     if not telemetry.history:
         raise NothingLearned(
@@ -195,6 +195,11 @@ def check_learned(telemetry: Telemetry) -> None:
         )
     failures, rounds = telemetry.failures, len(telemetry.history)
     reason, count = max(failures.items(), key=lambda item: item[1], default=("none was sampled", 0))
+    if not telemetry.nothing_learned:
+        raise NothingLearned(
+            f"no client contributed to the last {telemetry.barren} rounds, so training stopped after round {rounds}; "
+            f"the model is that of round {rounds - telemetry.barren}; the warnings say why: {count} x {reason}"
+        )
     raise NothingLearned(
         f"every client failed in every round, so training stopped after round {rounds}; the warnings above say why: "
         f"{count} x {reason}"

@@ -107,6 +107,7 @@ class Telemetry:
         self._bytes_before, self._timed = 0, timed
         self._resumed_after = len(self.history)
         self._failed = 0  # since the start or the resume
+        self.barren, self._barren_clients = 0, 0  # last rounds to which nobody contributed, though some tried
         self._recorded_at = time.perf_counter()
         self.learned_before = False  # whether a round before the resumed one had a contribution
 
@@ -169,7 +170,12 @@ class Telemetry:
         if clients is not None:
             metrics |= clients.metrics()
         self._bytes_before, self._recorded_at = comm.bytes_sent, now
+        before = self._failed
         self._failed += 0 if report.aborted else report.failures or 0
+        if mean.count != 0:
+            self.barren = self._barren_clients = 0
+        elif report.failures != 0:
+            self.barren, self._barren_clients = self.barren + 1, self._barren_clients + (self._failed - before)
         self.history.append(metrics)
         record = RoundRecord(metrics, report, score, sent, clients)
         for sink in self._sinks:
@@ -233,8 +239,12 @@ class Telemetry:
                 sink.close(None)
 
     def hopeless(self, population: int) -> bool:
-        """Whether all clients failed so far, and they are enough to expect the same of the others."""
-        return self._failed >= min(population, ENOUGH) and self.nothing_learned
+        """Whether all clients failed so far, or for many rounds, enough to expect the same of the others."""
+        return self.stalled(population) or (self._failed >= min(population, ENOUGH) and self.nothing_learned)
+
+    def stalled(self, population: int) -> bool:
+        """Whether the last rounds brought nothing: ten, or three in which ten clients failed (or all that there are)."""
+        return self.barren >= ENOUGH or (self.barren >= 3 and self._barren_clients >= min(population, ENOUGH))
 
     @property
     def nothing_learned(self) -> bool:

@@ -226,7 +226,7 @@ def test_a_client_for_which_memory_does_not_suffice_says_what_to_lower(error, ca
     assert not alone.exc_info
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e9])
 @pytest.mark.parametrize("at", [0, "weight"], ids=["entry", "weight"])
 @pytest.mark.parametrize("sum_", ["fast", "exact"])
 def test_a_sum_that_a_rank_poisons_aborts_its_round_and_no_more(tmp_path, monkeypatch, logged, bad, at, sum_):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from ...aggregation import (
     DriftTally,
     ExactSum,
     FastSum,
+    NormLimit,
     Pipeline,
     Reduce,
     RingSum,
@@ -24,6 +26,7 @@ from ...aggregation import (
 )
 from ...aggregation.compression import Columns, Setting
 from ...algorithms import LAST, AdapterError, Algorithm, ClientMomentum, LastMean, adapted
+from ...attacks import NoAttack
 from ...clients import ClientStore, LocalTrainingSpec, Trainer, choose
 from ...comm import Comm, CommError
 from ...config import ResolvedConfig
@@ -165,7 +168,16 @@ class Plain:
             more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
         if self._masked:
             more["begin"] = self._exchange.begin
-        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
+        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, limit=self._limit, **more)
+
+    @property
+    def _limit(self) -> NormLimit:
+        """How long an update may be. Relative to others where norms are told and no attack is to be shown."""
+        config = self._p.config
+        comparable = self._whole and not self._masked and not config.algorithm.traits.reads_losses
+        relative = config.aggregation.max_norm == "auto" and comparable and config.attack == NoAttack()
+        fixed = config.aggregation.max_norm if isinstance(config.aggregation.max_norm, float) else inf
+        return NormLimit(fixed, relative=relative and self.unit == "")
 
     def _reduce(self) -> Reduce:
         if self._masked:
