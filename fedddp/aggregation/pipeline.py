@@ -257,8 +257,8 @@ def _check_sum(total: Tensor, weight: float, most: float) -> None:
     if not (isfinite(largest) and 0 <= weight <= most * (1 + 1e-6) and weight < inf):
         raise RoundAborted(
             f"the sum over all ranks is not what its updates give (largest entry {largest:g}, weight {weight:g} of "
-            f"{most:g} at most): a rank or its network altered it. A sum does not show which; check the machines' memory "
-            "and network, or start with fewer ranks"
+            f"{most:g} at most): a rank or its network altered it. A sum does not show which; check the machines' "
+            "memory and network, or start with fewer ranks"
         )
 
 

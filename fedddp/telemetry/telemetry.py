@@ -243,7 +243,7 @@ class Telemetry:
         return self.stalled(population) or (self._failed >= min(population, ENOUGH) and self.nothing_learned)
 
     def stalled(self, population: int) -> bool:
-        """Whether the last rounds brought nothing: ten, or three in which ten clients failed (or all that there are)."""
+        """Whether the last rounds brought nothing: ten, or three in which ten clients failed (or all there are)."""
         return self.barren >= ENOUGH or (self.barren >= 3 and self._barren_clients >= min(population, ENOUGH))
 
     @property
