@@ -19,7 +19,7 @@ from math import inf, isfinite
 import torch
 from torch import Tensor
 
-from ..comm import Comm, CommError
+from ..comm import Comm, CommError, interrupt
 from ..errors import OWN_CODE, UsageError, check_shapes, out_of_memory
 from ..sampling import blocks
 from ..types import Cohort, LocalResult, Mean, Report, RoundAborted, ServerState, Update
@@ -44,6 +44,7 @@ class Pipeline:
             give a rule what the server remembers for it.
         begin: called with the server's state when a round is opened.
         limit: how long an update may be; by default as long as can be summed.
+        deadline: seconds that a round's clients have on a rank.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Pipeline:
         perturb: Callable[[ServerState], None] | None = None,
         begin: Callable[[ServerState], None] | None = None,
         limit: NormLimit | None = None,
+        deadline: float = inf,
     ) -> None:
         self._shown, self.told, self.limit = False, set[str](), limit or NormLimit()
         self.layout, self.reduce, self.sizes, self.comm = dict(layout), reduce, sizes, comm
         self.examples = int(sizes.sum())
         self.tally, self.denominator, self.perturb = tally, denominator, perturb or (lambda server: None)
-        self.begin = begin or (lambda server: None)
+        self.begin, self.deadline = begin or (lambda server: None), deadline
 
     def first(self, error: BaseException) -> BaseException | None:
         """``error`` if it is the first: a mistake in an algorithm fails every client alike, one traceback is enough."""
@@ -105,7 +107,7 @@ class Inbox:
         tail = pipeline.reduce.tail
         self._weight, self._checksum = tail[0], tail[1 : 1 + ranks]
         self._tally.bind(tail[1 + ranks :])
-        self._began = time.perf_counter()
+        self._began, self._ends = time.perf_counter(), time.monotonic() + pipeline.deadline
 
     def blocks(self, ids: Sequence[int], width: int) -> Iterator[tuple[int, ...]]:
         """``ids`` in blocks of at most ``width``; clients of a block that failed come again, one by one."""
@@ -121,10 +123,14 @@ class Inbox:
         If a block fails, its clients are tried again alone, so that only the failing one is lost. A UsageError, for a
         mistake in the algorithm, ends the run.
         """
+        interrupt.deadline = self._ends  # a client that begins after it is late at its first safe point
         try:
             yield
         except (CommError, UsageError):
             raise
+        except interrupt.Late:
+            for k in ids:
+                self._failed(k, f"it was not done within cohort.deadline={self._pipeline.deadline:g} s")
         except OWN_CODE as error:
             memory = out_of_memory(error)
             if len(ids) > 1:
@@ -136,6 +142,8 @@ class Inbox:
                 self._failed(ids[0], memory)
             else:
                 self._failed(ids[0], f"{type(error).__name__}: {error}", error)
+        finally:
+            interrupt.deadline = inf
 
     def _failed(self, client: int, reason: str, error: BaseException | None = None) -> None:
         """Record a failure. Reasons that differ in their numbers only are one, in the first one's words.

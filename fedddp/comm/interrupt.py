@@ -40,6 +40,16 @@ def check() -> None:
     if _reason is not None:
         _noticed = True
         raise Interrupted(_reason)
+    if time.monotonic() > deadline:
+        raise Late
+
+
+class Late(Exception):
+    """The time that clients have is over, see `deadline`."""
+
+
+deadline = float("inf")
+"""The time (`time.monotonic`) from which safe points raise `Late`, while clients train."""
 
 
 @contextmanager

@@ -30,10 +30,9 @@ class ResolvedConfig(Config):
 
     @property
     def cohort_size(self) -> int:
-        """m, the number of clients per round: ``cohort.size``, or max(C N, 1)."""
-        if self.cohort.size is not None:
-            return self.cohort.size
-        return max(1, round((self.cohort.fraction or 1.0) * self.num_clients))
+        """m, clients drawn per round: ``cohort.size``, or max(C N, 1), and ``cohort.over_selection`` of it more."""
+        size = self.cohort.size or max(1, round((self.cohort.fraction or 1.0) * self.num_clients))
+        return max(size, min(self.num_clients, round(size * (1 + self.cohort.over_selection))))
 
     @property
     def separation(self) -> int:

@@ -152,6 +152,14 @@ class CohortSection(Section):
     sampler: Annotated[
         Participation, Choice(SAMPLERS, {"name": "uniform"}), Field(description="how the clients of a round are drawn")
     ] = Uniform()
+    deadline: Annotated[float | None, Off] = Field(
+        default=None,
+        gt=0,
+        description="seconds of a round in which a rank's clients are trained; later ones do not count",
+    )
+    over_selection: float = Field(
+        default=0.0, ge=0, le=9, description="fraction of further clients drawn, since some will miss the deadline"
+    )
 
 
 class AggregationSection(Section):

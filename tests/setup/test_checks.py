@@ -39,6 +39,12 @@ EXACT = {"aggregation": {"sum": "exact"}}
 CONFIGURATIONS = [
     ("cohort-size", "cohort.size", [{"cohort": {"size": 5}}]),
     ("target-twice", "evaluate.target", [{"evaluate": {"target": "f1>=0.5", "target_accuracy": 0.9}}]),
+    ("over-selection", "cohort.over_selection", [{"cohort": {"over_selection": 0.3}}]),
+    (
+        "deadline-private",
+        "cohort.deadline",
+        [{"cohort": {"deadline": 5.0}, "privacy": {"level": "client", "noise_multiplier": 1.0}}],
+    ),
     ("cohort-twice", "cohort.size", [{"cohort": {"size": 3, "fraction": 0.5}}]),
     ("work-twice", "client.local_steps", [{"client": {"local_steps": 5, "local_epochs": 2}}]),
     ("order-epochs", "client.order", [{"client": {"order": "continue"}}]),

@@ -65,6 +65,20 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
         "set one of them (the other is =off)",
     ),
     Check(
+        "over-selection",
+        ("cohort.over_selection", "cohort.deadline"),
+        lambda c: c.cohort.over_selection > 0 and c.cohort.deadline is None,
+        "more clients are drawn for those that miss a deadline, and there is none",
+        "set cohort.deadline, or raise cohort.size",
+    ),
+    Check(
+        "deadline-private",
+        ("cohort.deadline", "privacy.level"),
+        lambda c: c.cohort.deadline is not None and c.privacy.level != "none",
+        "who is late depends on how long clients train, which no noise covers",
+        "use privacy.level=none or leave out cohort.deadline",
+    ),
+    Check(
         "cohort-size",
         ("cohort.size", "data.partition.num_clients"),
         lambda c: {"population": c.num_clients} if (c.cohort.size or 0) > c.num_clients else None,

@@ -168,7 +168,8 @@ class Plain:
             more["perturb"] = lambda server: reduce.recall(server.extra[LAST])
         if self._masked:
             more["begin"] = self._exchange.begin
-        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, limit=self._limit, **more)
+        more |= {"limit": self._limit, "deadline": self._p.config.cohort.deadline or inf}
+        return Pipeline(layout, reduce, sizes, self._comm, tally=tally, **more)
 
     @property
     def _limit(self) -> NormLimit:
