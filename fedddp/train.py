@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import launched as launched  # first: it ends a rank whose launcher dies while torch is imported
 from .cli.dry_run import dry_run
 from .cli.main import main as command
 from .cli.next_steps import next_steps, resume_command, tensorboard_command

@@ -9,7 +9,7 @@ import fedddp
 
 ROOT = Path(fedddp.__file__).parent
 LAYERS = [
-    ["types", "flat", "rng", "registry", "errors"],
+    ["types", "flat", "rng", "registry", "errors", "launched"],
     ["comm", "data", "models", "tasks", "optim", "sampling"],
     ["algorithms", "aggregation", "clients", "privacy", "secure"],
     ["attacks", "checkpoints", "evaluation", "telemetry"],

@@ -31,6 +31,8 @@ from .saved import quality_of, sha256
 
 log = logging.getLogger("fedddp")
 
+RECORDS = ("metrics.jsonl", "ledger.jsonl")
+"""Files of a run folder that have a line per round, written before its checkpoint."""
 _Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, RatedModel | None]
 """A finished round: the server's state, the clients', the privacy spent, the score, the best model so far."""
 
@@ -197,6 +199,10 @@ class Checkpoints:
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
         self._comm.faults.reach("checkpoint")
+        for name in RECORDS:  # after a power failure no checkpoint is of a round that they lack
+            if (self._folder.parent / name).exists():
+                sync(self._folder.parent / name)
+        sync(self._folder.parent)
         partial.rename(final)
         sync(self._folder)
         self._prune()

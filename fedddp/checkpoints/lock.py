@@ -1,16 +1,26 @@
-"""Lock a folder, so that one process at a time writes it; the lock ends with its process and names it."""
+"""Lock a folder, so that one process at a time writes it; the lock ends with its process and names it.
+
+The time of the lock file is renewed every few seconds as long as its process runs: a process that is stopped, or on a
+machine that is gone, does not renew it.
+"""
 
 import errno
 import fcntl
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 LOCK = ".lock"
+RENEWED = 10.0
+"""Seconds between two renewals."""
+RENEWS = f"renewed every {RENEWED:g} s"
+GONE = 600.0
+"""Seconds without a renewal after which the lock of another machine counts as left behind; clocks may differ."""
 
 
 class Busy(RuntimeError):
@@ -21,19 +31,38 @@ class Lock:
     """A folder that this process has locked until `release`, or until the last reference is gone."""
 
     def __init__(self, file: IO[str] | None) -> None:
-        self._file = file
+        self._file, self._over = file, threading.Event()
+        if file:
+            threading.Thread(target=_renew, args=(ref(self), self._over), daemon=True).start()
+
+    def renew(self) -> None:
+        """Set the time of the lock file to now."""
+        if self._file:
+            with suppress(OSError, ValueError):  # on a full disk; released in this moment
+                os.utime(self._file.fileno())
 
     def release(self) -> None:
         """Unlock the folder."""
+        self._over.set()
         if self._file:
             with suppress(OSError):
                 self._file.close()
         self._file = None
 
+    __del__ = release
+
     @property
     def held(self) -> bool:
         """False after `release`."""
         return self._file is not None
+
+
+def _renew(lock: ref[Lock], over: threading.Event) -> None:
+    while not over.wait(RENEWED):
+        if (held := lock()) is None:
+            return
+        held.renew()
+        del held  # or the lock would live as long as this thread
 
 
 _held: WeakValueDictionary[tuple[int, Path], Lock] = WeakValueDictionary()
@@ -42,15 +71,24 @@ _held: WeakValueDictionary[tuple[int, Path], Lock] = WeakValueDictionary()
 def holder(folder: Path) -> str | None:
     """The text of the process that writes ``folder``; None if there is none. Nothing is written.
 
-    A lock of another machine may not be seen here, so its holder is believed.
+    A lock of another machine may not be seen here, so its holder is believed as long as it renews the file.
     """
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
-            text = file.read().strip()
+            text, _, more = file.read().partition("\n")
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return "another process" if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return text if f" on {socket.gethostname()}," not in text and text else None
+    away = f" on {socket.gethostname()}," not in text and text
+    return text if away and not (RENEWS in more and silent(folder) > GONE) else None
+
+
+def silent(folder: Path) -> float:
+    """Return the seconds since the process that writes ``folder`` renewed its lock; 0 where there is none."""
+    try:
+        return max(0.0, time.time() - (folder / LOCK).stat().st_mtime)
+    except OSError:
+        return 0.0
 
 
 def hold(folder: Path) -> Lock:
@@ -65,17 +103,29 @@ def hold(folder: Path) -> Lock:
         return lock
     file = (folder / LOCK).open("a+", encoding="utf-8")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file)
     except OSError as error:
         file.seek(0)
-        holder = file.read().strip()
+        holder = file.readline().strip()
         file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             raise Busy(f"{folder} is being written by {holder or 'another process'}") from None
         return Lock(None)
     with suppress(OSError):  # on a full disk: the lock is what counts
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n{RENEWS}\n")
         file.flush()
     _held[key] = lock = Lock(file)
     return lock
+
+
+def _lock(file: IO[str], tries: int = 4) -> None:
+    """Lock a file. A reader that looks whether it is locked (`holder`) holds it for a moment."""
+    for left in reversed(range(tries)):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not left or error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            time.sleep(0.05)

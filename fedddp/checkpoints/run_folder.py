@@ -8,12 +8,14 @@ import os
 import re
 import time
 import tomllib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import OWN_CODE
-from .lock import Lock, hold, holder
+from .lock import Busy, Lock, hold, holder
 
 log = logging.getLogger("fedddp")
 
@@ -77,16 +79,35 @@ class RunFolder:
 
         ``more``: further entries; by default the rounds are those of the previous status.
         """
-        try:
-            before = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
-        so_far = {key: before[key] for key in ("round", "rounds") if key in before} | more
+        before = read_json(self.path / "status.json")
         if isinstance(error, OWN_CODE):
-            self.status("failed", **so_far, error=f"{type(error).__name__}: {error}")
+            self._settled(before, "failed", **more, error=f"{type(error).__name__}: {error}")
         else:
-            self.status("interrupted", **so_far, reason=str(error) or type(error).__name__)
+            self._settled(before, "interrupted", **more, reason=str(error) or type(error).__name__)
         self.release()
+
+    def settle(self, state: str = "interrupted", by: str = "", **cause: str) -> str | None:
+        """Write the end of a run whose process did not, while this process holds the folder.
+
+        Args:
+            state: how it ended, as far as the caller knows.
+            by: the beginning of a ``reason`` that the caller knows the cause of: such a status is replaced, too.
+            cause: entries of the status that say so; by default that its process ended without writing why.
+
+        Returns:
+            What was found, in words; None if the run had written its end, and nothing is to be done.
+        """
+        before = read_json(self.path / "status.json")
+        if not _open(before, by):
+            return None
+        lost = f"process {before.get('pid')} ended without writing why (killed, or the machine failed)"
+        last = f"last heard of in round {before.get('round', 0)} at {before.get('updated') or 'an unknown time'}"
+        self._settled(before, state, **cause or {"reason": lost}, updated=before.get("updated"))
+        return f"{lost}, {last}"
+
+    def _settled(self, before: dict[str, Any], state: str, **more: Any) -> None:
+        """Write a last status after ``before``, whose rounds it keeps."""
+        self.status(state, **{key: before[key] for key in ("round", "rounds") if key in before} | more)
 
     def _overwrite(self, name: str, content: str) -> None:
         """Overwrite a file in its own blocks, which is possible on a full disk."""
@@ -144,6 +165,25 @@ def state_of(path: Path) -> tuple[str, dict[str, Any]]:
     return state, status
 
 
+def settle(path: Path, *args: str, **cause: str) -> None:
+    """Write the end of a run whose process did not, see `RunFolder.settle`, unless another process writes it."""
+    with suppress(Busy, OSError):
+        if _open(read_json(path / "status.json"), *args[1:]) and holder(path) is None:
+            folder = RunFolder(path, resumed=True).held()
+            folder.settle(*args, **cause)
+            folder.release()
+
+
+def _open(status: dict[str, Any], by: str = "") -> bool:
+    """Return whether a status is none of an end, or that of an end that was asked for ``by`` a signal."""
+    return status.get("state") == "running" or bool(by and str(status.get("reason")).startswith(by))
+
+
+def of_launch(folders: Iterable[Path], launch: str) -> list[Path]:
+    """Return the run folders that a launch made or continued."""
+    return [folder for folder in folders if _text(folder / "launch") == launch]
+
+
 def check_name(name: str) -> None:
     """Raise ValueError, in one line, if no folder can have this ``run.name``."""
     size = len(name.encode(errors="surrogateescape"))
@@ -170,6 +210,8 @@ def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
         return RunFolder(path, resumed=True)
     label = re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
     found = _numbered(parent, label, name)
+    if resume == "auto":
+        _warn_of_nameless(parent, label, max(found, default=0))
     if resume == "never":
         found = {n: path for n, path in found.items() if launch and _unfinished(path, launch)}
     if found:
@@ -177,14 +219,25 @@ def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
     return RunFolder(parent / label if not (parent / label).exists() else _next_free(parent, label), resumed=False)
 
 
-def _numbered(parent: Path, label: str, name: str) -> dict[int, Path]:
-    """Run folders of a run's name by number; the one without a number is number 1."""
+def _numbered(parent: Path, label: str, name: str | None) -> dict[int, Path]:
+    """Run folders of a run's name by number; the one without a number is number 1. Without a name: those of none."""
     found = {}
     for path in parent.glob(f"{label}*"):
         match = re.fullmatch(re.escape(label) + r"(?:-(\d+))?", path.name)
         if match and _name_of(path) == name:
             found[int(match[1] or 1)] = path
     return found
+
+
+def _warn_of_nameless(parent: Path, label: str, newest: int) -> None:
+    """Say which folders that are newer than what is continued hold a run whose configuration cannot be read."""
+    for number, path in sorted(_numbered(parent, label, None).items()):
+        if number > newest and any((path / name).exists() for name in ("metrics.jsonl", "checkpoints")):
+            log.warning(
+                "%s has rounds of a run, but its config.toml is missing or cannot be read: it is not continued. "
+                "Restore that file (state.json of a checkpoint has the configuration) to resume it",
+                path,
+            )
 
 
 def _name_of(path: Path) -> str | None:

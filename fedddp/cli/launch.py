@@ -4,12 +4,15 @@ import logging
 import os
 import signal
 from argparse import Namespace
+from pathlib import Path
 
 import torch
 
-from ..comm.launcher import Machines, launch
+from ..checkpoints.run_folder import of_launch, settle
+from ..comm.interrupt import Interrupted
+from ..comm.launcher import Failure, Machines, launch
 from ..comm.world import Place, local_cores
-from ..config import parse
+from ..config import ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
 from ..setup.resolve import resolve
 from ..train import configured, shown
@@ -28,7 +31,28 @@ def run(args: Namespace) -> int:
         print(shown(given, config, args.print_config))
         return DONE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, local_cores() // machines.ranks)))
-    return _code(launch("fedddp.train", args.words, machines))
+    try:
+        failed = launch("fedddp.train", args.words, machines)
+    except Interrupted as request:
+        _settle(config, machines, "interrupted", reason=f"{request}; rank 0 ended without writing its end")
+        raise
+    code, cause = _outcome(failed)
+    if failed:
+        state, key = ("interrupted", "reason") if code == INTERRUPTED else ("failed", "error")
+        said = next(iter(failed.values())).error
+        _settle(config, machines, state, **{key: f"{cause} ({said})" if said else cause})
+    if cause and code == FAILED:  # what a rank said of a mistake stays the last line
+        log.error("%s", cause)
+    return code
+
+
+def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str) -> None:
+    """Write the end of the run where rank 0 could not, or wrote only that this launcher asked it to stop."""
+    run = config.run
+    asked = "SIGTERM" if state == "failed" else ""
+    named = [Path(run.resume)] if run.resume not in ("never", "auto") else Path(run.dir).glob("*")
+    for folder in of_launch(named, machines.id) if machines.number == 0 else ():
+        settle(folder, state, asked, **cause)
 
 
 def _machines(args: Namespace) -> Machines:
@@ -42,15 +66,13 @@ def _machines(args: Namespace) -> Machines:
     return Machines(ranks, args.nnodes, args.node_rank, args.master or "", args.max_restarts)
 
 
-def _code(failed: dict[int, int]) -> int:
-    """The exit code, by those of the ranks that failed. What a rank said of a mistake stays the last line."""
+def _outcome(failed: dict[int, Failure]) -> tuple[int, str]:
+    """The exit code, by those of the ranks that failed, and the first of them in words; empty without one."""
     if not failed:
-        return DONE
-    if USAGE in failed.values():
-        return USAGE
-    rank, code = next(iter(failed.items()))
-    if code == INTERRUPTED:
-        return INTERRUPTED
+        return DONE, ""
+    rank, code = next((rank, failure.code) for rank, failure in failed.items())
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-    log.error("rank %d %s; the other ranks were stopped", rank, how)
-    return FAILED
+    cause = f"rank {rank} {how}; the other ranks were stopped"
+    if any(failure.code == USAGE for failure in failed.values()):
+        return USAGE, cause
+    return (INTERRUPTED if code == INTERRUPTED else FAILED), cause

@@ -63,7 +63,8 @@ def _guarded(run: Callable[[], int | None], place: Place) -> int:
         log.error("%s", error)
         return FAILED
     except Interrupted as request:
-        log.warning("%s: stopped", request)
+        if place.rank == 0:  # the others would hide a mistake that this rank refused
+            log.warning("%s: stopped", request)
         return INTERRUPTED
     except KeyboardInterrupt:
         log.warning("SIGINT: stopped")

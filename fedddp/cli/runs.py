@@ -16,12 +16,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..checkpoints.lock import Busy, hold
-from ..checkpoints.run_folder import is_run, read_lines, state_of
+from ..checkpoints.lock import RENEWED, Busy, hold, silent
+from ..checkpoints.run_folder import is_run, read_lines, settle, state_of
 from ..errors import UsageError
 
 EVERY = 2.0
 """Seconds between two looks of ``--watch``."""
+SILENT = 3 * RENEWED
+"""Seconds after which a run that does not renew its lock is shown as silent: its process may be stopped."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Listed:
     """A run as it is listed.
 
     Attributes:
-        state: running, interrupted, done or failed.
+        state: running, interrupted, done or failed; of a process that does not renew its lock, for how long.
         rounds: finished rounds, and those that there are to be.
         metric: the newest value of the metric shown first.
         seconds: of the finished rounds; None where no time is recorded.
@@ -46,7 +48,10 @@ class Listed:
     @classmethod
     def of(cls, path: Path, name: str) -> "Listed":
         """Read what a run folder holds; what is missing or damaged is left empty."""
+        settle(path)
         state, status = state_of(path)
+        if state == "running" and (still := silent(path)) > SILENT:
+            state = f"running, silent for {still:.0f} s"
         lines = [m for m in read_lines(path / "metrics.jsonl") if m]
         times = [m["seconds"] for m in lines if isinstance(m.get("seconds"), int | float)]
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

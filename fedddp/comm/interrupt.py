@@ -1,8 +1,9 @@
-"""Stop a run at the next safe point after SIGTERM, SIGINT or the death of the launcher.
+"""Stop a run at the next safe point after a signal or the death of the launcher, and end it the same way each time.
 
 A thread receives signals at once (also while the main thread is inside C++) and sets a flag. Local steps, evaluation
 batches and waiting collectives call `check`, which raises `Interrupted` where nothing is half written. A process that
-reaches no safe point within a few seconds is ended; the files of finished rounds stay complete.
+reaches no safe point within a few seconds is ended from that thread: what `ending` was given is called first, as after
+an error, so that the last finished round and the cause are written.
 """
 
 import os
@@ -10,13 +11,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from .. import launched
 from ..errors import INTERRUPTED
 
+REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""Signals that ask to stop. SLURM can send SIGUSR1 before a time limit, a terminal that is closed sends SIGHUP."""
 GRACE = 4.0  # seconds from a request to a safe point
+LAST = 20.0  # seconds in which a process without a safe point writes its last round; torchrun kills after 30
 ORPHANED = "the launcher died"
 
 passed = 0
@@ -25,6 +30,8 @@ passed = 0
 _reason: str | None = None
 _noticed = False
 _launcher: int | None = None  # the process that started this rank, if it is to end with it
+_end: Callable[[BaseException], None] | None = None
+_ends = threading.Lock()
 
 
 class Interrupted(BaseException):
@@ -72,8 +79,37 @@ def request(reason: str) -> None:
 
 
 @contextmanager
+def ending(end: Callable[[BaseException], None]) -> Iterator[None]:
+    """Call ``end`` with the error, once, if the block fails or is cut short after a request to stop."""
+    global _end, _noticed
+    _end = end
+    try:
+        yield
+    except BaseException as error:
+        _noticed = True  # no other end is needed, however long this one takes
+        _run_end(error)
+        raise
+    finally:
+        _end, _noticed = None, _reason is not None
+
+
+def _run_end(error: BaseException) -> None:
+    global _end
+    with _ends:  # the second caller waits for the first
+        end, _end = _end, None
+        if end:
+            end(error)
+
+
+def asked_by() -> tuple[signal.Signals, ...]:
+    """Return the signals of `REQUESTS` that this process was not started to ignore, as nohup and shells ask for."""
+    always = (signal.SIGTERM, signal.SIGINT)
+    return tuple(s for s in REQUESTS if s in always or signal.getsignal(s) != signal.SIG_IGN)
+
+
+@contextmanager
 def handled() -> Iterator[None]:
-    """Inside the block SIGTERM, SIGINT and the death of torchrun (if it is the parent) are requests to stop.
+    """Inside the block the signals of `REQUESTS` and the death of torchrun (if it is the parent) are requests to stop.
 
     Does nothing outside the main thread, where signals cannot be handled. Previous handlers are restored.
     """
@@ -85,11 +121,12 @@ def handled() -> Iterator[None]:
     receiving, sending = os.pipe()
     os.set_blocking(sending, False)
     before_fd = signal.set_wakeup_fd(sending, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: None) for number in asked_by()}
     threading.Thread(target=_listen, args=(receiving,), daemon=True).start()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _launcher = os.getppid()
+        _launcher = launched.parent
         threading.Thread(target=_watch_launcher, daemon=True).start()
+        launched.tie(0)  # from now on that thread ends this process in order
     try:
         yield
     finally:
@@ -108,7 +145,7 @@ def _listen(receiving: int) -> None:
     """Turn the bytes that signals leave in the pipe into requests, until its other end is closed."""
     with os.fdopen(receiving, "rb", buffering=0) as pipe:
         while received := pipe.read(1):
-            if received[0] in (signal.SIGTERM, signal.SIGINT):
+            if received[0] in REQUESTS:
                 _stop(signal.Signals(received[0]).name)
 
 
@@ -122,9 +159,20 @@ def _watch_launcher() -> None:
 
 def _stop(reason: str) -> None:
     request(reason)
-    timer = threading.Timer(GRACE, lambda: None if _noticed else os._exit(INTERRUPTED))
+    timer = threading.Timer(GRACE, _forced, [reason])
     timer.daemon = True
     timer.start()
+
+
+def _forced(reason: str) -> None:
+    """End a process whose main thread reaches no safe point; a disk that hangs does not keep it."""
+    if _noticed:
+        return
+    error = Interrupted(f"{reason}; this rank reached no safe point within {GRACE:g} s")
+    last = threading.Thread(target=_run_end, args=(error,), daemon=True)
+    last.start()
+    last.join(LAST)
+    os._exit(INTERRUPTED)
 
 
 def leave(code: int) -> NoReturn:

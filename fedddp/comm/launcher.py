@@ -6,18 +6,19 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NoReturn
 
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from .. import launched
 from ..errors import first_line
 from .heartbeat import CommError
-from .interrupt import Interrupted
+from .interrupt import Interrupted, asked_by
 
 NAME = "fedddp/launch"  # of the key in the store
 MEETING = timedelta(seconds=900)  # that machines wait for each other, as with torchrun
@@ -33,6 +34,7 @@ class Machines:
         number: the number of this machine.
         master: HOST:PORT where they meet, on machine 0; of one machine empty.
         max_restarts: how often all ranks are started again after one failed.
+        id: a name of this start, that of machine 0.
     """
 
     ranks: int
@@ -40,14 +42,22 @@ class Machines:
     number: int = 0
     master: str = ""
     max_restarts: int = 0
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
-def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, int]:
+@dataclass(frozen=True)
+class Failure:
+    """The end of a rank that failed: its exit code, minus the signal where one ended it, and its error, if known."""
+
+    code: int
+    error: str = ""
+
+
+def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, Failure]:
     """Start ``python -m module words`` as every rank of this machine, and wait for their end.
 
     Returns:
-        The exit codes of the ranks that failed, the one that failed first in front; minus the signal where one ended
-        it. Empty if all are done.
+        The ranks that failed, the one that failed first in front. Empty if all are done.
 
     Raises:
         CommError: the machines did not meet.
@@ -58,7 +68,9 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, i
         logging.getLogger(name).propagate = False
     alone = machines.count == 1  # a restart must not find the addresses of the last attempt in the agent's store
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = str(int(alone))
-    signal.signal(signal.SIGTERM, _stop)  # until the ranks have started, when torch has a handler of its own
+    os.environ[launched.LAUNCHER] = str(os.getpid())
+    for number in asked_by():  # until the ranks have started, when torch has handlers of its own
+        signal.signal(number, _stop)
     safe = ["-P"] if sys.flags.safe_path else []
     store = None if alone else _store(machines)
     try:
@@ -66,10 +78,16 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, i
     except ChildFailedError as error:
         first, _ = error.get_first_failure()
         ranks = [first, *(rank for rank in error.failures if rank != first)]
-        return {rank: error.failures[rank].exitcode for rank in ranks}
+        return {rank: _failure(error.failures[rank]) for rank in ranks}
     except SignalException as received:
         raise Interrupted(received.sigval.name) from None
     return {}
+
+
+def _failure(found: ProcessFailure) -> Failure:
+    """A rank that wrote no error file has a message that torch made up."""
+    said = found.error_file_data.get("message", "")
+    return Failure(found.exitcode, said.get("message", "") if isinstance(said, dict) else said)
 
 
 def _store(machines: Machines) -> dist.Store:
@@ -79,7 +97,7 @@ def _store(machines: Machines) -> dist.Store:
     try:
         store = dist.TCPStore(host, int(port), machines.count, first, MEETING, multi_tenant=True)
         if first:
-            store.set(NAME, str(uuid.uuid4()))
+            store.set(NAME, machines.id)
         store.wait([NAME], MEETING)
     except RuntimeError as error:
         raise CommError(f"the machines did not meet at {machines.master} ({first_line(error)})") from None
@@ -93,12 +111,13 @@ def _config(machines: Machines, store: dist.Store | None) -> LaunchConfig:
         min_nodes=machines.count,
         max_nodes=machines.count,
         nproc_per_node=machines.ranks,
-        run_id=str(uuid.uuid4()) if alone else store.get(NAME).decode(),
+        run_id=machines.id if alone else store.get(NAME).decode(),
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint="localhost:0" if alone else machines.master,
         rdzv_configs={} if alone else {"rank": machines.number},
         local_addr="127.0.0.1" if alone else None,
         max_restarts=machines.max_restarts,
+        signals_to_handle=",".join(number.name for number in asked_by()),
     )
 
 

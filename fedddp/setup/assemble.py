@@ -17,7 +17,7 @@ from ..checkpoints.run_folder import SPENT, RunFolder
 from ..checkpoints.saved import Saved, candidates
 from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
-from ..comm import Comm, CommError, Purpose
+from ..comm import Comm, CommError, Purpose, interrupt
 from ..comm.guard import Guard
 from ..comm.world import rank_path
 from ..config import ResolvedConfig, build, flatten, to_dict, to_toml
@@ -70,15 +70,8 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
     keep_freed_memory()
     folder = p.folder if p.folder and p.folder.resumed else None
     run, owns_comm, account = p.config.run, comm is None, None
-    try:
-        keeps = bool(p.config.privacy.account.dir)
-        account = opened(p) if keeps and owns_comm else None  # before the process group starts; a given one has started
-        comm = comm or Comm.connect(p.place, p.device, backend=run.backend, timeout=run.timeout)
-        comm.check_signature(p.signature)
-        account = opened(p) if keeps and account is None else account
-        folder = p.folder.claimed(p.place.launch) if p.folder else None
-        return _assembled(p, sinks, comm, folder, account, owns_comm=owns_comm)
-    except BaseException as error:
+
+    def end(error: BaseException) -> None:
         if account:
             account.release()
         if folder:
@@ -87,7 +80,15 @@ def connect(p: Prepared, sinks: Sequence[Sink] = (), comm: Comm | None = None) -
             comm.guard = None
             if owns_comm:
                 comm.release()
-        raise
+
+    with interrupt.ending(end), interrupt.explaining(CommError):
+        keeps = bool(p.config.privacy.account.dir)
+        account = opened(p) if keeps and owns_comm else None  # before the process group starts; a given one has started
+        comm = comm or Comm.connect(p.place, p.device, backend=run.backend, timeout=run.timeout)
+        comm.check_signature(p.signature)
+        account = opened(p) if keeps and account is None else account
+        folder = p.folder.claimed(p.place.launch) if p.folder else None
+        return _assembled(p, sinks, comm, folder, account, owns_comm=owns_comm)
 
 
 def _assembled(

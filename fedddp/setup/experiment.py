@@ -137,37 +137,37 @@ class Experiment:
     def close(self, summary: Metrics | None = None) -> None:
         """End the run in agreement with the other ranks: close its files, lift the guard, leave the process group."""
         self.federation.telemetry.close(summary)
+        if self.folder:
+            self.folder.release()
         self._restore()
         if self.owns_comm:
             self.federation.comm.close()
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """End the run if the block fails: write its status, and the last finished round if it was interrupted.
+        """End the run if the block fails, however: write the last finished round, what is shown of it, and the cause.
 
         The other ranks may be lost, so nothing is sent; the process group stays as it is.
         """
-        try:
-            with interrupt.explaining(CommError):
-                yield
-        except BaseException as error:
-            self._failed(error)
-            raise
+        with interrupt.ending(self._failed), interrupt.explaining(CommError):
+            yield
 
     def _failed(self, error: BaseException) -> None:
-        written = None if isinstance(error, OWN_CODE) else self._flushed()
-        if self.folder:
-            self.folder.ended(error, **({} if written is None else {"round": written}))
+        written = self._flushed(error)
         self.federation.telemetry.abandon()
+        if self.folder:
+            self.folder.ended(error, **({"round": written} if written or not isinstance(error, OWN_CODE) else {}))
         self._restore()
         if self.owns_comm:
             self.federation.comm.release()
-        if self.folder and written is not None:
+        if self.folder and not isinstance(error, OWN_CODE):
             reason = str(error) or type(error).__name__
             log.warning("%s: stopped after round %d; continue with --run.resume=auto", reason, written)
 
-    def _flushed(self) -> int:
+    def _flushed(self, error: BaseException) -> int:
         """Write the last finished round, if it is not written, and return the number of the last written one."""
+        if isinstance(error, WriteError):  # where nothing can be written, nothing more is tried
+            return self.federation.checkpoints.written
         try:
             return self.federation.checkpoints.flush(patience=3.0)
         except WriteError as error:

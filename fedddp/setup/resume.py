@@ -31,6 +31,8 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
         UsageError: the folder cannot be written, or is of another configuration or model.
     """
     folder = _writable(config, place)
+    if folder.resumed and (lost := folder.settle()):
+        log.warning("%s: %s", folder.path, lost)
     saved = newest(folder.path) if folder.resumed else None
     try:
         _check_continues(folder, saved, config, place, spec)

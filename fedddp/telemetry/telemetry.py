@@ -194,7 +194,7 @@ class Telemetry:
         clients = [m["participants"] for m in self.history]
         beside = {name: m[name] for m in self.history for name in BESIDE if name in m}
         return {
-            "rounds": len(self.history),
+            "rounds": self.history[-1]["round"] if self.history else 0,
             f"final_{shown}": values[-1] if values else None,
             f"best_{shown}": best(values, default=None),
             "final_test_accuracy": accuracies[-1] if accuracies else None,

@@ -17,6 +17,7 @@ from ..evaluation.server import Score
 from ..tasks.metrics import Target
 from . import figures
 from .beside import SideWork
+from .event_files import Continuation
 from .series import CLIENTS, LEARNING, PRIVACY, Naming, Series, layout, past
 from .telemetry import Metrics, RoundRecord, now_and_then, primary
 
@@ -38,8 +39,9 @@ class TensorBoard:
     """Scalars and histograms each round, figures in rounds 1, 2, 5, 10, 20, 50, ... and at the end.
 
     Figures are not drawn each round, since that takes tenths of a second and a round may take less. After a resume,
-    later rounds of an earlier attempt are hidden, and pictures over rounds begin with the resume. A piece that cannot
-    be drawn or written is left out by ``side``.
+    later rounds of an earlier attempt are hidden, scalars that a killed process did not write are written again from
+    ``history``, and pictures over rounds begin with the resume. A piece that cannot be drawn or written is left out by
+    ``side``.
 
     Args:
         folder, done: where to write, and the rounds done before.
@@ -70,12 +72,18 @@ class TensorBoard:
         timed: bool = True,
     ) -> None:
         self._side, self._measured, self._owners = side, measured, owners
-        self._writer = SummaryWriter(str(folder), purge_step=done + 1)
+        self._naming = Naming(measured, rate, target)
+        before, continued = past(self._naming, history), None
+        with side("TensorBoard's files of the rounds before"):
+            continued = Continuation(folder, done, before)
+        self._writer = SummaryWriter(str(folder), purge_step=continued.since if continued else done + 1)
         _not_printed(self._writer)
+        with side("TensorBoard's files of the rounds before"):
+            if continued:
+                continued.begin(self._writer)
         if not timed:
             _undated(self._writer)
-        self._naming = Naming(measured, rate, target)
-        self._series = Series(self._writer.add_scalar, past(self._naming, history))
+        self._series = Series(self._writer.add_scalar, before)
         self._arranged = 0
         self._hparams = {
             hparam(key): v for key, v in keys.items() if isinstance(v, PLAIN) and not key.startswith(OUTWARD)

@@ -1,18 +1,22 @@
 """fedddp.checkpoints.run_folder: never overwritten, found again."""
 
 import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from fedddp.checkpoints import lock
 from fedddp.checkpoints.lock import Busy
-from fedddp.checkpoints.run_folder import RunFolder, locate
+from fedddp.checkpoints.run_folder import RunFolder, locate, settle, state_of
 from fedddp.comm.interrupt import Interrupted
+from tests.helpers.waiting import until
 
 
 def make(parent, *names, run="trial"):
@@ -186,3 +190,93 @@ def test_the_status_is_told_on_a_full_disk(tmp_path, monkeypatch):
     folder.status("failed", error="no room")
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["error"]) == ("failed", "no room")
+
+
+def running(path, **more):
+    folder = RunFolder(path, resumed=True)
+    folder.status("running", round=3, rounds=9, **more)
+    return folder
+
+
+def told(path):
+    return json.loads((path / "status.json").read_text())
+
+
+def test_the_next_start_writes_the_end_of_a_process_that_did_not(tmp_path):
+    folder = running(tmp_path, pid=4711, updated="2026-01-01T00:00:00+0000")
+    lost = folder.held().settle()
+    assert lost.startswith("process 4711 ended without writing why (killed, or the machine failed), last heard of in")
+    assert "round 3 at 2026-01-01" in lost
+    status = told(tmp_path)
+    assert (status["state"], status["round"], status["rounds"]) == ("interrupted", 3, 9)
+    assert status["updated"] == "2026-01-01T00:00:00+0000"  # also null where no time may be told
+    assert "process 4711" in status["reason"]
+    assert folder.settle() is None  # it has its end
+
+
+def test_a_launcher_writes_the_cause_that_it_knows_and_no_other_end_is_replaced(tmp_path):
+    cause = {"error": "rank 0 was ended by SIGKILL"}
+    folder = running(tmp_path)
+    settle(tmp_path, "failed", "SIGTERM", **cause)
+    assert (told(tmp_path)["state"], told(tmp_path)["error"]) == ("failed", cause["error"])
+    folder.ended(Interrupted("SIGTERM"))  # by the launcher, since another rank failed
+    settle(tmp_path, "failed", "SIGTERM", **cause)
+    assert told(tmp_path)["error"] == cause["error"]
+    assert "reason" not in told(tmp_path)
+    for error in (ValueError("no"), Interrupted("SIGUSR1")):
+        folder.ended(error)
+        before = told(tmp_path)
+        settle(tmp_path, "failed", "SIGTERM", **cause)
+        settle(tmp_path)
+        assert told(tmp_path) == before
+
+
+def test_the_status_of_a_run_that_is_being_written_is_left_alone(tmp_path):
+    folder = running(tmp_path).held()
+    code = "import pathlib, sys; from fedddp.checkpoints.run_folder import settle; settle(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert told(tmp_path)["state"] == "running"
+    folder.release()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert told(tmp_path)["state"] == "interrupted"
+
+
+def test_a_lock_is_renewed_and_a_silent_one_of_another_machine_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEWED", 0.05)
+    folder = running(tmp_path).held()
+    os.utime(tmp_path / lock.LOCK, (0, 0))
+    until(lambda: lock.silent(tmp_path) < 60)
+    folder.release()
+    os.utime(tmp_path / lock.LOCK, (0, 0))
+    time.sleep(0.2)
+    assert lock.silent(tmp_path) > 1000
+    (tmp_path / lock.LOCK).write_text(f"process 7 on another-machine, started 2026-01-01 00:00:00\n{lock.RENEWS}\n")
+    assert state_of(tmp_path)[0] == "running"
+    os.utime(tmp_path / lock.LOCK, (0, 0))
+    assert state_of(tmp_path)[0] == "interrupted"
+
+
+def test_a_reader_that_looks_does_not_keep_a_start_from_its_folder(tmp_path):
+    folder = RunFolder(tmp_path, resumed=True)
+    folder.held().release()
+    with (tmp_path / lock.LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        threading.Timer(0.08, file.close).start()
+        assert folder.held().lock.held
+
+
+@pytest.mark.parametrize("content", [None, "", "[run", "[run]\nrounds = 3\n"])
+def test_auto_says_which_folder_it_does_not_go_on_with(tmp_path, logged, content):
+    make(tmp_path, "trial", "trial-2")
+    (tmp_path / "trial-2" / "metrics.jsonl").touch()
+    (tmp_path / "trial-3").mkdir()  # nothing was begun there
+    (tmp_path / "trial-2" / "config.toml").unlink()
+    if content is not None:
+        (tmp_path / "trial-2" / "config.toml").write_text(content)
+    assert locate(tmp_path, "trial", "auto").path.name == "trial"
+    (line,) = logged
+    assert line.startswith(f"{tmp_path}/trial-2 has rounds of a run, but its config.toml is missing or cannot be read")
+    locate(tmp_path, "trial", "never")
+    make(tmp_path, "trial-4")
+    assert locate(tmp_path, "trial", "auto").path.name == "trial-4"  # newer than what cannot be read
+    assert len(logged) == 1

@@ -1,13 +1,17 @@
 """fedddp launch: ranks without torchrun's noise, its exit codes, and what is the last line on the screen."""
 
+import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fedddp.cli.main import main
+from fedddp.comm.launcher import Failure
 from tests.helpers.waiting import until
 
 SMALL = [
@@ -105,8 +109,83 @@ def test_the_configuration_is_that_of_all_ranks(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("failed", "code"), [({}, 0), ({1: 1, 0: -15}, 1), ({2: 2, 0: 75}, 2), ({0: -15, 1: 2}, 2), ({1: 75, 0: -15}, 75)]
+    ("codes", "code"), [({}, 0), ({1: 1, 0: -15}, 1), ({2: 2, 0: 75}, 2), ({0: -15, 1: 2}, 2), ({1: 75, 0: -15}, 75)]
 )
-def test_the_exit_code_is_that_of_the_rank_that_knows_why(failed, code, monkeypatch):
+def test_the_exit_code_is_that_of_the_rank_that_knows_why(codes, code, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    failed = {rank: Failure(number) for rank, number in codes.items()}
     monkeypatch.setattr("fedddp.cli.launch.launch", lambda *_: failed)
     assert main(["launch", "-n", "3"]) == code
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "cause"),
+    [
+        ("kill@round=3,rank=0", "failed", "rank 0 was ended by SIGKILL"),
+        ("abort@round=3,rank=0", "failed", "rank 0 was ended by SIGABRT"),
+        ("hang@round=3,rank=0", "failed", "rank 0 is missing, last seen in "),
+        ("raise@round=3,rank=1", "failed", "rank 1 "),  # is missing, or failed: whichever rank 0 learns first
+        ("hup@round=3,rank=0", "interrupted", "SIGHUP"),
+    ],
+)
+def test_the_status_says_how_a_run_ended_and_why(launch, tmp_path, monkeypatch, fault, state, cause):
+    monkeypatch.setenv("FEDDDP_FAULT", fault)
+    process = launch("-n", "2", *SMALL, *MLP, "--run.rounds=5", "--run.timeout=6")
+    output, _ = process.communicate(timeout=120)
+    told = status(tmp_path / "runs" / "trial")
+    assert told["state"] == state, output
+    assert cause in (told.get("error") or told.get("reason")), output
+    assert process.returncode == (75 if "hup" in fault else 1), output
+    saved = os.listdir(tmp_path / "runs" / "trial" / "checkpoints")
+    assert "round-000001" in saved if fault.startswith(("kill", "abort")) else "round-000002" in saved, output
+
+
+def test_the_warning_of_a_time_limit_is_a_request_to_stop(launch, tmp_path):
+    process = launch("-n", "2", *SMALL, *MLP, "--run.rounds=100000")
+    until(lambda: (tmp_path / "runs" / "trial" / "metrics.jsonl").exists(), program=process)
+    process.send_signal(signal.SIGUSR1)
+    ended(process, 75)
+    told = status(tmp_path / "runs" / "trial")
+    assert (told["state"], told["reason"]) == ("interrupted", "SIGUSR1")
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_ranks_whose_launcher_is_killed_while_they_import_torch_are_gone(launch, tmp_path):
+    process = launch("-n", "2", *SMALL, *MLP, "--run.rounds=100000")
+    until(lambda: len(ranks := children(process.pid)) == 2 and all(map(tied, ranks)), program=process)
+    ranks = children(process.pid)
+    assert not any("torch" in Path(f"/proc/{rank}/maps").read_text() for rank in ranks), "too late to show it"
+    process.kill()
+    until(lambda: not any(map(alive, ranks)), seconds=3)
+
+
+def tied(pid):
+    """Whether a rank has begun: the kernel's death signal is set by the first import, which needs ctypes."""
+    return "_ctypes" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_rank_whose_launcher_died_before_it_began_does_not_train():
+    env = {**os.environ, "TORCHELASTIC_RUN_ID": "x", "FEDDDP_LAUNCHER": "1"}
+    begun = subprocess.run([sys.executable, "-m", "fedddp.train"], env=env, capture_output=True, text=True, timeout=20)
+    assert begun.returncode == 1
+    assert begun.stderr == "fedddp: the launcher died before this rank began: stopped\n"
+
+
+def test_what_a_rank_refuses_is_the_only_line_while_others_wait_for_its_store(launch, tmp_path):
+    (tmp_path / "runs" / "trial").mkdir(parents=True)
+    (tmp_path / "runs" / "trial" / "config.toml").write_text('[run]\nname = "trial"\n')
+    (tmp_path / "runs" / "trial" / "status.json").write_text('{"state": "done"}')
+    with (tmp_path / "runs" / "trial" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output = ended(launch("-n", "2", *SMALL, *MLP, "--run.resume=auto"), 2)
+    assert [line for line in output if "Exception raised" in line or "frame #" in line] == []
+    assert output[-1].startswith("fedddp[rank 0]: run.resume='auto': runs/trial is being written by another process")
+    assert len(output) == 1

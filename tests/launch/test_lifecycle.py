@@ -98,6 +98,8 @@ def test_a_second_run_of_a_folder_is_refused_until_the_first_is_gone(program, tm
     assert status()["state"] == "running"
     done = status()["round"]
     assert main([*words, f"--run.rounds={done + 2}"]) == 0
+    (line,) = [line for line in lines(capsys) if "ended without writing why" in line]
+    assert line.startswith(f"fedddp: runs/trial: process {first.pid} ended without writing why")
     assert status()["state"] == "done"
     assert [path.name for path in Path("runs").iterdir()] == ["trial"]
 
@@ -115,3 +117,16 @@ def test_a_resumed_run_says_where_it_goes_on_and_a_finished_one_that_it_is_done(
     assert main([*words, "--run.rounds=9", "--evaluate.target_accuracy=0.01"]) == 0
     (line,) = [line for line in lines(capsys) if "evaluate.target_accuracy" in line]
     assert line.startswith("fedddp: runs/trial is done: round 4 reached")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no such luck"), CommError("rank 1 is missing")])
+def test_a_run_that_fails_keeps_its_last_finished_round(error, monkeypatch, capsys):
+    def fail(comm, phase):
+        if phase == "train in round 4":
+            raise error
+
+    monkeypatch.setattr("fedddp.comm.Comm.enter", fail)
+    assert main([*SMALL, "--run.rounds=5", "--checkpoint.every=0"]) == 1
+    assert (status()["state"], status()["round"]) == ("failed", 3)
+    assert str(error) in status()["error"]
+    assert [path.name for path in Path("runs/trial/checkpoints").iterdir()] == ["round-000003"]

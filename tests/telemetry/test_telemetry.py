@@ -191,7 +191,7 @@ def test_rewind_drops_later_rounds_and_a_line_that_was_cut_off(tmp_path, done, k
     tell(again, done + 1)
     rounds = [json.loads(line)["round"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rounds == [*range(1, kept + 1), done + 1]
-    assert again.summary()["rounds"] == kept + 1
+    assert again.summary()["rounds"] == done + 1
 
 
 def test_rewind_of_a_run_without_metrics_is_empty(tmp_path):
@@ -245,3 +245,59 @@ def test_a_bar_takes_rounds_and_ends(capsys):
 def test_a_loss_that_is_huge_is_a_short_number(loss, shown, capsys):
     tell(Telemetry(progress("lines", Plan(12))), 3, report=report((loss,) * 3))
     assert f"  train loss {shown}  " in capsys.readouterr().out
+
+
+def recorded(tmp_path, rounds=5):
+    """A run folder with the records of some rounds: the folder, and the lines of metrics.jsonl."""
+    folder = RunFolder(tmp_path, resumed=True)
+    telemetry = Telemetry([Files(folder, 9)])
+    for t in range(1, rounds + 1):
+        tell(telemetry, t, 0.5)
+    return folder, (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"null\n", b"[]\n", b'{"round": true}\n', b'{"round": 3}\n', b"\xff\xfe\x00{\n", b"\n", b'{"round": 3, "te\n'],
+)
+def test_a_line_that_cannot_be_read_costs_that_line_and_says_so(tmp_path, logged, damage):
+    folder, lines = recorded(tmp_path)
+    lines[2] = damage
+    before = b"".join(lines)
+    (tmp_path / "metrics.jsonl").write_bytes(before)
+    assert [m["round"] for m in rewind(folder, 4)] == [1, 2, 4]
+    (line,) = logged
+    assert line.startswith(f"{tmp_path}/metrics.jsonl: line 3 cannot be read, round 3 is missing; the run continues")
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+    assert [m["round"] for m in rewind(folder, 4)] == [1, 2, 4]
+    assert "round 3 is missing" in logged[-1]
+
+
+def test_missing_rounds_are_told_and_a_round_that_is_there_twice_counts_once(tmp_path, logged):
+    folder, lines = recorded(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([lines[0], lines[3], lines[0], lines[3]]))
+    assert [m["round"] for m in rewind(folder, 5)] == [1, 4]
+    (line,) = logged
+    assert "metrics.jsonl: round 2-3, 5 is missing; the run continues" in line
+    assert "cannot be read" not in line
+
+
+def test_metrics_in_another_encoding_or_lost_are_told(tmp_path, logged):
+    folder, lines = recorded(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(b"".join(lines).decode(), encoding="utf-16")
+    assert rewind(folder, 5) == []
+    assert "line 1-5 cannot be read, round 1-5 is missing" in logged[-1]
+    (tmp_path / "metrics.jsonl").unlink()
+    assert rewind(folder, 5) == []
+    assert logged[-1].endswith("metrics.jsonl: round 1-5 is missing; the run continues, its summary is without that")
+
+
+def test_what_a_kill_leaves_behind_is_no_loss(tmp_path, logged):
+    folder, lines = recorded(tmp_path)
+    for cut in (lines[4][:30], lines[4].rstrip()):
+        (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:4]) + cut)
+        assert [m["round"] for m in rewind(folder, 4)] == [1, 2, 3, 4]
+    assert logged == []
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines[:4]).rstrip())
+    assert [m["round"] for m in rewind(folder, 4)] == [1, 2, 3, 4]
+    assert logged == []

@@ -1,5 +1,6 @@
 """fedddp.telemetry.tensorboard: the pages of a run, read back with TensorBoard's own reader."""
 
+import os
 import re
 import time
 from dataclasses import replace
@@ -15,7 +16,8 @@ from fedddp.data import Excerpt
 from fedddp.evaluation.server import Mistake, Score
 from fedddp.tasks.metrics import Target
 from fedddp.telemetry import RoundRecord, SideWork, figures
-from fedddp.telemetry.series import Naming, layout
+from fedddp.telemetry.event_files import Continuation
+from fedddp.telemetry.series import Naming, layout, past
 from fedddp.telemetry.tensorboard import TensorBoard
 from fedddp.types import RoundReport, SummedReport
 
@@ -264,3 +266,70 @@ def test_where_no_client_may_be_named_nobody_is_drawn(tmp_path):
     pages.round(secret)
     pages.close(None)
     assert "2 clients/who took part" not in read(tmp_path).Tags()["images"]
+
+
+def killed(tmp_path, rounds, left):
+    """The metrics of some rounds, whose event file was cut off after round ``left``."""
+    pages, history = board(tmp_path), []
+    for t in range(1, rounds + 1):
+        if t == left + 1:
+            size = next(tmp_path.glob("events*")).stat().st_size
+        pages.round(record(t))
+        history.append(record(t).metrics)
+    pages._writer.close()
+    os.truncate(next(tmp_path.glob("events*")), size + 7)  # within an event
+    return history
+
+
+def test_what_a_killed_process_did_not_write_is_written_again(tmp_path):
+    history = killed(tmp_path, 5, left=2)
+    assert steps(read(tmp_path), "1 learning/accuracy test") == [1, 2]
+    pages = board(tmp_path, done=5, history=history)
+    pages.round(record(6))
+    pages.close(None)
+    events = read(tmp_path)
+    everywhere = SCALARS - {"1 learning/accuracy train", *(tag for tag in SCALARS if "loss, " in tag)}
+    for tag in everywhere:  # the others are not in metrics.jsonl
+        assert steps(events, tag) == [1, 2, 3, 4, 5, 6], tag
+    assert [e.value for e in events.Scalars("4 cost/seconds, total")] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events.Images("1 learning/picture: confusion")] == [1, 2, 6]
+
+
+def test_a_hole_in_the_middle_is_filled_and_what_follows_it_stays(tmp_path):
+    history = killed(tmp_path, 4, left=2)
+    pages = board(tmp_path, done=4)  # as an earlier version resumed, without the metrics
+    for t in (5, 6):
+        pages.round(record(t))
+        history.append(record(t).metrics)
+    pages.close(None)
+    assert steps(read(tmp_path), "2 clients/update norm") == [1, 2, 5, 6]
+    board(tmp_path, done=6, history=history).close(None)
+    events = read(tmp_path)
+    assert steps(events, "2 clients/update norm") == [1, 2, 3, 4, 5, 6]
+    assert steps(events, "2 clients/loss, median") == [1, 2, 5, 6]
+    assert [e.step for e in events.Images("1 learning/picture: confusion")] == [1, 2, 5, 6]
+
+
+def test_a_resume_without_a_loss_writes_nothing_again(tmp_path):
+    pages = board(tmp_path)
+    history = [record(t, participants=2 if t < 3 else 1).metrics for t in (1, 2, 3)]
+    for t in (1, 2, 3):
+        pages.round(record(t, participants=2 if t < 3 else 1))
+    pages.close(None)
+    again = Continuation(tmp_path, 3, past(Naming("accuracy", lambda t: 1 / t, None), history))
+    assert (again.since, again._again) == (4, [])
+
+
+@pytest.mark.parametrize("back", [0, 100_000])
+def test_the_order_of_event_files_does_not_depend_on_the_clock(tmp_path, monkeypatch, back):
+    pages = board(tmp_path)
+    pages.round(record(1))
+    pages.close(None)
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now - back)
+    for t in (2, 3):
+        pages = board(tmp_path, done=t - 1, history=[record(t).metrics for t in range(1, t)])
+        pages.round(record(t))
+        pages.close(None)
+    assert steps(read(tmp_path), "1 learning/accuracy test") == [1, 2, 3]
+    assert len(list(tmp_path.iterdir())) == 3
