@@ -9,7 +9,7 @@ import torch
 from fedddp.checkpoints.durable import write_tensors
 from fedddp.checkpoints.run_folder import RunFolder
 from fedddp.checkpoints.saved import candidates, newest
-from fedddp.telemetry.files import rewind
+from fedddp.telemetry.files import NEEDED, rewind
 
 STATE = {"round": 2, "num_trainable": 3, "test_accuracy": 0.5, "config": {}, "inputs": None, "tensors": [["w", [3]]]}
 
@@ -69,6 +69,9 @@ def test_a_manifest_of_another_form_is_damage(manifest, tmp_path):
 @pytest.mark.parametrize(
     "line", [b"1", b"[]", b"{}", b"null", b"\xff\xfe", b'{"round": []}', b"[" * 10**5, b'{"round": 2']
 )
-def test_metrics_are_read_up_to_the_first_line_that_is_none(line, tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"round": 1}\n' + line + b'\n{"round": 2}\n')
-    assert rewind(RunFolder(tmp_path, resumed=True), 2) == [{"round": 1}]
+def test_a_line_that_is_none_of_metrics_costs_no_other_line(line, tmp_path):
+    first, second = ({"round": t} | dict.fromkeys(NEEDED) for t in (1, 2))
+    (tmp_path / "metrics.jsonl").write_bytes(
+        json.dumps(first).encode() + b"\n" + line + b"\n" + json.dumps(second).encode()
+    )
+    assert rewind(RunFolder(tmp_path, resumed=True), 2) == [first, second]
