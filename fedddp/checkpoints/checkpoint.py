@@ -78,7 +78,7 @@ class Checkpoints:
         self._exports = exports if comm.rank == 0 else None
         self._own = own if stateful else None
         self._current: _Finished | None = None
-        self._background = Background()
+        self._background = Background("checkpoints")
         self._begun = self.written = done  # rounds: begun to write, on disk
         if comm.rank == 0:  # the others write after a round
             for leftover in (*self._folder.glob(".round-*"), *self._folder.glob("round-*")):
@@ -102,8 +102,8 @@ class Checkpoints:
         best = self._exports.after_round(server.round, server.w, score) if self._exports else None
         self._current = (server, clients, dict(spent or {}), score, best)
         if self._every and (last or server.round % self._every == 0):
-            self._begun = server.round
             self._background.run(self._write, *self._current, 60.0)
+            self._begun = server.round
         if last and self._exports:
             self._background.run(self._exports.at_end, best, server.round, server.w, score)
         if last:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..comm import interrupt
+
 
 class WriteError(OSError):
     """A file of a run could not be written: which, why and how to continue, in one line."""
@@ -19,9 +21,13 @@ class WriteError(OSError):
 
 @contextmanager
 def writing(what: str, remedy: str) -> Iterator[None]:
-    """Inside the block an error of the file system becomes a `WriteError` about ``what``, with the ``remedy``."""
+    """Inside the block an error of the file system becomes a `WriteError` about ``what``, with the ``remedy``.
+
+    However long it takes, the other ranks wait: see `interrupt.at_disk`.
+    """
     try:
-        yield
+        with interrupt.at_disk():
+            yield
     except WriteError:
         raise
     except OSError as error:

@@ -6,6 +6,7 @@ machine that is gone, does not renew it.
 
 import errno
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -14,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from weakref import WeakValueDictionary, ref
+
+log = logging.getLogger("fedddp")
 
 LOCK = ".lock"
 RENEWED = 10.0
@@ -46,6 +49,7 @@ class Lock:
         self._over.set()
         if self._file:
             with suppress(OSError):
+                self._file.truncate(0)  # another machine need not wait for its renewal
                 self._file.close()
         self._file = None
 
@@ -92,7 +96,9 @@ def silent(folder: Path) -> float:
 
 
 def hold(folder: Path) -> Lock:
-    """Lock ``folder``; within one process it is the same lock. Does nothing on a file system without locks.
+    """Lock ``folder``; within one process it is the same lock.
+
+    A file system may have no locks, or none that another machine sees: a process there that renews the file keeps it.
 
     Raises:
         Busy: another process has locked it.
@@ -107,10 +113,14 @@ def hold(folder: Path) -> Lock:
     except OSError as error:
         file.seek(0)
         holder = file.readline().strip()
-        file.close()
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            file.close()
             raise Busy(f"{folder} is being written by {holder or 'another process'}") from None
-        return Lock(None)
+    file.seek(0)
+    holder, _, more = file.read().partition("\n")
+    if RENEWS in more and f" on {socket.gethostname()}," not in holder and _renewed(folder, holder):
+        file.close()
+        raise Busy(f"{folder} is being written by {holder}")
     with suppress(OSError):  # on a full disk: the lock is what counts
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -118,6 +128,18 @@ def hold(folder: Path) -> Lock:
         file.flush()
     _held[key] = lock = Lock(file)
     return lock
+
+
+def _renewed(folder: Path, holder: str) -> bool:
+    """Return whether a process of another machine renews its lock; where it did not long ago, look for that long."""
+    before, deadline = silent(folder), time.monotonic() + 2 * RENEWED
+    if before > 3 * RENEWED:
+        return False
+    log.warning("%s: looking for %g s whether %s still writes it", folder, 2 * RENEWED, holder)
+    while (now := silent(folder)) >= before and time.monotonic() < deadline:
+        before = now
+        time.sleep(RENEWED / 50)
+    return now < before
 
 
 def _lock(file: IO[str], tries: int = 4) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..comm import interrupt
 from .durable import sync
 
 log = logging.getLogger("fedddp")
@@ -27,7 +28,7 @@ class SpendFile:
         """Record a release before it happens; it is on disk on return. Raises OSError."""
         line = json.dumps({"release": release, "round": round, "clients": None if clients is None else list(clients)})
         new = not self._path.exists()
-        with self._path.open("ab+") as file:
+        with interrupt.at_disk(), self._path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # the last write was cut short by a kill

@@ -11,6 +11,7 @@ import torch
 from ..checkpoints.run_folder import of_launch, settle
 from ..comm.interrupt import Interrupted
 from ..comm.launcher import Failure, Machines, launch
+from ..comm.overdue import watched
 from ..comm.world import Place, local_cores
 from ..config import ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
@@ -32,7 +33,8 @@ def run(args: Namespace) -> int:
         return DONE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, local_cores() // machines.ranks)))
     try:
-        failed = launch("fedddp.train", args.words, machines)
+        with watched(machines.ranks):
+            failed = launch("fedddp.train", args.words, machines)
     except Interrupted as request:
         _settle(config, machines, "interrupted", reason=f"{request}; rank 0 ended without writing its end")
         raise

@@ -136,8 +136,8 @@ class Heartbeat:
         reported, since = -1, time.monotonic()
         while self._open is not None:
             time.sleep(self.interval)
-            if interrupt.passed != reported:
-                reported, since = interrupt.passed, time.monotonic()
+            if (now := interrupt.progress()) != reported:
+                reported, since = now, time.monotonic()
             elif not self._quiet or time.monotonic() - since > self.timeout / 2:  # a long step would show as silence
                 continue
             try:

@@ -30,6 +30,7 @@ passed = 0
 _reason: str | None = None
 _noticed = False
 _launcher: int | None = None  # the process that started this rank, if it is to end with it
+_writing: list[None] = []  # one for each block of `at_disk`
 _end: Callable[[BaseException], None] | None = None
 _ends = threading.Lock()
 
@@ -70,6 +71,23 @@ def explaining(kind: type[Exception]) -> Iterator[None]:
     except kind:
         check()
         raise
+
+
+@contextmanager
+def at_disk() -> Iterator[None]:
+    """Inside the block this process writes to a disk, whichever of its threads: other ranks wait for a slow one."""
+    _writing.append(None)
+    try:
+        yield
+    finally:
+        _writing.pop()
+
+
+def progress() -> int:
+    """Return a number that has grown since the last call if a safe point was passed, or a file is being written."""
+    global passed
+    passed += bool(_writing)
+    return passed
 
 
 def request(reason: str) -> None:

@@ -280,3 +280,37 @@ def test_auto_says_which_folder_it_does_not_go_on_with(tmp_path, logged, content
     make(tmp_path, "trial-4")
     assert locate(tmp_path, "trial", "auto").path.name == "trial-4"  # newer than what cannot be read
     assert len(logged) == 1
+
+
+def test_a_folder_that_another_machine_writes_is_refused_where_locks_are_not_seen_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "RENEWED", 0.2)
+    file = tmp_path / lock.LOCK
+    text = f"process 7 on another-machine, started 2026-01-01 00:00:00\n{lock.RENEWS}\n"
+    file.write_text(text)
+    over = threading.Event()
+
+    def renew():
+        while not over.wait(0.05):
+            os.utime(file)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    with pytest.raises(Busy, match="is being written by process 7 on another-machine, started"):
+        RunFolder(tmp_path, resumed=True).held()
+    over.set()
+    thread.join()
+    assert file.read_text() == text
+    folder = RunFolder(tmp_path, resumed=True).held()  # it renews no more
+    folder.release()
+    assert file.read_text() == ""
+
+
+def test_a_folder_on_a_file_system_without_locks_is_named_and_renewed_all_the_same(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = RunFolder(tmp_path, resumed=True).held()
+    assert folder.lock.held
+    assert (tmp_path / lock.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    folder.release()

@@ -1,5 +1,8 @@
 """A run that was cut short and resumed is the uninterrupted run, bit for bit."""
 
+import os
+import time
+
 import pytest
 
 from fedddp.config import UsageError
@@ -97,3 +100,15 @@ def test_a_run_without_any_contribution_is_still_one_after_a_restart(run_ranks, 
     late = {"name": "faulty:Faulty", "how": "nan", "client": -1, "round": 2}
     assert run_ranks(fruitless, 2, table_of(tmp_path, "late", 1, algorithm=late)) == [False, False]
     assert run_ranks(fruitless, 2, table_of(tmp_path, "late", 2, "auto", algorithm=late)) == [False, False]
+
+
+def with_a_slow_disk(comm, table):
+    if comm.rank == 0:
+        sync, seconds = os.fsync, [6.0]  # the first call is slow
+        os.fsync = lambda file: (time.sleep(seconds.pop() if seconds else 0), sync(file))[1]
+    return train(comm, table)["rounds"]
+
+
+def test_a_disk_slower_than_the_timeout_is_waited_for(run_ranks, tmp_path):
+    table = table_of(tmp_path, "slow", 4)
+    assert run_ranks(with_a_slow_disk, 2, table, timeout=1.5) == [4, 4]

@@ -4,12 +4,14 @@ import sys
 import threading
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from fedddp.checkpoints import checkpoint
 from fedddp.checkpoints.checkpoint import Checkpoints
+from fedddp.checkpoints.durable import writing
 from fedddp.checkpoints.saved import newest
 from fedddp.clients import ClientStore
 from fedddp.comm import Comm, interrupt
@@ -41,7 +43,8 @@ def blocked(call, *args):
     """A thread in ``call``, which waits for work of another thread and has not returned."""
     thread = threading.Thread(target=call, args=args)
     thread.start()
-    until(lambda: not thread.is_alive() or Future.result.__code__ in calls(thread))
+    waiting = {Future.result.__code__, Background._await.__code__}
+    until(lambda: not thread.is_alive() or not waiting.isdisjoint(calls(thread)))
     assert thread.is_alive()
     return thread
 
@@ -68,7 +71,7 @@ def test_work_is_done_in_order_beside_the_caller():
 @pytest.mark.parametrize("backlog", [0, 2])
 def test_no_more_wait_than_the_backlog_allows(backlog):
     """One under way and ``backlog`` waiting: the next one is not taken before the first is done."""
-    work, background = Gate(), Background(backlog)
+    work, background = Gate(), Background(backlog=backlog)
     for number in range(backlog + 1):
         background.run(work, number)
     thread = blocked(background.run, work, backlog + 1)
@@ -213,3 +216,45 @@ def test_tensorboard_is_told_every_round_by_the_time_it_is_closed(tmp_path):
     events = EventAccumulator(str(tmp_path / "pages/tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("1 learning/loss train")] == [1, 2, 3, 4]
+
+
+def test_waiting_for_a_slow_disk_passes_safe_points_and_says_so_once(monkeypatch, logged):
+    monkeypatch.setattr("fedddp.telemetry.beside.SLOW", 0.2)
+    work, background = Gate(), Background("checkpoints")
+    background.run(work, 0)
+    before = interrupt.passed
+    thread = blocked(background.run, work, 1)
+    until(lambda: logged)
+    assert interrupt.passed > before
+    work.open.set()
+    thread.join()
+    background.wait()
+    assert logged == ["training waits for checkpoints to be written: the disk is slow"]
+
+
+def test_a_request_to_stop_is_noticed_while_waiting_for_a_disk_and_the_round_is_written(tmp_path, slow, monkeypatch):
+    kept = checkpoints(tmp_path)
+    kept.after_round(server(1), STORE, None, last=False)
+    monkeypatch.setattr(interrupt, "_reason", "SIGTERM")
+    with pytest.raises(Interrupted):
+        kept.after_round(server(2), STORE, None, last=False)
+    slow.open.set()
+    assert kept.flush() == newest(tmp_path).round == 2
+
+
+def test_a_heartbeat_is_renewed_while_a_file_is_being_written():
+    before = interrupt.progress()
+    assert interrupt.progress() == before
+    with writing("a file", "wait"):
+        assert interrupt.progress() > before
+    before = interrupt.progress()
+    assert interrupt.progress() == before
+
+
+def test_a_checkpoint_is_on_disk_after_the_metrics_of_its_round(tmp_path, monkeypatch):
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    done, sync, rename = [], checkpoint.sync, Path.rename
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (done.append(path.name), sync(path)))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append("rename"), rename(path, to)))
+    checkpoints(tmp_path).after_round(server(1), STORE, None, last=True)
+    assert done == ["metrics.jsonl", tmp_path.name, "rename", "checkpoints"]
