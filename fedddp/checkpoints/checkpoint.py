@@ -28,12 +28,13 @@ from .durable import sync, write_bytes, write_tensors, writing
 from .export import Exports, RatedModel
 from .own_clients import OwnClients
 from .saved import quality_of, sha256
+from .segments import Remembered, Segments
 
 log = logging.getLogger("fedddp")
 
 RECORDS = ("metrics.jsonl", "ledger.jsonl")
 """Files of a run folder that have a line per round, written before its checkpoint."""
-_Finished = tuple[ServerState, dict[str, Tensor], dict[str, Tensor], Score | None, RatedModel | None]
+_Finished = tuple[ServerState, Remembered, dict[str, Tensor], Score | None, RatedModel | None]
 """A finished round: the server's state, the clients', the privacy spent, the score, the best model so far."""
 
 
@@ -77,6 +78,8 @@ class Checkpoints:
         }
         self._exports = exports if comm.rank == 0 else None
         self._own = own if stateful else None
+        self._segments = Segments(self._folder, comm.rank)
+        self._sums: dict[tuple[int, ...], str] = {}  # SHA-256 of the files of the last checkpoint, see `_summed`
         self._current: _Finished | None = None
         self._background = Background("checkpoints")
         self._begun = self.written = done  # rounds: begun to write, on disk
@@ -98,12 +101,12 @@ class Checkpoints:
 
         ``spent``: the state of the privacy budget, if there is one.
         """
-        clients = store.state_dict() if self._stateful else {}
+        clients = self._remembered(store)
         best = self._exports.after_round(server.round, server.w, score) if self._exports else None
         self._current = (server, clients, dict(spent or {}), score, best)
         if self._every and (last or server.round % self._every == 0):
             self._background.run(self._write, *self._current, 60.0)
-            self._begun = server.round
+            self._begin(server.round, clients)
         if last and self._exports:
             self._background.run(self._exports.at_end, best, server.round, server.w, score)
         if last:
@@ -124,14 +127,24 @@ class Checkpoints:
         """
         self.wait()
         if self._current is not None and self._begun != self._current[0].round:
-            self._begun = self._current[0].round
+            self._begin(self._current[0].round, self._current[1])
             self._write(*self._current, patience)
         return self.written
+
+    def _remembered(self, store: ClientStore) -> Remembered:
+        """What clients remember; a rank's own file has all of it, so that it tells nobody who took part."""
+        if not self._stateful:
+            return Remembered()
+        return Remembered(store.state_dict()) if self._own else self._segments.after_round(store)
+
+    def _begin(self, round: int, clients: Remembered) -> None:
+        self._begun = round
+        self._segments.begun(round, clients)
 
     def _write(
         self,
         server: ServerState,
-        clients: dict[str, Tensor],
+        clients: Remembered,
         spent: dict[str, Tensor],
         score: Score | None,
         best: RatedModel | None,
@@ -173,11 +186,12 @@ class Checkpoints:
     def _name(self) -> str:
         return f"clients-{self._comm.rank:05d}"
 
-    def _write_clients(self, partial: Path, round: int, clients: dict[str, Tensor]) -> None:
+    def _write_clients(self, partial: Path, round: int, clients: Remembered) -> None:
         if self._own is None:
-            write_tensors(partial / f"{self._name}.safetensors", clients)
+            self._segments.link(clients.base, partial)
+            write_tensors(partial / f"{self._name}.safetensors", clients.states)
             return
-        digest = self._own.write(round, clients)
+        digest = self._own.write(round, clients.states)
         write_bytes(partial / f"{self._name}.sha256", digest.encode())
         # An earlier checkpoint is under its first name or its last one; in this order it is not missed in between.
         names = (".round-{:06d}", "round-{:06d}")
@@ -195,7 +209,8 @@ class Checkpoints:
         }
         write_bytes(partial / "state.json", json.dumps(state, indent=1).encode())
         self._await_clients(partial, patience)
-        write_bytes(partial / "manifest.json", json.dumps(_sums(partial), indent=1).encode())
+        sums = self._summed(partial)
+        write_bytes(partial / "manifest.json", json.dumps(sums, indent=1).encode())
         final = self._folder / f"round-{server.round:06d}"
         shutil.rmtree(final, ignore_errors=True)
         self._comm.faults.reach("checkpoint")
@@ -207,10 +222,17 @@ class Checkpoints:
         sync(self._folder)
         self._prune()
 
+    def _summed(self, folder: Path) -> dict[str, str]:
+        """The SHA-256 of each file by its name; that of a link is known from the checkpoint before."""
+        files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name != "manifest.json"]
+        same = {path: (s.st_ino, s.st_mtime_ns, s.st_size) for path in files for s in [path.stat()]}
+        self._sums = {key: self._sums.get(key) or sha256(path) for path, key in same.items()}
+        return {path.name: self._sums[key] for path, key in same.items()}
+
     def _await_clients(self, partial: Path, patience: float) -> None:
         wanted = self._comm.world_size if self._stateful else 0
         deadline = time.monotonic() + patience
-        while len(list(partial.glob("clients-*"))) < wanted:
+        while len(list(partial.glob("clients-[0-9][0-9][0-9][0-9][0-9].s*"))) < wanted:  # a rank's last file
             if time.monotonic() > deadline:
                 raise OSError(f"{partial}: not every rank wrote its clients; do all ranks see this file system?")
             time.sleep(0.01)
@@ -221,8 +243,3 @@ class Checkpoints:
         for folder in folders[: -self._keep]:
             if folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    files = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".") and p.name != "manifest.json"]
-    return {path.name: sha256(path) for path in files}

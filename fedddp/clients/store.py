@@ -30,6 +30,7 @@ class ClientStore:
         self.common: dict[str, Tensor] = {}
         """State common to all clients, name -> [d], equal on every rank."""
         self._pending_common: dict[str, Tensor] = {}
+        self._committed: set[int] = set()
         self._lengths: dict[str, int] = {}  # of the vectors of a state, as `get` was last given them
         self._beside = beside
 
@@ -37,6 +38,11 @@ class ClientStore:
     def touched(self) -> set[int]:
         """The clients of this rank that took part before or in this round."""
         return {*self._kept, *self._pending}
+
+    @property
+    def committed(self) -> set[int]:
+        """The clients of this rank whose state the last `commit` changed."""
+        return self._committed | (self._beside.committed if self._beside else set())
 
     def get(self, ids: Iterable[int], new: ClientState) -> ClientState:
         """The states of ``ids`` side by side, name -> [K, d]; ``new``, name -> [1, d], where one never took part.
@@ -69,6 +75,7 @@ class ClientStore:
     def commit(self) -> None:
         """The round is over: what it wrote is what clients remember."""
         self._kept.update(self._pending)
+        self._committed = {*self._pending}
         self.common |= self._pending_common
         self._pending.clear()
         self._pending_common.clear()
@@ -82,11 +89,13 @@ class ClientStore:
         if self._beside:
             self._beside.discard()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything kept, "client/name" -> [d]; the state common to all clients has ``all`` as its client."""
-        own = {f"{k}/{name}": v[0] for k, state in self._kept.items() for name, v in state.items()}
+    def state_dict(self, ids: Iterable[int] | None = None) -> dict[str, Tensor]:
+        """Everything kept, or that of some clients, "client/name" -> [d]; what is common to all has ``all`` as its
+        client."""
+        kept = self._kept if ids is None else {k: self._kept[k] for k in ids if k in self._kept}
+        own = {f"{k}/{name}": v[0] for k, state in kept.items() for name, v in state.items()}
         own |= {f"all/{name}": vector for name, vector in self.common.items()}
-        beside = self._beside.state_dict() if self._beside else {}
+        beside = self._beside.state_dict(ids) if self._beside else {}
         return own | {key.replace("/", f"/{BESIDE}", 1): vector for key, vector in beside.items()}
 
     def load_state_dict(self, saved: dict[str, Tensor], mine: Callable[[int], bool]) -> None:

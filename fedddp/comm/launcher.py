@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -86,7 +87,7 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
 
 def _failure(found: ProcessFailure) -> Failure:
     """A rank that wrote no error file has a message that torch made up."""
-    said = found.error_file_data.get("message", "")
+    said = found.error_file_data.get("message", "") if Path(found.error_file).is_file() else ""
     return Failure(found.exitcode, said.get("message", "") if isinstance(said, dict) else said)
 
 

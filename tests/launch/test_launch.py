@@ -136,6 +136,7 @@ def test_the_status_says_how_a_run_ended_and_why(launch, tmp_path, monkeypatch, 
     told = status(tmp_path / "runs" / "trial")
     assert told["state"] == state, output
     assert cause in (told.get("error") or told.get("reason")), output
+    assert "NONE" not in str(told)
     assert process.returncode == (75 if "hup" in fault else 1), output
     saved = os.listdir(tmp_path / "runs" / "trial" / "checkpoints")
     assert "round-000001" in saved if fault.startswith(("kill", "abort")) else "round-000002" in saved, output
