@@ -136,7 +136,8 @@ class Experiment:
 
     def close(self, summary: Metrics | None = None) -> None:
         """End the run in agreement with the other ranks: close its files, lift the guard, leave the process group."""
-        self.federation.telemetry.close(summary)
+        with interrupt.at_disk():  # however long it takes to draw and write the last pages
+            self.federation.telemetry.close(summary)
         if self.folder:
             self.folder.release()
         self._restore()
