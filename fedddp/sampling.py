@@ -164,7 +164,7 @@ class PowerOfChoice(Participation):
     asks_losses: ClassVar[bool] = True
     candidates: Annotated[
         int,
-        Field(ge=0, description="d, clients whose losses are compared per round; 0 = 2 m, at most all"),
+        Field(ge=0, le=10_000_000, description="d, clients whose losses are compared per round; 0 = 2 m, at most all"),
     ] = 0
 
     def sampler(self, sizes: Tensor, size: int, seed: int, losses: Losses) -> Sampler:

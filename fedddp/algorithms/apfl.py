@@ -33,7 +33,9 @@ class APFL(FedAvg):
     """
 
     alpha: Annotated[float, Field(ge=0, le=1, description="initial alpha_k, the weight of the personal model")] = 0.5
-    alpha_lr: Annotated[float, Field(ge=0, description="step size of alpha_k; 0 = alpha_k stays as it is")] = 0.1
+    alpha_lr: Annotated[float, Field(ge=0, le=1e9, description="step size of alpha_k; 0 = alpha_k stays as it is")] = (
+        0.1
+    )
 
     @property
     def traits(self) -> Traits:

@@ -24,7 +24,9 @@ class Ditto(FedAvg):
     and not drawn to those of w_t.
     """
 
-    lam: Annotated[float, Field(ge=0, description="how strongly personal models are drawn to the global one")] = 0.1
+    lam: Annotated[
+        float, Field(ge=0, le=1e9, description="how strongly personal models are drawn to the global one")
+    ] = 0.1
     personal_epochs: Annotated[
         int, Field(ge=0, le=10_000, description="epochs of the personal model; 0 = client.local_epochs")
     ] = 0

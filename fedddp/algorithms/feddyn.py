@@ -35,7 +35,7 @@ class FedDyn(FedAvg):
     weighting: Annotated[
         Literal["uniform", "examples"], Field(description="a client's weight in the mean: 1, or its examples")
     ] = "uniform"
-    alpha: Annotated[float, Field(gt=0, description="strength of the dynamic regulariser")] = 0.01
+    alpha: Annotated[float, Field(gt=0, le=1e9, description="strength of the dynamic regulariser")] = 0.01
     alpha_by_size: Annotated[
         bool,
         Field(description="a client's alpha is divided by its examples over the mean client's (the authors' code)"),

@@ -29,7 +29,10 @@ class FedNova(FedAvg):
     """
 
     mu: Annotated[
-        float, Field(ge=0, description="pull of a client's steps towards the model of the round; 0 = no proximal term")
+        float,
+        Field(
+            ge=0, le=1e9, description="pull of a client's steps towards the model of the round; 0 = no proximal term"
+        ),
     ] = 0.0
 
     @property

@@ -22,7 +22,7 @@ class FedPer(Personal):
     """
 
     head: Annotated[
-        int, Field(ge=1, description="layers at the model's end that are private, unless private names them")
+        int, Field(ge=1, le=10_000, description="layers at the model's end that are private, unless private names them")
     ] = 1
 
     def patterns(self, spec: FlatSpec, key: str) -> Patterns:

@@ -19,7 +19,9 @@ class FedProx(FedAvg):
     Symbols: mu = self.mu, w_t = server.w, g and w the hook's arguments.
     """
 
-    mu: Annotated[float, Field(ge=0, description="pull of a client's steps towards the model of the round")] = 0.01
+    mu: Annotated[float, Field(ge=0, le=1e9, description="pull of a client's steps towards the model of the round")] = (
+        0.01
+    )
 
     def client_update(self, server: ServerState, client: ClientState, local: LocalTraining) -> ClientUpdate:
         if not self.mu:

@@ -30,7 +30,7 @@ class HetLoRA(FedAvg):
     """
 
     ranks: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...],
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...],
         Field(min_length=1, description="ranks of the clients' adapters, in turn; at most model.lora.rank"),
     ] = (2, 4, 8)
 

@@ -28,8 +28,8 @@ class Moon(FedAvg):
     whatever ``client.execution`` says.
     """
 
-    mu: Annotated[float, Field(ge=0, description="weight of the contrastive loss")] = 1.0
-    temperature: Annotated[float, Field(gt=0, description="tau, of the cosines in it")] = 0.5
+    mu: Annotated[float, Field(ge=0, le=1e9, description="weight of the contrastive loss")] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=1e9, description="tau, of the cosines in it")] = 0.5
 
     @property
     def traits(self) -> Traits:

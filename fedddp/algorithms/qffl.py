@@ -34,9 +34,11 @@ class QFFL(FedAvg):
     weighting: Annotated[
         Literal["uniform", "examples"], Field(description="a client's weight in both sums: 1, or its examples")
     ] = "uniform"
-    q: Annotated[float, Field(ge=0, description="0 = FedAvg; the larger, the more the worst clients count")] = 1.0
+    q: Annotated[float, Field(ge=0, le=1e9, description="0 = FedAvg; the larger, the more the worst clients count")] = (
+        1.0
+    )
     lipschitz: Annotated[
-        float, Field(ge=0, description="L; 0 = one over the distance that a gradient moves w in a local step")
+        float, Field(ge=0, le=1e9, description="L; 0 = one over the distance that a gradient moves w in a local step")
     ] = 0.0
 
     @property

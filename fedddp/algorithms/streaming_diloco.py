@@ -46,7 +46,7 @@ class StreamingDiLoCo(FedAvg):
 
     fragments: Annotated[int, Field(ge=1, le=1024, description="P, the number of fragments")] = 4
     delay: Annotated[
-        int, Field(ge=0, description="tau, rounds from a fragment's sum until it is applied; below fragments")
+        int, Field(ge=0, le=1024, description="tau, rounds from a fragment's sum until it is applied; below fragments")
     ] = 0
     alpha: Annotated[
         float, Field(ge=0, le=1, description="weight of a client's own entries where a fragment arrives; 0 = replace")

@@ -22,7 +22,12 @@ class Attack:
     """Base class of attacks: the number of Byzantine clients."""
 
     num_clients: Annotated[
-        int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 0 = a clean run, watched")
+        int,
+        Field(
+            ge=0,
+            le=10_000_000,
+            description="how many clients are Byzantine, drawn from the seed; 0 = a clean run, watched",
+        ),
     ] = 1
 
     of_classes: ClassVar[bool] = False
@@ -55,7 +60,10 @@ class NoAttack(Attack):
     """No attack: all clients are honest."""
 
     num_clients: Annotated[
-        int, Field(ge=0, description="how many clients are Byzantine, drawn from the seed; 1 with any attack")
+        int,
+        Field(
+            ge=0, le=10_000_000, description="how many clients are Byzantine, drawn from the seed; 1 with any attack"
+        ),
     ] = 0
 
     def __post_init__(self) -> None:
@@ -77,7 +85,7 @@ class LabelFlip(Attack):
 class SignFlip(Attack):
     """Honest updates are reversed, x -> -scale x (Li, Xu, Chen, Giannakis, Ling 2019)."""
 
-    scale: Annotated[float, Field(gt=0, description="how much longer the reversed update is")] = 1.0
+    scale: Annotated[float, Field(gt=0, le=1e9, description="how much longer the reversed update is")] = 1.0
 
     def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
         return -self.scale * row
@@ -87,7 +95,7 @@ class SignFlip(Attack):
 class Gaussian(Attack):
     """Updates are noise alone, x -> N(0, std^2 I) (Blanchard et al. 2017)."""
 
-    std: Annotated[float, Field(gt=0, description="standard deviation of each coordinate")] = 1.0
+    std: Annotated[float, Field(gt=0, le=1e9, description="standard deviation of each coordinate")] = 1.0
 
     def update(self, row: Tensor, stream: torch.Generator) -> Tensor:
         return (self.std * torch.randn(len(row), generator=stream, dtype=row.dtype)).to(row.device)
@@ -121,7 +129,9 @@ class ALIE(Colluding):
 
     z: Annotated[
         float,
-        Field(ge=0, description="standard deviations from the mean; 0 = the largest that the paper's count gives"),
+        Field(
+            ge=0, le=1e9, description="standard deviations from the mean; 0 = the largest that the paper's count gives"
+        ),
     ] = 1.5
 
     def sent(self, honest: Tensor, mean: Tensor, m: int) -> Tensor:
@@ -144,7 +154,7 @@ class IPM(Colluding):
     x -> -epsilon mean of the honest updates: small, it passes for one of them; above (m - f) / f, it turns the mean.
     """
 
-    epsilon: Annotated[float, Field(gt=0, description="length of the reversed mean")] = 0.5
+    epsilon: Annotated[float, Field(gt=0, le=1e9, description="length of the reversed mean")] = 0.5
 
     def sent(self, honest: Tensor, mean: Tensor, m: int) -> Tensor:
         return -self.epsilon * mean
@@ -159,13 +169,13 @@ class Backdoor(Attack):
 
     of_classes: ClassVar[bool] = True
 
-    target: Annotated[int, Field(ge=0, description="the class that the mark stands for")] = 0
+    target: Annotated[int, Field(ge=0, le=1_000_000, description="the class that the mark stands for")] = 0
     share: Annotated[
         float, Field(gt=0, le=1, description="fraction of a Byzantine client's examples that is marked")
     ] = 0.5
-    size: Annotated[int, Field(ge=1, description="side of the mark, in pixels")] = 4
+    size: Annotated[int, Field(ge=1, le=10_000, description="side of the mark, in pixels")] = 4
     boost: Annotated[
-        float, Field(gt=0, description="factor on the update; clients / num_clients replaces the model")
+        float, Field(gt=0, le=1e9, description="factor on the update; clients / num_clients replaces the model")
     ] = 1.0
 
     def examples(self, own: Examples, num_classes: int, stream: torch.Generator) -> Examples:

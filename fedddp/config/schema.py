@@ -32,7 +32,7 @@ class RunSection(Section):
 
     name: str = Field(default="", description="name of the run folder; empty = <algorithm>-<data>-<model>")
     dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of run folders")
-    seed: int = Field(default=0, ge=0, description="seed of all random choices")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="seed of all random choices")
     rounds: int = Field(default=10, ge=1, le=1_000_000, description="T, number of rounds")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto = cuda if available")
     backend: Literal["auto", "gloo", "nccl"] = Field(
@@ -122,6 +122,7 @@ class ClientSection(Section):
     clip_norm: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
+        le=1e9,
         description="largest L2 norm of the gradient of a local step, the algorithm's correction included; longer ones "
         "are scaled down to it (default: off)",
     )
@@ -147,7 +148,7 @@ class CohortSection(Section):
         default=None, gt=0, le=1, description="C, fraction of the population per round (default: all)"
     )
     size: Annotated[int | None, Off] = Field(
-        default=None, ge=1, description="m, number of clients per round; instead of fraction"
+        default=None, ge=1, le=10_000_000, description="m, number of clients per round; instead of fraction"
     )
     sampler: Annotated[
         Participation, Choice(SAMPLERS, {"name": "uniform"}), Field(description="how the clients of a round are drawn")
@@ -189,7 +190,7 @@ def checked_target(text: str | None) -> str | None:
 class EvaluateSection(Section):
     """When and where the model is evaluated."""
 
-    every: int = Field(default=1, ge=0, description="rounds between evaluations; 0 = only after the last")
+    every: int = Field(default=1, ge=0, le=1_000_000, description="rounds between evaluations; 0 = only after the last")
     where: Literal["rank0", "sharded"] = Field(
         default="sharded", description="sharded = all ranks evaluate; rank0 = rank 0 does, while the others continue"
     )
@@ -211,6 +212,7 @@ class EvaluateSection(Section):
     personal_every: int = Field(
         default=0,
         ge=0,
+        le=1_000_000,
         description="rounds between per-client evaluations on held-out data; 0 = off",
     )
     contribution: Literal["off", "leave_one_out", "shapley"] = Field(
@@ -223,8 +225,10 @@ class EvaluateSection(Section):
 class CheckpointSection(Section):
     """When checkpoints are written, and how many are kept."""
 
-    every: int = Field(default=1, ge=0, description="rounds between checkpoints; 0 = only when interrupted")
-    keep: int = Field(default=3, ge=1, description="number of newest checkpoints kept, besides the best")
+    every: int = Field(
+        default=1, ge=0, le=1_000_000, description="rounds between checkpoints; 0 = only when interrupted"
+    )
+    keep: int = Field(default=3, ge=1, le=1_000_000, description="number of newest checkpoints kept, besides the best")
     clients_dir: Annotated[str, UserPath] = Field(
         default="",
         description="folder for this rank's client states, readable by this rank's user only; "
@@ -244,10 +248,14 @@ class SecureAggregationSection(Section):
     bound: float = Field(
         default=8.0,
         gt=0,
+        le=1e9,
         description="largest magnitude of an entry of an update; largest adaptive clip",
     )
     min_clients: int = Field(
-        default=3, ge=1, description="fewest clients in a round's sum; a round with fewer is aborted before it is sent"
+        default=3,
+        ge=1,
+        le=10_000_000,
+        description="fewest clients in a round's sum; a round with fewer is aborted before it is sent",
     )
     roster: Annotated[str, UserPath] = Field(
         default="", description="file of all ranks' public keys; empty = keys are made at start and not authenticated"
@@ -267,7 +275,7 @@ class AdaptiveClipSection(Section):
     quantile: float = Field(
         default=0.5, gt=0, lt=1, description="fraction of the clients whose updates are not clipped"
     )
-    lr: float = Field(default=0.2, gt=0, description="learning rate of the clip; 0.2 as in the paper")
+    lr: float = Field(default=0.2, gt=0, le=1e9, description="learning rate of the clip; 0.2 as in the paper")
 
 
 class PrivacyAccountSection(Section):
@@ -284,6 +292,7 @@ class PrivacyAccountSection(Section):
     epsilon: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
+        le=1e9,
         description="this rank's own limit, over runs; a run whose rounds would exceed it is refused",
     )
     delta: Annotated[float | None, Off] = Field(
@@ -301,13 +310,16 @@ class PrivacySection(Section):
         description="unit of differential privacy: an example (DP-SGD on the client) or a "
         "client (DP-FedAvg); none = off",
     )
-    clip: float = Field(default=1.0, gt=0, description="C, largest L2 norm of an example's gradient or client's update")
+    clip: float = Field(
+        default=1.0, gt=0, le=1e9, description="C, largest L2 norm of an example's gradient or client's update"
+    )
     noise_multiplier: Annotated[float | None, Off] = Field(
-        default=None, ge=0, description="sigma, the noise's standard deviation in units of clip"
+        default=None, ge=0, le=1e9, description="sigma, the noise's standard deviation in units of clip"
     )
     target_epsilon: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
+        le=1e9,
         description="stop before the round that would exceed it; without noise_multiplier, sigma is computed from it",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="delta of (epsilon, delta)-differential privacy")
@@ -319,6 +331,7 @@ class PrivacySection(Section):
     bands: int = Field(
         default=0,
         ge=0,
+        le=1_000_000,
         description="bands of banded_mf, at most N / m; 1 = independent noise; 0 = N / m, but no more than 32",
     )
     accountant: Literal["prv", "rdp"] = Field(default="prv", description="how epsilon is composed; prv is tighter")

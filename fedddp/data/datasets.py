@@ -216,7 +216,7 @@ def synthetic(
     num_classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)] = 10,
     shape: Annotated[tuple[Side, ...], Field(min_length=1)] = (1, 28, 28),
     noise: Annotated[float, Field(ge=0, le=1e6)] = 0.3,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0,
 ) -> Dataset:
     """One random pattern per class plus noise, learnable in seconds, for tests and measurements without data."""
     asked = (num_train + num_test + 8 * num_classes) * prod(shape)  # bytes; patterns are floats

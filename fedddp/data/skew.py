@@ -53,7 +53,7 @@ class Noise(Skew):
     Pixels are scaled to [0, 1] and not cut off there. An example has the same noise whenever it is looked up.
     """
 
-    sigma: Annotated[float, Field(gt=0, description="of the last client; pixels lie in [0, 1]")] = 0.1
+    sigma: Annotated[float, Field(gt=0, le=1e9, description="of the last client; pixels lie in [0, 1]")] = 0.1
 
     def of(self, pictures: Pictures, num_clients: int, seed: int) -> Skewing:
         """See `Skew.of`."""
@@ -81,7 +81,10 @@ class Rotation(Skew):
     of 90 degrees move pixels exactly; other angles interpolate between them, with black from outside.
     """
 
-    angles: Annotated[tuple[float, ...], Field(min_length=1, description="degrees, one per cluster of clients")] = (
+    angles: Annotated[
+        tuple[Annotated[float, Field(ge=-3600, le=3600)], ...],
+        Field(min_length=1, description="degrees, one per cluster of clients"),
+    ] = (
         0.0,
         90.0,
         180.0,

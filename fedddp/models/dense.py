@@ -66,9 +66,9 @@ class SVM(ModelFactory):
     """
 
     features: Annotated[int, Field(ge=1, le=100_000, description="F, number of random features")] = 2000
-    gamma: Annotated[float, Field(gt=0, description="of the kernel exp(-gamma |x - y|^2) on normalised inputs")] = (
-        0.0017
-    )
+    gamma: Annotated[
+        float, Field(gt=0, le=1e9, description="of the kernel exp(-gamma |x - y|^2) on normalised inputs")
+    ] = 0.0017
 
     def build(self, shape: tuple[int, ...], num_classes: int) -> nn.Module:
         features = RandomFeatures(prod(shape), self.features, self.gamma)

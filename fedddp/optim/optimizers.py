@@ -109,10 +109,10 @@ class SGD:
     g <- g + weight_decay w;  v <- momentum v + g (v starts as g);  w <- w - lr (g + momentum v if nesterov else v)
     """
 
-    lr: Annotated[float, Field(gt=0, description="learning rate")] = 0.1
+    lr: Annotated[float, Field(gt=0, le=1e9, description="learning rate")] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1, description="momentum of the running gradient")] = 0.0
     nesterov: Annotated[bool, Field(description="look ahead along the momentum")] = False
-    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty added to the gradient")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e9, description="L2 penalty added to the gradient")] = 0.0
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum:
@@ -145,13 +145,13 @@ class SGD:
         torch._foreach_add_(params, grads, alpha=-self.lr)
 
 
-LR = Field(gt=0, description="learning rate")
+LR = Field(gt=0, le=1e9, description="learning rate")
 MEAN = Field(ge=0, lt=1, description="decay of the running gradient")
 SQUARE = Field(ge=0, lt=1, description="decay of the running square")
-FLOOR = Field(gt=0, description="added to the root of the square; tau of Reddi et al. on a server (1e-3)")
-PENALTY = Field(ge=0, description="L2 penalty added to the gradient")
+FLOOR = Field(gt=0, le=1e9, description="added to the root of the square; tau of Reddi et al. on a server (1e-3)")
+PENALTY = Field(ge=0, le=1e9, description="L2 penalty added to the gradient")
 CORRECTED = Field(description="undo the start of both running means at 0; false for a server as in Reddi et al.")
-ACCUMULATOR = Field(ge=0, description="the square to begin with; tau^2 or 0 in Reddi et al.")
+ACCUMULATOR = Field(ge=0, le=1e9, description="the square to begin with; tau^2 or 0 in Reddi et al.")
 
 
 class _Adaptive:
@@ -211,7 +211,9 @@ class Adam(_Adaptive):
 class AdamW(Adam):
     """Loshchilov and Hutter 2019, as torch.optim.AdamW computes it: w <- (1 - lr weight_decay) w first."""
 
-    weight_decay: Annotated[float, Field(ge=0, description="decay of the parameters, times lr, in every step")] = 0.01
+    weight_decay: Annotated[
+        float, Field(ge=0, le=1e9, description="decay of the parameters, times lr, in every step")
+    ] = 0.01
 
     def _decayed(self, params: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
         torch._foreach_mul_(params, 1 - self.lr * self.weight_decay)

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field
 
-WARM_UP = Field(ge=0, description="rounds (steps) of a linear rise before the full rate")
+WARM_UP = Field(ge=0, le=10**12, description="rounds (steps) of a linear rise before the full rate")
 ROUNDS = Field(
-    ge=0, description="rounds (steps), warm-up included, until the last factor is reached; 0 = the whole run"
+    ge=0, le=10**12, description="rounds (steps), warm-up included, until the last factor is reached; 0 = the whole run"
 )
 UNIT = Field(
     description="what changes the factor and is counted by the schedule's other keys: rounds, or the steps of "
@@ -54,7 +54,7 @@ class StepDecay(Constant):
     """A factor gamma every few rounds: gamma^floor(t / every)."""
 
     gamma: Annotated[float, Field(gt=0, le=1, description="factor at each step down")] = 0.5
-    every: Annotated[int, Field(ge=1, description="rounds between steps down")] = 10
+    every: Annotated[int, Field(ge=1, le=10**12, description="rounds between steps down")] = 10
 
     def _decayed(self, t: int) -> float:
         return self.gamma ** (t // self.every)

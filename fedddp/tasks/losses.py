@@ -43,7 +43,7 @@ class Focal:
 
     targets: ClassVar[tuple[str, ...]] = CLASSES
 
-    gamma: Annotated[float, Field(ge=0, description="how much less well classified examples weigh")] = 2.0
+    gamma: Annotated[float, Field(ge=0, le=1e9, description="how much less well classified examples weigh")] = 2.0
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         nll = F.cross_entropy(outputs, y, reduction="none")
@@ -76,7 +76,7 @@ class MulticlassHinge:
 
     targets: ClassVar[tuple[str, ...]] = CLASSES
 
-    margin: Annotated[float, Field(gt=0, description="by how much the right score has to lead")] = 1.0
+    margin: Annotated[float, Field(gt=0, le=1e9, description="by how much the right score has to lead")] = 1.0
 
     def __call__(self, outputs: Tensor, y: Tensor) -> Tensor:
         right = torch.arange(outputs.shape[-1], device=y.device) == y.unsqueeze(-1)  # [B, C]
@@ -88,7 +88,7 @@ class MulticlassHinge:
 class BinaryCrossEntropy:
     """-[p y log s(o) + (1 - y) log(1 - s(o))] for logits o, s the sigmoid; mean over an example's labels."""
 
-    positive_weight: Annotated[float, Field(gt=0, description="p, weight of a yes")] = 1.0
+    positive_weight: Annotated[float, Field(gt=0, le=1e9, description="p, weight of a yes")] = 1.0
 
     targets: ClassVar[tuple[str, ...]] = ("labels",)
 
@@ -123,7 +123,7 @@ class AbsoluteError:
 class Huber:
     """e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2), e = o - y; mean over an example's numbers."""
 
-    delta: Annotated[float, Field(gt=0, description="error from which the loss grows linearly")] = 1.0
+    delta: Annotated[float, Field(gt=0, le=1e9, description="error from which the loss grows linearly")] = 1.0
 
     targets: ClassVar[tuple[str, ...]] = ("real",)
 

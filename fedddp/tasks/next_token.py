@@ -88,7 +88,7 @@ class NextTokenPrediction:
     sample_length: Annotated[
         int, Field(ge=0, le=10_000, description="tokens of the sample of text at an evaluation; 0 = none")
     ] = 120
-    temperature: Annotated[float, Field(gt=0, description="of the sample: below 1, likelier tokens")] = 0.8
+    temperature: Annotated[float, Field(gt=0, le=1e9, description="of the sample: below 1, likelier tokens")] = 0.8
 
     targets: ClassVar[str] = "positions"
     natural: ClassVar[Loss] = CrossEntropy()

@@ -42,7 +42,7 @@ class Int8(Compression):
     until the scales are known: 4 D m / R bytes.
     """
 
-    bucket: Annotated[int, Field(ge=16, description="coordinates per scale")] = 1024
+    bucket: Annotated[int, Field(ge=16, le=2**31, description="coordinates per scale")] = 1024
 
     def sum(self, setting: Setting) -> Reduce:
         return Int8Sum(self, setting)

@@ -67,7 +67,9 @@ class ByzantineRule(Rule):
 
     num_byzantine: Annotated[
         int | None,
-        Field(ge=0, description="f, clients that may be Byzantine; default attack.num_clients, at least 1"),
+        Field(
+            ge=0, le=10_000_000, description="f, clients that may be Byzantine; default attack.num_clients, at least 1"
+        ),
     ] = None
 
     @property

@@ -23,9 +23,14 @@ class NormBound(Combination):
     have to be known, not the Gram matrix.
     """
 
-    bound: Annotated[float, Field(gt=0, description="M, largest L2 norm of an update; longer ones are scaled")] = 1.0
+    bound: Annotated[
+        float, Field(gt=0, le=1e9, description="M, largest L2 norm of an update; longer ones are scaled")
+    ] = 1.0
     noise: Annotated[
-        float, Field(ge=0, description="standard deviation of Gaussian noise on each coordinate of the result; 0 = off")
+        float,
+        Field(
+            ge=0, le=1e9, description="standard deviation of Gaussian noise on each coordinate of the result; 0 = off"
+        ),
     ] = 0.0
 
     def partial(self, x: Tensor) -> Tensor | None:
@@ -60,7 +65,7 @@ class CenteredClipping(Combination):
     take more iterations: the centre moves by no more than tau in each, and they send nothing.
     """
 
-    radius: Annotated[float, Field(gt=0, description="tau, as far as an update may lie from the centre")] = 1.0
+    radius: Annotated[float, Field(gt=0, le=1e9, description="tau, as far as an update may lie from the centre")] = 1.0
     iterations: Annotated[
         int, Field(ge=1, le=1000, description="how often the centre is moved; this sends nothing")
     ] = 5

@@ -32,7 +32,7 @@ class GeometricMedian(Combination):
         int,
         Field(ge=1, le=1000, description="steps of the Weiszfeld algorithm from the medoid, which send nothing"),
     ] = 3
-    smoothing: Annotated[float, Field(gt=0, description="nu, the distance below which all weigh alike")] = 1e-6
+    smoothing: Annotated[float, Field(gt=0, le=1e9, description="nu, the distance below which all weigh alike")] = 1e-6
 
     def coefficients(self, known: Tensor, weight: Tensor) -> Tensor:
         alpha = weight / weight.sum()

@@ -43,7 +43,10 @@ class MultiKrum(Krum):
     """The mean of the ``selected`` updates whose nearest neighbours are closest."""
 
     selected: Annotated[
-        int, Field(ge=0, description="updates that are averaged, at most m - f; 0 = m - f of those that arrived")
+        int,
+        Field(
+            ge=0, le=10_000_000, description="updates that are averaged, at most m - f; 0 = m - f of those that arrived"
+        ),
     ] = 0
 
     needs: ClassVar[str] = "m >= 2 f + 3 and m >= selected + f"

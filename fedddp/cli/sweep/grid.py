@@ -38,7 +38,7 @@ class Settings(Section):
 
     name: str = Field(default="", description="of the sweep's folder; empty = the file's name")
     dir: Annotated[str, UserPath] = Field(default="runs", min_length=1, description="parent of the sweep's folder")
-    nproc: int = Field(default=1, ge=1, description="number of ranks per run")
+    nproc: int = Field(default=1, ge=1, le=1024, description="number of ranks per run")
     jobs: int = Field(default=1, ge=1, le=1024, description="runs side by side, each with its part of cores and GPUs")
     files: list[str] = Field(default=[], description="configuration files of all runs, before [base]")
     average: str = Field(default="run.seed", description="the axis whose runs are one row: mean and deviation")

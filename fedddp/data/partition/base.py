@@ -161,7 +161,7 @@ class Partitioner(ABC):
 
     num_clients: Annotated[int, Field(ge=0, le=10_000_000, description="N, population; 0 = as many as ranks")] = 0
     seed: Annotated[
-        Annotated[int, Field(ge=0)] | None,
+        Annotated[int, Field(ge=0, le=2**63 - 1)] | None,
         Off,
         Field(description="seed of who owns what, apart from all else (default: run.seed)"),
     ] = field(default=None, kw_only=True)

@@ -26,7 +26,7 @@ class Quantity(Partitioner):
     """Labels alike, sizes unequal: fractions of the examples drawn from Dir(alpha) (Li et al. 2022, NIID-Bench)."""
 
     alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few clients own most")] = 0.5
-    min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 1
+    min_size: Annotated[int, Field(ge=1, le=10**9, description="examples every client has at least")] = 1
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels), self.min_size)
@@ -49,7 +49,7 @@ class Overlapping(Partitioner):
     owners as every other (give or take one), and none has two while there are enough. Neighbours overlap most.
     """
 
-    size: Annotated[int, Field(ge=1, description="examples a client owns")] = 60
+    size: Annotated[int, Field(ge=1, le=10**9, description="examples a client owns")] = 60
 
     def split(self, labels: Ints, seed: int) -> Partition:
         n = len(labels)
@@ -66,7 +66,7 @@ class Shards(Partitioner):
     """Sorted by label, cut into equal shards, some shards per client (McMahan et al. 2017, section 3)."""
 
     by_label: ClassVar[bool] = True
-    shards_per_client: Annotated[int, Field(ge=1, description="label-sorted shards per client")] = 2
+    shards_per_client: Annotated[int, Field(ge=1, le=10**9, description="label-sorted shards per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels), self.shards_per_client)
@@ -90,7 +90,7 @@ class Labels(Partitioner):
     """
 
     by_label: ClassVar[bool] = True
-    labels_per_client: Annotated[int, Field(ge=1, description="labels per client")] = 2
+    labels_per_client: Annotated[int, Field(ge=1, le=10**9, description="labels per client")] = 2
 
     def split(self, labels: Ints, seed: int) -> Partition:
         present = np.unique(labels)
@@ -163,6 +163,7 @@ class Dirichlet(Partitioner):
         float,
         Field(
             gt=0,
+            le=1e9,
             description="concentration of Dir(alpha p): small = few labels per client; C times a paper's Dir(alpha)",
         ),
     ] = 0.5
@@ -217,7 +218,7 @@ class DirichletLabels(Partitioner):
 
     by_label: ClassVar[bool] = True
     alpha: Annotated[float, Field(gt=0, le=1e6, description="concentration: small = few owners per label")] = 0.5
-    min_size: Annotated[int, Field(ge=1, description="examples every client has at least")] = 10
+    min_size: Annotated[int, Field(ge=1, le=10**9, description="examples every client has at least")] = 10
 
     def split(self, labels: Ints, seed: int) -> Partition:
         require(self.num_clients, len(labels), self.min_size)

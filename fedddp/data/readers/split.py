@@ -10,7 +10,7 @@ from ...errors import UsageError
 from ...rng import numpy_generator
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 def held_out(examples: int, fraction: float, seed: int) -> NDArray[np.bool_]:
