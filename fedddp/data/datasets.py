@@ -25,6 +25,7 @@ from torch import Tensor
 from ..comm.world import Place
 from ..errors import UsageError, named
 from ..registry.choice import import_class
+from ..registry.kinds import unfit
 from ..registry.spelling import suggestion
 from ..registry.torchvision_operators import torchvision_class
 from ..rng import numpy_generator
@@ -314,6 +315,8 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any], targets
     with named(f"data.name={name!r}"):
         if ":" in name:
             cls = import_class(name)
+            if wrong := unfit(cls, object):
+                raise UsageError(wrong, code="import-kind")
             check_call(cls, args)
             return from_class(cls, root, download, targets, **args)
         loader = DATASETS[name]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -70,6 +70,8 @@ COMMON = ("weights", "trainable", "frozen_dtype", "lora", "checkpointing")
 @dataclass(frozen=True)
 class ImportedModule(ModelFactory):
     """A user's class; its constructor gets the section's keys, but for those of every model that it does not take."""
+
+    makes: ClassVar[type] = nn.Module
 
     path: str
     module: Any

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..errors import OWN_CODE
+from .kinds import unfit
 from .spelling import suggestion
 from .torchvision_operators import declare_if_missing
 
@@ -74,7 +75,12 @@ def read_file(path: Path, at_most: int = -1) -> bytes:
 
 
 class Wrapped(Protocol):
-    """The section of an imported class: a dataclass with ``path``, ``module`` and ``args``."""
+    """The section of an imported class: a dataclass with ``path``, ``module`` and ``args``.
+
+    ``makes``: the kind of object that calling it gives.
+    """
+
+    makes: ClassVar[type]
 
     def __init__(self, path: str, module: Any, args: dict[str, Any]) -> None: ...
 
@@ -102,10 +108,10 @@ class Choice:
     _adapters: dict[type, TypeAdapter[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
+        return core_schema.no_info_plain_validator_function(functools.partial(self.validate, kind=source))
 
-    def validate(self, value: Any) -> Any:
-        """The section object for a table; an object is returned unchanged."""
+    def validate(self, value: Any, kind: type = object) -> Any:
+        """The section object for a table; an object is returned unchanged. ``kind``: its class, or a protocol."""
         if dataclasses.is_dataclass(value):
             return value
         if not isinstance(value, dict):
@@ -115,9 +121,12 @@ class Choice:
         if isinstance(name, str):
             table = {**self.given(name), **table}
         cls, member = self._named(name)
-        if not dataclasses.is_dataclass(cls):
-            return self._wrapped(cls, name, table)
-        return self._checked(cls, table | member)
+        wrap = None if dataclasses.is_dataclass(cls) else self.wrap
+        if wrap is None and not dataclasses.is_dataclass(cls):
+            raise _mistake("should name a dataclass", at="name", value=name)
+        if cls not in self.registry.values() and (wrong := unfit(cls, wrap.makes if wrap else kind)):
+            raise _mistake(wrong, at="name", value=name)
+        return self._wrapped(wrap, cls, name, table) if wrap else self._checked(cls, table | member)
 
     def _checked(self, cls: Any, table: dict[str, Any]) -> Any:
         try:
@@ -149,10 +158,7 @@ class Choice:
             raise _mistake(known + suggestion(str(name), self.registry), at="name", value=name)
         return self.registry[name], {}
 
-    def _wrapped(self, cls: Any, name: str, args: dict[str, Any]) -> Any:
-        if self.wrap is None or not callable(cls):
-            raise _mistake("should name a dataclass", at="name", value=name)
-        wrap: Any = self.wrap
+    def _wrapped(self, wrap: Any, cls: Any, name: str, args: dict[str, Any]) -> Any:
         own = {f.name for f in dataclasses.fields(wrap) if f.kw_only}
         signature = inspect.signature(cls)
         common = {key: args.pop(key) for key in own & args.keys() if key not in signature.parameters}

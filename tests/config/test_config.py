@@ -23,6 +23,12 @@ class Slow:
     lr: float = 0.01
     patience: int = 3
 
+    def gradient_weight(self, steps): ...
+
+    def init(self, params): ...
+
+    def step_(self, params, grads, state): ...
+
 @dataclass(frozen=True)
 class Mine(FedAvg):
     mu: float = 0.5

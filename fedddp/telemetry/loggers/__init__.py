@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ...errors import OWN_CODE, UsageError, named, reason
 from ...registry.choice import import_class
+from ...registry.kinds import unfit
 from ...registry.optional import imported
 from ...registry.spelling import suggestion
 from ..beside import InBackground
@@ -38,7 +39,10 @@ def _found(name: str) -> Logger:
     key = f"telemetry.loggers={name!r}"
     if ":" in name:
         with named(key):
-            return import_class(name)
+            found = import_class(name)
+            if wrong := unfit(found, Sink):
+                raise UsageError(f"{key}: {wrong}", code="import-kind")
+            return found
     if name not in LOGGERS:
         known = ", ".join(LOGGERS)
         raise UsageError(f"{key}: should be {known} or package.module:Class{suggestion(name, LOGGERS)}")
