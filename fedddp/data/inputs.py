@@ -11,6 +11,10 @@ from torch import Tensor
 from ..errors import UsageError
 from .skew import Pictures
 
+KINDS = {torch.uint8, torch.bool, torch.int8, torch.int16, torch.int32, torch.int64}
+KINDS |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+"""Types of inputs: for the others torch lacks operations as plain as the maximum."""
+
 
 class Shape(tuple[int, ...]):
     """The shape of one input, and what a model has to know of it besides.
@@ -126,10 +130,11 @@ class Normalizer:
 def check_inputs(train: Tensor, test: Tensor) -> None:
     """Raise ValueError for inputs that no model can be trained on, in one line that says what to do."""
     for part, x in (("training", train), ("test", test)):
-        if x.layout != torch.strided or x.is_complex() or x.is_quantized:
+        if x.layout != torch.strided or x.dtype not in KINDS:
             kind = str(x.dtype).removeprefix("torch.") if x.layout == torch.strided else f"sparse ({x.layout})"
             raise UsageError(
-                f"{part} inputs are {kind}; give dense real numbers (of complex ones, two channels)", code="inputs-type"
+                f"{part} inputs are {kind}; give dense real numbers (two channels of complex ones; token ids as int64)",
+                code="inputs-type",
             )
         if not x[0].numel():
             raise UsageError(f"{part} inputs are of shape {list(x.shape[1:])}: they are empty", code="inputs-empty")

@@ -22,6 +22,7 @@ from ..rng import global_seed
 from ..tasks import TASKS, Task, natural_loss, num_outputs, targets_of
 from ..tasks.losses import CLASSES, Natural
 from ..tasks.losses import check as check_loss
+from .size import check_size
 
 LARGEST = 16
 """Most examples of a trial step: what runs on so many runs on more, and even a deep network takes under a second."""
@@ -87,9 +88,11 @@ def _configured(config: Config, dataset: Dataset) -> Task:
     try:
         shape, count = dataset.shape, num_outputs(config.task, dataset)  # once; the task does not keep the examples
         check_loss(loss, getattr(natural, "targets", CLASSES)[0], count)
-        return config.task.build(lambda: cast(config.model.build(shape, count), dtype), loss, dataset)
+        task = config.task.build(lambda: cast(config.model.build(shape, count), dtype), loss, dataset)
     except ValueError as error:
         raise UsageError(f"{chosen(config, 'loss')}: {error}") from error
+    check_size(chosen(config, "model"), config.model, shape, count)
+    return task
 
 
 def _sized(config: Config, task: Task, dataset: Dataset) -> Task:

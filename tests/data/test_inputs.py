@@ -260,7 +260,7 @@ def test_a_damaged_file_of_mnist_is_named(how, download, tmp_path):
         assert str(error.value).startswith(f"data.name='{data}': ")
 
 
-def own_mnist(root, train, download):
+def own_mnist(root, train, download) -> torch.utils.data.Dataset:
     return torchvision_class("MNIST")(root, train=train, download=download)
 
 

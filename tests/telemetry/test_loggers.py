@@ -34,7 +34,7 @@ class Recording:
         self.summary = summary
 
 
-class Unopened:
+class Unopened(Recording):
     def __init__(self, run):
         raise RuntimeError("no account")
 

@@ -1,5 +1,7 @@
 """Arrays by name in a file of numpy: ``data.name=npz``. What is stored uncompressed is mapped into memory, not read."""
 
+import lzma
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,8 @@ from ..inputs import as_inputs, channels_first
 from ..labels import listed
 from .split import Fraction, Seed, held_out
 
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, OverflowError, MemoryError)
+UNREADABLE += (RuntimeError,)  # of an archive that is encrypted, or packed in a way that Python does not know
 LOCAL_HEADER, NAME_LENGTH, EXTRA_LENGTH = 30, slice(26, 28), slice(28, 30)  # of a file in a zip archive
 
 
@@ -69,7 +73,7 @@ def arrays(
         ) from None
     except UsageError:
         raise
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise UsageError(f"{path}: cannot be read ({first_line(error)})", code="npz-file") from None
     if len(both) == 1:
         whole, test = both[0], held_out(len(both[0]), test_fraction, seed)
@@ -96,16 +100,18 @@ def _chosen(examples: Examples, side: NDArray[np.bool_]) -> Examples:
 
 
 def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
-    """One array, mapped copy-on-write if the archive holds its bytes as they are. Raises ValueError."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        with archive.open(info) as member:
-            return npy.read_array(member)
+    """One array, mapped copy-on-write if the archive holds its bytes as they are. Raises one of `UNREADABLE`."""
     with archive.open(info) as member:
         old = npy.read_magic(member) == (1, 0)
         shape, by_columns, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(member)
         offset = member.tell()
     if dtype.hasobject:
         raise ValueError(f"{info.filename} holds Python objects; save numbers")
+    if (told := math.prod(shape) * dtype.itemsize) != info.file_size - offset or min(shape, default=1) < 0:
+        raise ValueError(f"{info.filename} has {info.file_size - offset:,} bytes of numbers, its header says {told:,}")
+    if info.compress_type != zipfile.ZIP_STORED:
+        with archive.open(info) as member:
+            return npy.read_array(member)
     with path.open("rb") as raw:
         raw.seek(info.header_offset)
         header = raw.read(LOCAL_HEADER)

@@ -77,7 +77,7 @@ def test_what_is_missing_or_damaged_is_one_line(tmp_path):
     assert "has no array 'y_test'" in refused(tmp_path, **{k: v for k, v in SPLIT.items() if k != "y_test"})
     assert "'x' is [20, 3], 'y' is [19]" in refused(tmp_path, x=X, y=Y[:19])
     assert "Python objects" in refused(tmp_path, x=np.array([{}, 3], object), y=Y[:2])
-    assert "cannot be read (Object arrays" in refused(tmp_path, np.savez_compressed, x=np.array([{}], object), y=Y[:1])
+    assert "holds Python objects" in refused(tmp_path, np.savez_compressed, x=np.array([{}], object), y=Y[:1])
     loaded(tmp_path, **SPLIT)
     whole = (tmp_path / "data.npz").read_bytes()
     for content, said in ((whole[:-40], "cannot be read"), (b"", "cannot be read"), (None, "does not exist")):
