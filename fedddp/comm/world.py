@@ -123,3 +123,12 @@ def is_loopback(host: str) -> bool:
 def _launch(env: Mapping[str, str]) -> str:
     run_id = env.get("TORCHELASTIC_RUN_ID", "")
     return f"{run_id}/{socket.gethostname()}/{os.getppid()}" if run_id == "none" else run_id
+
+
+def memory() -> int:
+    """Return the bytes of memory of this machine, or those that its control group may use."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # another kind of machine; "max"
+        return total

@@ -6,9 +6,10 @@ folder layout. A user's own class is named by import path and follows torchvisio
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -23,7 +24,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..comm.world import Place
-from ..errors import UsageError, named
+from ..errors import UsageError, named, out_of_memory
 from ..registry.choice import import_class
 from ..registry.kinds import unfit
 from ..registry.spelling import suggestion
@@ -312,7 +313,7 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any], targets
             f"data.name={name!r}: should be one of {known} or package.module:Class{suggestion(name, DATASETS)}",
             code="dataset-unknown",
         )
-    with named(f"data.name={name!r}"):
+    with named(f"data.name={name!r}"), _within_memory():
         if ":" in name:
             cls = import_class(name)
             if wrong := unfit(cls, object):
@@ -325,6 +326,17 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any], targets
         except TypeError as error:
             raise UsageError(f"data.args={dict(args)!r} does not fit ({error})", code="dataset-arguments") from None
         return loader(root, download, targets, **_checked(loader, args))
+
+
+@contextlib.contextmanager
+def _within_memory() -> Iterator[None]:
+    """Raise UsageError where the data of the block do not fit into memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UsageError("does not fit into memory; take fewer or smaller examples", code="inputs-memory") from error
 
 
 def _checked(loader: Callable[..., Any], args: Mapping[str, Any]) -> dict[str, Any]:

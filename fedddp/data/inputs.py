@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..comm.world import memory
 from ..errors import UsageError
 from .skew import Pictures
 
@@ -143,6 +144,15 @@ def check_inputs(train: Tensor, test: Tensor) -> None:
         raise UsageError(
             f"training inputs are {train.dtype}, test inputs {test.dtype}; give both as one type",
             code="inputs-sets-differ",
+        )
+
+
+def check_memory(needed: int, what: str, remedy: str) -> None:
+    """Raise ValueError if ``what`` takes more bytes than the machine has, before they are asked for."""
+    if needed > memory():
+        raise UsageError(
+            f"{what} take {needed / 1e9:,.0f} GB; this machine has {memory() / 1e9:,.0f} GB: {remedy}",
+            code="inputs-memory",
         )
 
 

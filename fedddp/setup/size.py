@@ -1,14 +1,13 @@
 """Refuse a model that this machine has no memory for, before anything of its size is made."""
 
-import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..comm.world import memory
 from ..errors import OWN_CODE, UsageError
 from ..rng import global_seed
 
@@ -42,12 +41,3 @@ def check_size(front: str, section: Any, shape: tuple[int, ...], num_outputs: in
             f"{front}: has {sum(t.numel() for t in tensors):,} parameters, which take at least {needed / 1e9:,.0f} GB "
             f"in training; this machine has {there / 1e9:,.0f} GB: make the model smaller"
         )
-
-
-def memory() -> int:
-    """The bytes of memory of this machine, or those that its control group may use."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # another kind of machine; "max"
-        return total

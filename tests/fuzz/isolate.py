@@ -1,6 +1,7 @@
 """Run attempts in a process of their own, within limits of time and memory, and say what each of them came to."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -94,6 +95,7 @@ def _started(attempt: Callable[[int], object], first: int) -> tuple[int, int]:
         return child, out
     os.close(out)
     with contextlib.suppress(BaseException):
+        faulthandler.disable()
         with open("/proc/self/statm", encoding="utf-8") as file:
             size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + BYTES,) * 2)

@@ -1,5 +1,6 @@
 """The readers that are fuzzed: for each, right files in a folder, and an attempt on them with something changed."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -22,6 +23,7 @@ from fedddp.cli.main import main
 from fedddp.cli.sweep.grid import read as read_sweep
 from fedddp.comm.world import Place
 from fedddp.config import Config, build, parse, to_dict
+from fedddp.errors import UsageError
 from fedddp.registry.choice import keys_of
 from fedddp.registry.shipped import shipped
 from fedddp.secure.identity import Identity, Roster
@@ -47,11 +49,16 @@ def prepared(*words: str) -> None:
     prepare(resolve(build(*parse(words).layers), Place()), Place())
 
 
-def ran(*words: str) -> None:
-    """A command that ends as one should. Raises RuntimeError for another exit code, or more than a line."""
-    code = main([*words])
-    if code not in (0, 2):
-        raise RuntimeError(f"exit code {code}")
+def ran(*words: str, ends: tuple[int, ...] = (0, 2)) -> None:
+    """A command that ends as one should. Raises what it said as UsageError, or RuntimeError for another exit code."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main([*words])
+    text = said.getvalue()
+    if code not in ends or "Traceback" in text:
+        raise RuntimeError(f"exit code {code}: {text[-3000:]}")
+    if code:
+        raise UsageError(text.strip().splitlines()[-1])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -201,13 +208,42 @@ def rows(folder: Path) -> Attempt:
     """A table of columns, as CSV and as Parquet."""
     lines = [f"{i % 5},{i / 3:.3f},{'ab'[i % 2]},{i % 3},{i % 3}" for i in range(40)]
     right = {"t.csv": "\n".join(["a,b,c,who,y", *lines]).encode() + b"\n"}
-    words = [*TINY, "--data.name=csv", f"--data.root={folder}", "--data.args.file=t.csv", "--data.args.target=y"]
+    packed = io.BytesIO()
+    with contextlib.suppress(ImportError):
+        import pyarrow.csv
+        import pyarrow.parquet
 
-    def then(draw: Random) -> None:
+        pyarrow.parquet.write_table(pyarrow.csv.read_csv(io.BytesIO(right["t.csv"])), packed)
+        right["t.parquet"] = packed.getvalue()
+    words = [*TINY, f"--data.root={folder}", "--data.args.target=y"]
+
+    def attempt(draw: Random) -> None:
+        name = draw.choice([*right])
         more = ["--data.args.owner=who", "--data.partition.name=natural"] if draw.random() < 0.5 else []
-        prepared(*words, *more, THREE)
+        more += [f"--data.name={name[2:]}", f"--data.args.file={name}", THREE]
+        change = one_of({".csv": table, ".parquet": mutate.of_bytes})
+        on(folder, {name: right[name]}, change, lambda _: prepared(*words, *more))(draw)
 
-    return on(folder, right, one_of({"": table}), then)
+    return attempt
+
+
+def texts(folder: Path) -> Attempt:
+    """Lines of JSON with a tokenizer."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "a": 1, "b": 2, "c": 3, "?": 4}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    lines = [{"prompt": "a b " * (i % 3), "response": "c a", "owner": "xyz"[i % 3]} for i in range(30)]
+    right = {
+        "t.jsonl": "\n".join(map(json.dumps, lines)).encode(),
+        "m/tokenizer.json": tokenizer.to_str().encode(),
+        "m/config.json": json.dumps({"vocab_size": 8}).encode(),
+        "m/tokenizer_config.json": json.dumps({"eos_token": "b"}).encode(),
+    }
+    words = [*SMALL, "--model.name=lstm", "--model.hidden=4", "--task.name=next_token", "--data.name=jsonl"]
+    words += [f"--data.root={folder}", "--data.args.file=t.jsonl", "--data.args.tokenizer=m", "--data.args.length=8"]
+    words += ["--data.partition.name=natural", THREE]
+    return on(folder, right, one_of({"jsonl": mutate.of_lines, "": mutate.of_json}), lambda _: prepared(*words))
 
 
 def images(folder: Path) -> Attempt:
@@ -285,7 +321,10 @@ def run_folder(folder: Path) -> Attempt:
         ("report", str(run), f"--out={folder}/r.html"),
         ("export", str(run), "--to=safetensors", f"--out={folder}/out"),
     ]  # fmt: skip
-    return on(folder, files(folder), change, lambda draw: ran(*draw.choice(commands)))
+    right = files(folder)
+    for command in commands:  # what they import is there from now on
+        ran(*command)
+    return on(folder, right, change, lambda draw: ran(*draw.choice(commands)))
 
 
 def toml(folder: Path) -> Attempt:
@@ -350,6 +389,7 @@ def keys(folder: Path) -> Attempt:
     record.release()
     SpendFile(folder / "privacy.jsonl").append(1, 0, [0, 1])
     SpendFile(folder / "privacy.jsonl").append(2, 1, None)
+    ran("show", "account", str(folder / "account"))  # what it imports is there from now on
 
     def then(draw: Random) -> None:
         draw.choice(
@@ -359,7 +399,7 @@ def keys(folder: Path) -> Attempt:
                 lambda: read(folder / "account"),
                 lambda: read(folder / "account", folder / "key.pem"),
                 lambda: SpendFile(folder / "privacy.jsonl").since(0),
-                lambda: ran("show", "account", str(folder / "account")),
+                lambda: ran("show", "account", str(folder / "account"), ends=(0, 1, 2)),  # 1: the record was changed
             ]
         )()
 
@@ -369,5 +409,5 @@ def keys(folder: Path) -> Attempt:
 
 READERS: dict[str, Callable[[Path], Attempt]] = {
     "words": words, "toml": toml, "idx": idx, "npz": arrays, "parts": parts, "partition": partition, "table": rows,
-    "images": images, "leaf": leaf, "weights": weights, "run": run_folder, "keys": keys,
+    "images": images, "leaf": leaf, "texts": texts, "weights": weights, "run": run_folder, "keys": keys,
 }  # fmt: skip

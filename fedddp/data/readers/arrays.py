@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...errors import UsageError, first_line
 from ..datasets import Dataset, Examples
-from ..inputs import as_inputs, channels_first
+from ..inputs import as_inputs, channels_first, check_memory
 from ..labels import listed
 from .split import Fraction, Seed, held_out
 
@@ -110,6 +110,7 @@ def _array(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Any:
     if (told := math.prod(shape) * dtype.itemsize) != info.file_size - offset or min(shape, default=1) < 0:
         raise ValueError(f"{info.filename} has {info.file_size - offset:,} bytes of numbers, its header says {told:,}")
     if info.compress_type != zipfile.ZIP_STORED:
+        check_memory(told, f"{info.filename}, unpacked, would", "store it with numpy.savez, uncompressed")
         with archive.open(info) as member:
             return npy.read_array(member)
     with path.open("rb") as raw:

@@ -1,6 +1,7 @@
 """Folders of images, a folder for each class: ``data.name=imagefolder``, read file by file with pillow."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ...errors import UsageError, first_line
 from ..datasets import Dataset, Examples
+from ..inputs import check_memory
 from .split import Fraction, Seed, held_out
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -81,7 +83,9 @@ def _listed(folder: Path) -> list[Path]:
 def _read(files: Sequence[Path], size: Sequence[int], mode: str, *, resized: bool, forced: bool) -> Tensor:
     """All images in one tensor, which is there before the first is read. Raises UsageError."""
     height, width = size
-    x = torch.empty(len(files), 1 if mode == "L" else 3, height, width, dtype=torch.uint8)
+    shape = (len(files), 1 if mode == "L" else 3, height, width)
+    check_memory(prod(shape), f"{len(files)} images of {height} x {width}", "set a smaller data.args.resize")
+    x = torch.empty(shape, dtype=torch.uint8)
     for i, file in enumerate(files):
         image = _opened(file)
         if mode == "L" and image.mode not in GREY and not forced:

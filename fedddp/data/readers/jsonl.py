@@ -116,7 +116,7 @@ class _Columns:
     def _line(self, line: str, where: str) -> Line:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise UsageError(f"{where}: is no JSON object; write one a line", code="jsonl-line")

@@ -18,6 +18,7 @@ from pydantic import Field
 from ...errors import UsageError, first_line, reason
 from ...registry.choice import read_file
 from ..datasets import Dataset, Examples
+from ..inputs import check_memory
 from ..targets import IGNORED
 from .characters import ALPHABET, PADDING, VOCABULARY, Length, padded
 
@@ -72,9 +73,10 @@ class _Form:
         """Inputs and targets of one user. Raises ValueError."""
         if isinstance(x[0], list) and any(isinstance(value, str) for value in x[0]):
             x = [row[self.column] for row in x]
-        if not isinstance(x[0], str):
+        if not all(isinstance(value, str) for value in x):
             numbers = np.asarray(x, np.float32)
             return numbers.reshape(len(x), *self.shape) if self.shape else numbers, y
+        check_memory(8 * len(x) * self.length, f"{len(x)} texts of {self.length}", "set a smaller data.args.length")
         tokens = np.stack([padded(text, self.length) for text in x])
         if not self.next:
             return tokens, y
@@ -93,7 +95,7 @@ def _examples(folder: Path, users: dict[str, int], form: _Form) -> Examples:
                 if said["x"]:
                     x, y = form.inputs(said["x"], said["y"])
                     parts.append((x, np.asarray(y), np.full(len(x), users.setdefault(user, len(users)))))
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, AttributeError) as error:
             raise UsageError(
                 f"{file}: is no file of LEAF that can be read ({reason(error)}); it has users, and user_data with "
                 "x and y of each",

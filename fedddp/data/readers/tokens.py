@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OWN_CODE, UsageError, first_line
 from ...registry.choice import user_path
+from ..inputs import check_memory
 from ..targets import IGNORED
 
 PADDING = 0
@@ -50,10 +51,10 @@ class Tokenizer:
             ) from None
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        end = _entry(folder / "tokenizer_config.json", "eos_token")
+        end, known = _entry(folder / "tokenizer_config.json", "eos_token"), _entry(folder / "config.json", "vocab_size")
         end = end.get("content") if isinstance(end, dict) else end
-        known = max(tokenizer.get_vocab_size(), _entry(folder / "config.json", "vocab_size") or 0)
-        return cls(tokenizer, known, tokenizer.token_to_id(end) if end else None)
+        known = max(tokenizer.get_vocab_size(), known if isinstance(known, int) else 0)
+        return cls(tokenizer, known, tokenizer.token_to_id(end) if isinstance(end, str) and end else None)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the tokens of ``text``; with ``special``, those that its model puts around a text, too."""
@@ -72,7 +73,7 @@ def _entry(file: Path, key: str) -> Any:
     """A value of a JSON file beside a tokenizer; None where there is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8")).get(key)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -100,6 +101,7 @@ def rows(parts: Sequence[Piece], length: int) -> tuple[NDArray[np.int64], NDArra
 
     The target of a token is the next one, if that is predicted, else `IGNORED`. Behind a short piece there is padding.
     """
+    check_memory(16 * len(parts) * length, f"{len(parts)} rows of {length} tokens", "set a smaller data.args.length")
     x, y = np.full((len(parts), length), PADDING, np.int64), np.full((len(parts), length), IGNORED, np.int64)
     for i, (piece, counts) in enumerate(parts):
         tokens = np.asarray(piece[: length + 1], np.int64)
