@@ -156,6 +156,7 @@ class CohortSection(Section):
     deadline: Annotated[float | None, Off] = Field(
         default=None,
         gt=0,
+        le=1e7,
         description="seconds of a round in which a rank's clients are trained; later ones do not count",
     )
     over_selection: float = Field(
@@ -175,7 +176,7 @@ class AggregationSection(Section):
     compression: Annotated[
         Compression, Choice(COMPRESSIONS, {"name": "none"}), Field(description="how updates are made smaller")
     ] = NoCompression()
-    max_norm: Annotated[Annotated[float, Field(gt=0)] | Literal["auto"] | None, Off] = Field(
+    max_norm: Annotated[Annotated[float, Field(gt=0, le=1e9)] | Literal["auto"] | None, Off] = Field(
         default="auto",
         description="largest norm of an update; auto = 1000 times the mean norm of any round before, where norms are "
         "reported and no attack is configured; off",
