@@ -317,7 +317,7 @@ def load(name: str, root: Path, download: bool, args: Mapping[str, Any], targets
         if ":" in name:
             cls = import_class(name)
             if wrong := unfit(cls, object):
-                raise UsageError(wrong, code="import-kind")
+                raise UsageError(wrong, code="dataset-arguments")
             check_call(cls, args)
             return from_class(cls, root, download, targets, **args)
         loader = DATASETS[name]
