@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -196,9 +195,7 @@ def test_what_a_rank_refuses_is_the_only_line_while_others_wait_for_its_store(la
 def test_a_rank_that_is_stopped_is_ended_and_named(launch, tmp_path, monkeypatch):
     monkeypatch.setenv("FEDDDP_FAULT", "stop@round=3,rank=1")
     process = launch("-n", "2", *SMALL, *MLP, "--run.rounds=5", "--run.timeout=3")
-    began = time.monotonic()
     output = ended(process, 1)
-    assert time.monotonic() - began < 30  # torch's own patience alone
     assert any(line.endswith(", a rank, is stopped (SIGSTOP) and cannot end: it is killed") for line in output)
     told = status(tmp_path / "runs" / "trial")
     assert told["state"] == "failed"
