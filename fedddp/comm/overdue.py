@@ -14,7 +14,9 @@ from .interrupt import GRACE
 log = logging.getLogger("fedddp")
 
 PATIENCE = GRACE + 2.0
-"""Seconds from the end of the first rank after which the others, which were asked to stop, count as overdue."""
+"""Seconds from the end of the first rank after which the others count as overdue."""
+EVERY = 0.5
+"""Seconds between two looks."""
 
 
 @contextmanager
@@ -31,7 +33,7 @@ def watched(ranks: int) -> Iterator[None]:
 def _watch(ranks: int, over: threading.Event) -> None:
     since, reported = time.monotonic(), set[int]()
     began = False
-    while not over.wait(0.5):
+    while not over.wait(EVERY):
         alive = _children()
         began = began or len(alive) >= ranks
         if not began or len(alive) >= ranks:  # not started, or all at work, maybe after a restart
@@ -49,8 +51,8 @@ def _report(pid: int, *, stopped: bool) -> None:
             os.kill(pid, signal.SIGKILL)
         return
     log.warning(
-        "process %d, a rank, was asked to stop %g s ago and has not ended: it still writes its last round, or is in a "
-        "call that lets no other thread work; it is killed after 30 s",
+        "process %d, a rank, has not ended %g s after another one: it still writes files, or is in a call that lets no "
+        "other thread work; if the run failed, it is killed 30 s after it was asked to stop",
         pid,
         PATIENCE,
     )
