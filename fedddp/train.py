@@ -20,14 +20,15 @@ from .cli.main import main as command
 from .cli.next_steps import next_steps, resume_command, tensorboard_command
 from .cli.outcome import asked
 from .comm import record
+from .comm.coordinator import Member
 from .comm.interrupt import Interrupted
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
 from .errors import DONE, FAILED, INTERRUPTED, UsageError, out_of_memory, raised
-from .setup.assemble import connect
 from .setup.load import prepare
 from .setup.prepared import Prepared
 from .setup.resolve import resolve
+from .setup.survivors import Survivors
 from .telemetry import summary_table
 
 log = logging.getLogger("fedddp")
@@ -53,7 +54,8 @@ def run(args: Namespace) -> int:
     check_meeting(place, os.environ)
     if warning := alone_of_many(os.environ):
         log.warning("%s", warning)
-    return record(_train)(prepare(config, place)) or DONE
+    member = Member.of(place, config.run.timeout)
+    return record(_train)(prepare(config, member.place if member else place), member) or DONE
 
 
 def shown(given: Config, config: Config, what: str) -> str:
@@ -73,15 +75,16 @@ def configured(layers: Sequence[dict[str, Any]]) -> Config:
     return build(read_toml(saved), *layers)
 
 
-def _train(prepared: Prepared) -> int:
-    place = prepared.place
+def _train(prepared: Prepared, member: Member | None) -> int:
+    place, survivors = prepared.place, Survivors(prepared, member)
     if place.rank == 0 and spans_hosts(place, os.environ) and not prepared.config.privacy.trust_network:
         log.warning(SPANS_HOSTS)
     try:
-        experiment = connect(prepared)
         try:
-            _, summary = experiment.train()
+            experiment, summary = survivors.train()
         except Interrupted:
+            if (experiment := survivors.experiment) is None:
+                raise
             if folder := experiment.folder:
                 print(f"resume: {resume_command(prepared, folder.path)}", flush=True)
             return INTERRUPTED

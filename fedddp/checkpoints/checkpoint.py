@@ -11,7 +11,9 @@ import logging
 import math
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from ..evaluation.server import Score
 from ..flat import FlatSpec
 from ..telemetry.beside import Background
 from ..types import ServerState
-from .durable import sync, write_bytes, write_tensors, writing
+from .durable import WriteError, sync, write_bytes, write_tensors, writing
 from .export import Exports, RatedModel
 from .own_clients import OwnClients
 from .saved import quality_of, sha256
@@ -81,12 +83,24 @@ class Checkpoints:
         self._segments = Segments(self._folder, comm.rank)
         self._sums: dict[tuple[int, ...], str] = {}  # SHA-256 of the files of the last checkpoint, see `_summed`
         self._current: _Finished | None = None
-        self._background = Background("checkpoints")
-        self._begun = self.written = done  # rounds: begun to write, on disk
+        self._background, self._abandoned = Background("checkpoints"), False
+        self.recent: deque[ServerState] = deque(maxlen=2 * comm.coordinated * (not stateful))
+        """The server's states at the end of the last rounds, where ranks may have to go on from them."""
         if comm.rank == 0:  # the others write after a round
             for leftover in (*self._folder.glob(".round-*"), *self._folder.glob("round-*")):
                 if leftover.name.startswith(".") or leftover.name > f"round-{done:06d}":
                     shutil.rmtree(leftover, ignore_errors=True)
+        there = (int(folder.name.removeprefix("round-")) for folder in self._folder.glob("round-*"))
+        self._begun = self.written = max((t for t in there if t <= done), default=0)  # rounds: begun to write, on disk
+
+    @property
+    def run_folder(self) -> Path:
+        return self._folder.parent
+
+    def start(self, server: ServerState) -> None:
+        """Keep the state that training starts from, as if its round had ended now."""
+        self._current = (server, Remembered(), {}, None, None)
+        self.recent.append(server)
 
     def after_round(
         self,
@@ -104,6 +118,7 @@ class Checkpoints:
         clients = self._remembered(store)
         best = self._exports.after_round(server.round, server.w, score) if self._exports else None
         self._current = (server, clients, dict(spent or {}), score, best)
+        self.recent.append(server)
         if self._every and (last or server.round % self._every == 0):
             self._background.run(self._write, *self._current, 60.0)
             self._begin(server.round, clients)
@@ -115,6 +130,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Wait until all begun checkpoints are on disk. Raises WriteError."""
         self._background.wait()
+
+    def abandon(self) -> None:
+        """Give up the checkpoint that waits for the files of a lost rank; others are on disk on return."""
+        self._abandoned = True
+        with suppress(WriteError):
+            self.wait()
 
     def close(self) -> None:
         """End the writing thread once all begun checkpoints are on disk, without waiting for that."""
@@ -233,7 +254,7 @@ class Checkpoints:
         wanted = self._comm.world_size if self._stateful else 0
         deadline = time.monotonic() + patience
         while len(list(partial.glob("clients-[0-9][0-9][0-9][0-9][0-9].s*"))) < wanted:  # a rank's last file
-            if time.monotonic() > deadline:
+            if self._abandoned or time.monotonic() > deadline:
                 raise OSError(f"{partial}: not every rank wrote its clients; do all ranks see this file system?")
             time.sleep(0.01)
 

@@ -77,6 +77,7 @@ COMMANDS = {
         "own --node-rank.",
         examples=(
             "fedddp launch -n 4 --rounds=5",
+            "fedddp launch -n 4 --min-ranks=2 --max-restarts=3 mnist/fedavg",
             "fedddp launch -n 8 --nnodes=2 --node-rank=0 --master=first-host:29400 mnist/fedavg",
         ),
         configured=True,

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 
 from ..checkpoints.run_folder import of_launch, settle
+from ..comm.coordinator import Coordinator
 from ..comm.interrupt import Interrupted
-from ..comm.launcher import Failure, Machines, launch
+from ..comm.launcher import Failure, Machines, launch, rank_command
 from ..comm.overdue import watched
 from ..comm.world import Place, local_cores
 from ..config import ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
+from ..setup.checks import SURVIVORS, refuse
 from ..setup.resolve import resolve
 from ..train import configured, shown
 
@@ -33,8 +35,7 @@ def run(args: Namespace) -> int:
         return DONE
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, local_cores() // machines.ranks)))
     try:
-        with watched(machines.ranks):
-            failed = launch("fedddp.train", args.words, machines)
+        failed = _ran(args, config, machines)
     except Interrupted as request:
         _settle(config, machines, "interrupted", reason=f"{request}; rank 0 ended without writing its end")
         raise
@@ -55,6 +56,28 @@ def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str
     named = [Path(run.resume)] if run.resume not in ("never", "auto") else Path(run.dir).glob("*")
     for folder in of_launch(named, machines.id) if machines.number == 0 else ():
         settle(folder, state, asked, **cause)
+
+
+def _ran(args: Namespace, config: ResolvedConfig, machines: Machines) -> dict[int, Failure]:
+    """Start the ranks and wait for their end; those that failed, and how."""
+    if args.min_ranks:
+        codes = _coordinated(args, config, machines).run()
+        return {rank: Failure(code, "") for rank, code in codes.items()}
+    with watched(machines.ranks):
+        return launch("fedddp.train", args.words, machines)
+
+
+def _coordinated(args: Namespace, config: ResolvedConfig, machines: Machines) -> Coordinator:
+    """What starts the ranks and goes on with those that are left. Raises UsageError where that does not work."""
+    front = f"--min-ranks={args.min_ranks}"
+    if args.nnodes > 1:
+        raise UsageError(f"{front}: works on one machine; leave it out, and resume after a loss (--run.resume=auto)")
+    if args.min_ranks > machines.ranks:
+        raise UsageError(f"{front}: there are {machines.ranks} ranks; use at most {machines.ranks}")
+    refuse(SURVIVORS, config, config)
+    command = rank_command("fedddp.train", args.words)
+    limits = {"least": args.min_ranks, "restarts": args.max_restarts, "timeout": config.run.timeout}
+    return Coordinator(command, machines.ranks, machines.id, **limits)
 
 
 def _machines(args: Namespace) -> Machines:

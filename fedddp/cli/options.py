@@ -75,6 +75,12 @@ def launch(parser: ArgumentParser) -> None:
     parser.add_argument("--node-rank", type=whole(0), default=0, help="number of this machine, from 0 [0]")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")
     parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
+    parser.add_argument(
+        "--min-ranks",
+        type=whole(1),
+        help="go on without lost ranks, as long as this many are left; --max-restarts of those lost start again and "
+        "join [all are needed]",
+    )
     parser.add_argument("--dry-run", action="store_true", help=SUPPRESS)  # to say where it belongs
     _print_config(parser)
 

@@ -46,6 +46,7 @@ class Comm:
         bytes_sent: by collectives, from this rank, in all.
         synced_at: when the last collective completed (`time.perf_counter`), on all ranks at about the same time.
         faults: injected for tests; none without FEDDDP_FAULT.
+        coordinated: whether the launcher decides after a loss which ranks go on.
         watch: called with the purpose and the tensor that the transport gets, before each collective.
     """
 
@@ -60,6 +61,7 @@ class Comm:
         self.faults = Faults(os.environ, place.rank, place.attempt)
         self._heartbeat = Heartbeat(store, place.rank, place.world_size, timeout, self._account)
         self._membership = Membership(self._heartbeat)
+        self.coordinated = place.coordinated
         self._guard: Guard | None = None
         self._group: ProcessGroup | None = None
 
@@ -95,7 +97,7 @@ class Comm:
             CommError: names the ranks that did not come in time.
             UsageError: the environment does not say where to meet.
         """
-        if place.world_size == 1:
+        if place.world_size == 1 and not place.coordinated:
             return cls.alone(device)
         attempt = place.attempt if place.local_world_size == place.world_size else "any"
         if store is None:
@@ -104,18 +106,31 @@ class Comm:
         prefixed.set_timeout(timedelta(seconds=timeout))
         comm = cls(place, device, store=prefixed, timeout=timeout)
         heartbeat = comm._heartbeat
+        heartbeat.patience = place.patience(timeout)
         heartbeat.enter("start")
-        heartbeat.await_all()
-        backend, remark = choose_backend(backend, device, heartbeat)
-        comm._group = ProcessGroup(backend, prefixed, device, remark)
+        if place.coordinated:  # a rank that waits for others to start shows the launcher that it does
+            heartbeat.renew()
         try:
-            comm._group.form(0, comm.rank, comm.world_size, timeout)
-        except RuntimeError as error:
-            raise CommError(f"the process group did not form within {timeout:g} s: {heartbeat.diagnosis()}") from error
-        heartbeat.await_formed()
-        refuse_around(comm, OBJECTS)
-        heartbeat.renew()
+            comm._meet(place, prefixed, backend, timeout)
+        except BaseException:
+            comm.leave()
+            raise
+        if not place.coordinated:
+            heartbeat.renew()
         return comm
+
+    def _meet(self, place: Place, store: dist.Store, backend: str, timeout: float) -> None:
+        """Wait for the others and form the process group."""
+        heartbeat = self._heartbeat
+        heartbeat.await_all()
+        backend, remark = choose_backend(backend, self.device, heartbeat)
+        self._group = ProcessGroup(backend, store, self.device, remark)
+        try:
+            self._group.form(0, self.rank, self.world_size, min(timeout / 2, 10) if place.coordinated else timeout)
+        except RuntimeError as error:
+            raise LostRank(f"the process group did not form within {timeout:g} s: {heartbeat.diagnosis()}") from error
+        heartbeat.await_formed()
+        refuse_around(self, OBJECTS)
 
     @property
     def backend(self) -> str:
@@ -278,6 +293,8 @@ class Comm:
     def enter(self, phase: str) -> None:
         """Report what this rank does now, so that others can name it if this rank is lost."""
         interrupt.check()
+        if self.coordinated:
+            self._heartbeat.check_members(phase)
         self.faults.reach(phase)
         self._heartbeat.work(phase)
 
@@ -335,6 +352,14 @@ class Comm:
             self.barrier(Purpose.CLOSE)
             if self._group:
                 self._group.close()
+        if self.coordinated:  # the end of the process may take as long as a rank may stand still
+            self._heartbeat.put(f"left/{self.rank}", "", Purpose.PROGRESS)
+        self.release()
+
+    def leave(self) -> None:
+        """Leave the others after a loss, to meet those that are left in a new connection."""
+        if self._group:
+            self._group.abandon()
         self.release()
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from ..errors import first_line
@@ -69,7 +69,8 @@ class Heartbeat:
         """The number of the collective that this rank has reached."""
         self.epoch = 0
         """How often the members have changed."""
-        self.timeout = timeout
+        self.timeout = self.patience = timeout
+        """``patience``: seconds to wait for others at start."""
         self.discreet = False
         """Whether no message may depend on how long this rank works."""
         self._open, self.rank, self._account = store, rank, account
@@ -197,8 +198,7 @@ class Heartbeat:
         while not completed():
             interrupt.check()
             if time.monotonic() > ask:
-                if self.store.check([f"regroup/{self.epoch}"]):
-                    raise LostRank(f"{purpose}: another rank asks to continue without those that are missing")
+                self.check_members(purpose)
                 ask = time.monotonic() + 0.2
             if time.monotonic() > look:
                 behind = self._behind()
@@ -209,24 +209,30 @@ class Heartbeat:
             time.sleep(pause)
             pause = min(1.3 * pause, 2e-3)
 
+    def check_members(self, purpose: str) -> None:
+        """Raise LostRank if a rank, or the launcher, asks who is left."""
+        if self.store.check([f"regroup/{self.epoch}"]):
+            raise LostRank(f"{purpose}: another rank asks to continue without those that are missing")
+
     def await_all(self) -> None:
         """Wait for every rank's first message, since forming the process group itself cannot be interrupted."""
-        self._await("at")
+        self._await(f"at/{rank}" for rank in self.members)
 
     def await_formed(self) -> None:
         """Wait until the process group is formed on every rank: if one left before, the others could not name it."""
         self.put(f"formed/{self.rank}", "", Purpose.PROGRESS)
-        self._await("formed")
+        self._await(f"formed/{rank}" for rank in self.members)
 
-    def _await(self, key: str) -> None:
-        """Wait until every member has written ``key``. Raises CommError."""
-        keys, deadline = [f"{key}/{rank}" for rank in self.members], time.monotonic() + self.timeout
+    def _await(self, written: Iterable[str]) -> None:
+        """Wait until all keys are ``written``. Raises CommError."""
+        keys, deadline = list(written), time.monotonic() + self.patience
         try:
             while not self.store.check(keys):
                 interrupt.check()
+                self.check_members("start")
                 if time.monotonic() > deadline:
                     raise CommError(
-                        f"start: waited {self.timeout:g} s; {self.diagnosis()} (run.timeout sets how long to wait)"
+                        f"start: waited {self.patience:g} s; {self.diagnosis()} (run.timeout sets how long to wait)"
                     )
                 time.sleep(0.01)
         except CommError:
@@ -247,6 +253,7 @@ class Heartbeat:
             return
         if self.rank == 0:
             self.put("signature", json.dumps(dict(signature)), Purpose.SIGNATURE)
+        self._await(["signature"])
         theirs = json.loads(self.store.get("signature"))
         differ = [key for key in sorted({*theirs, *signature}) if theirs.get(key) != signature.get(key)]
         if differ:

@@ -97,12 +97,17 @@ def request(reason: str) -> None:
 
 
 @contextmanager
-def ending(end: Callable[[BaseException], None]) -> Iterator[None]:
-    """Call ``end`` with the error, once, if the block fails or is cut short after a request to stop."""
+def ending(end: Callable[[BaseException], None], survives: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Call ``end`` with the error, once, if the block fails or is cut short after a request to stop.
+
+    ``survives``: errors for which it is not called.
+    """
     global _end, _noticed
     _end = end
     try:
         yield
+    except survives:
+        raise
     except BaseException as error:
         _noticed = True  # no other end is needed, however long this one takes
         _run_end(error)

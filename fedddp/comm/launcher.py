@@ -72,10 +72,10 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
     os.environ[launched.LAUNCHER] = str(os.getpid())
     for number in asked_by():  # until the ranks have started, when torch has handlers of its own
         signal.signal(number, _stop)
-    safe = ["-P"] if sys.flags.safe_path else []
     store = None if alone else _store(machines)
     try:
-        elastic_launch(_config(machines, store), sys.executable)(*safe, "-u", "-m", module, *words)
+        program, *rest = rank_command(module, words)
+        elastic_launch(_config(machines, store), program)(*rest)
     except ChildFailedError as error:
         first, _ = error.get_first_failure()
         ranks = [first, *(rank for rank in error.failures if rank != first)]
@@ -89,6 +89,12 @@ def _failure(found: ProcessFailure) -> Failure:
     """A rank that wrote no error file has a message that torch made up."""
     said = found.error_file_data.get("message", "") if Path(found.error_file).is_file() else ""
     return Failure(found.exitcode, said.get("message", "") if isinstance(said, dict) else said)
+
+
+def rank_command(module: str, words: Sequence[str]) -> list[str]:
+    """The command line of a rank: ``python -m module words``."""
+    safe = ["-P"] if sys.flags.safe_path else []
+    return [sys.executable, *safe, "-u", "-m", module, *words]
 
 
 def _store(machines: Machines) -> dist.Store:

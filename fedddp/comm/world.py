@@ -4,7 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,14 @@ LAUNCHERS = (
 """Environment variables in which srun and mpirun give the number of tasks and the number of this one."""
 
 
+MEMBER = "FEDDDP_MEMBER"
+"""Environment variable with the name of a process that `comm.coordinator` has started."""
+
+
+START = 120.0
+"""Seconds after which a coordinated process that has not come to meet the others counts as lost, at least."""
+
+
 def rank_path(text: str, rank: int) -> Path:
     """Return the path that a configuration key names for a rank: ``{rank}`` in it stands for the rank."""
     return Path(text.replace("{rank}", str(rank)))
@@ -40,11 +48,34 @@ class Place:
     attempt: int = 0
     launch: str = ""
     """Identifies one start by torchrun, with its restarts; empty without torchrun."""
+    coordinated: bool = False
+    """Whether the launcher decides after a loss which ranks go on, see `comm.coordinator`."""
+    started: int = 0
+    """How many ranks there were at first, where the launcher decides."""
+    numbers: tuple[int, ...] = ()
+    """Which of these the ranks of now were, in their order."""
 
     @property
     def may_be_a_restart(self) -> bool:
         """Whether this launch can have run before: agents of several machines count restarts independently."""
         return self.attempt > 0 or self.local_world_size < self.world_size
+
+    def patience(self, timeout: float) -> float:
+        """Seconds to wait for other ranks to start; ``timeout`` for those that have.
+
+        Where the launcher ends a rank that does not come, that is a while: the machine may be busy.
+        """
+        return max(timeout, START) if self.coordinated else timeout
+
+    def moved(self, number: int, numbers: tuple[int, ...], attempt: int) -> Self:
+        """Return the place of the process that was rank ``number`` at first among those that are left."""
+        rank, size = numbers.index(number), len(numbers)
+        return replace(self, rank=rank, world_size=size, local_world_size=size, attempt=attempt, numbers=numbers)
+
+    @property
+    def home(self) -> tuple[int, int]:
+        """The rank whose data this process has, and of how many, from the first to the last round."""
+        return (self.numbers[self.rank], self.started) if self.numbers else (self.rank, self.world_size)
 
     @classmethod
     def from_env(cls) -> Self:
@@ -58,6 +89,7 @@ class Place:
             local_world_size=_number(env, "LOCAL_WORLD_SIZE", world_size),
             attempt=_number(env, "TORCHELASTIC_RESTART_COUNT", 0),
             launch=_launch(env),
+            coordinated=MEMBER in env,
         )
 
 

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from ..algorithms import Algorithm, ContinuedOrder, KeptOptimizer
 from ..attacks import Adversary
+from ..data import DATASETS, Parts
 from ..tasks.metrics import Target
 from ..types import Delivery
 from .schema import Config
@@ -43,6 +44,11 @@ class ResolvedConfig(Config):
     def placement(self) -> Literal["home", "shared"]:
         """Which examples a rank holds: those of its own clients ("home"), or all of them ("shared")."""
         return "shared" if self.data.placement == "shared" else "home"
+
+    @property
+    def divided(self) -> bool:
+        """Whether the data were divided by ``fedddp split``, so that a rank can read its own clients' only."""
+        return isinstance(DATASETS.get(self.data.name), Parts)
 
     @property
     def noise_multiplier(self) -> float:

@@ -14,7 +14,7 @@ from ..checkpoints.checkpoint import Checkpoints
 from ..checkpoints.export import Exports, named
 from ..checkpoints.own_clients import OwnClients
 from ..checkpoints.run_folder import SPENT, RunFolder
-from ..checkpoints.saved import Saved, candidates
+from ..checkpoints.saved import candidates
 from ..checkpoints.spend_file import SpendFile
 from ..clients import ClientStore, Trainer
 from ..comm import Comm, CommError, Purpose, interrupt
@@ -26,7 +26,7 @@ from ..evaluation.contribution import Contributions, measuring
 from ..evaluation.server import Evaluator
 from ..federation import Federation, initialise
 from ..privacy import Budget
-from ..sampling import Losses, Punctual, Sampler, Schedule, home_rank
+from ..sampling import Schedule, home_rank
 from ..telemetry import (
     Beside,
     ClientsFile,
@@ -41,15 +41,17 @@ from ..telemetry import (
     progress,
     rewind,
 )
+from ..telemetry.commits import Commits
 from ..telemetry.environment import environment
 from ..telemetry.loggers import Run, open_loggers
-from ..types import Cohort, ServerState
+from ..types import ServerState
 from .about import about
 from .account import Account, opened
+from .cohorts import losses, present, punctual
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
 from .load import LOCAL
-from .prepared import Prepared
+from .prepared import Earlier, Prepared
 from .resume import resuming
 
 log = logging.getLogger("fedddp")
@@ -103,7 +105,8 @@ def _assembled(
     config = p.config
     if comm.remark and comm.rank == 0:
         log.warning(comm.remark)
-    for line in start_messages(config) if comm.rank == 0 else ():
+    goes_on = comm.coordinated and p.place.attempt > 0
+    for line in start_messages(config) if comm.rank == 0 and not goes_on else ():
         log.info("%s", line)
     comm.guard = _guard(p)
     protection = level_for(config.privacy)(p, comm)
@@ -121,13 +124,13 @@ def _assembled(
     done, finished, learned, norm = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
     checkpoints = _checkpoints(p, comm, folder, run_folder, stateful=stateful, done=done)
-    checkpoints.restore(store, lambda k: home_rank(k, comm.world_size) == comm.rank)
+    checkpoints.restore(store, lambda k: home_rank(k, p.home[1]) == p.home[0])
     telemetry.learned_before = learned
     trainer = _trainer(p, comm)
     federation = Federation(
         algorithm=algorithm,
         trainer=trainer,
-        sampler=_punctual(p, protection.sampler(_losses(trainer, comm))),
+        sampler=present(p, punctual(p, protection.sampler(losses(p, trainer, comm)))),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful, least=protection.least_trained),
         pipeline=protection.pipeline(),
         store=store,
@@ -148,7 +151,9 @@ def _assembled(
         federation.budget.account = account
     if federation.budget.guarantee:
         comm.barrier(Purpose.PRIVACY)  # nobody counts a release that another rank's account refuses
-    return Experiment(federation, _restored(start, p.saved, comm, done), folder, p, owns_comm)
+    server = _restored(start, p.saved, comm, done)
+    checkpoints.start(server)
+    return Experiment(federation, server, folder, p, owns_comm)
 
 
 def _run_folder(config: ResolvedConfig, comm: Comm, folder: RunFolder | None) -> Path:
@@ -255,26 +260,6 @@ def _budget(p: Prepared, protection: Plain, comm: Comm, folder: RunFolder | None
     return budget
 
 
-def _punctual(p: Prepared, sampler: Sampler) -> Sampler:
-    """Return ``sampler`` without the stragglers, if these are dropped."""
-    work, seed = p.training.work, p.training.seed
-    return Punctual(sampler, lambda k, t: work.late(k, t, seed)) if p.config.client.drop_stragglers else sampler
-
-
-def _losses(trainer: Trainer, comm: Comm) -> Losses:
-    """Return a function to the clients' losses, each computed on its home rank; one all_reduce of 8 bytes a client."""
-
-    def losses(cohort: Cohort, w: Tensor) -> Tensor:
-        comm.enter(f"choose clients for round {cohort.round + 1}")
-        slots = torch.zeros(len(cohort.ids), dtype=torch.float64)
-        for slot, k in enumerate(cohort.ids):
-            if home_rank(k, comm.world_size) == comm.rank:
-                slots[slot] = trainer.on((k,), cohort.round).loss(w)[0]
-        return comm.all_reduce(slots, Purpose.COHORT)
-
-    return losses
-
-
 def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
     """Return the weight of each client of ``sizes`` [N] in the mean of all their models, as in the loss, [N]."""
     uniform = config.algorithm.traits.weighting == "uniform"
@@ -282,7 +267,7 @@ def _mean_weights(config: ResolvedConfig, sizes: Tensor) -> Tensor:
 
 
 def _schedule(p: Prepared, *, bound: bool, least: int) -> Schedule:
-    return Schedule(p.data.sizes, _work(p), p.place.rank, p.place.world_size, bound, least)
+    return Schedule(p.data.sizes, _work(p), *p.home, bound, least)
 
 
 def _work(p: Prepared) -> Callable[[Tensor], Tensor]:
@@ -302,7 +287,7 @@ def _where_it_stands(p: Prepared, comm: Comm, telemetry: Telemetry) -> tuple[int
     return int(done), bool(finished), bool(learned), norm
 
 
-def _restored(start: ServerState, saved: Saved | None, comm: Comm, done: int) -> ServerState:
+def _restored(start: ServerState, saved: Earlier | None, comm: Comm, done: int) -> ServerState:
     """Return w_0, or the state of the checkpoint that rank 0 found, sent to all ranks."""
     if not done:
         return start
@@ -331,6 +316,7 @@ def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, 
     files = [
         Files(folder, rounds),
         *_clients_file(p, side),
+        *([Commits(folder, p.place.attempt, p.place.numbers, p.data.sizes)] if p.place.coordinated else []),
         *shown,
         *_tensorboard(p, folder, history, side, plan, timed=timed),
         *_loggers(p, folder),

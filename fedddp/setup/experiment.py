@@ -3,7 +3,7 @@
 import ctypes
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -90,8 +90,11 @@ class Experiment:
     owns_comm: bool = True
     before: ProcessState | None = None
 
-    def train(self) -> tuple[ServerState, Metrics]:
+    def train(self, survives: tuple[type[Exception], ...] = ()) -> tuple[ServerState, Metrics]:
         """Train to the last round and end the run.
+
+        Args:
+            survives: errors after which the run goes on in another experiment; see `suspend`.
 
         Returns:
             The last state of the server, and the content of ``summary.json``.
@@ -100,7 +103,7 @@ class Experiment:
             NothingLearned: no client contributed to any round.
             CommError: another rank was lost.
         """
-        with self.ending():
+        with self.ending(survives):
             self._announce()
             server = federate(self.federation, self.server)
             check_learned(self.federation.telemetry, self.prepared.data.num_clients)
@@ -111,7 +114,7 @@ class Experiment:
 
     def _announce(self) -> None:
         """Print what is about to be trained, where progress is printed."""
-        if self.folder and self.prepared.config.telemetry.progress != "off":
+        if self.folder and not self.prepared.place.attempt and self.prepared.config.telemetry.progress != "off":
             with SideWork()("banner"):
                 print(banner(self), flush=True)
 
@@ -145,13 +148,21 @@ class Experiment:
             self.federation.comm.close()
 
     @contextmanager
-    def ending(self) -> Iterator[None]:
+    def ending(self, survives: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """End the run if the block fails, however: write the last finished round, what is shown of it, and the cause.
 
+        ``survives``: errors that do not end it.
         The other ranks may be lost, so nothing is sent; the process group stays as it is.
         """
-        with interrupt.ending(self._failed), interrupt.explaining(CommError):
+        with interrupt.ending(self._failed, survives), interrupt.explaining(CommError):
             yield
+
+    def suspend(self) -> Sequence[ServerState]:
+        """Close the files of a run that goes on in another experiment. The server's states after the last rounds."""
+        self.federation.telemetry.abandon()
+        self.federation.checkpoints.abandon()
+        self._restore()
+        return tuple(self.federation.checkpoints.recent)
 
     def _failed(self, error: BaseException) -> None:
         written = self._flushed(error)

@@ -21,7 +21,7 @@ from .checks import AFTER_NOISE, BEFORE_NOISE, MACHINE, Facts, refuse
 from .dry_run import check_dataset, fails_alone, laid_out, rehearse, task_of, two_examples
 from .levels import level_for
 from .noise import with_noise
-from .prepared import Output, Prepared
+from .prepared import Output, Prepared, home
 from .resume import found
 
 Owners = Partition | Sequence[Sequence[int]]
@@ -174,13 +174,14 @@ def _placed(
     config: ResolvedConfig, place: Place, dataset: Dataset, owners: Partition, spec: FlatSpec, device: torch.device
 ) -> ClientData:
     """Return the training examples that this rank holds, as ``owners`` own them. Raises UsageError."""
+    rank, ranks = home(config, place)
     with named():
         return ClientData(
             dataset.train,
             owners,
             dataset.normalizer(spec.dtype, device),
-            rank=place.rank,
-            world_size=place.world_size,
+            rank=rank,
+            world_size=ranks,
             placement=config.placement,
             device=device,
             skew=config.data.skew,
@@ -231,7 +232,7 @@ def load_data(
     with named():
         loader = DATASETS.get(data.name)
         if dataset is None and isinstance(loader, Parts):
-            dataset, drawn = loader.divided(Path(data.root), place.rank, place.world_size)
+            dataset, drawn = loader.divided(Path(data.root), *place.home)
         else:
             dataset, drawn = (
                 dataset or load(data.name, Path(data.root), data.download, data.args, targets_of(config.task)),

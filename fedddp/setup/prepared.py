@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..checkpoints.run_folder import RunFolder
-from ..checkpoints.saved import Saved
 from ..clients import LocalTrainingSpec, Trainer
 from ..comm import Place
 from ..config import ResolvedConfig
@@ -15,6 +15,33 @@ from ..data import ClientData, Examples, Excerpt
 from ..flat import FlatSpec
 from ..tasks import Task
 from ..telemetry.loggers import Logger
+from ..types import ServerState
+
+
+class Earlier(Protocol):
+    """The state of a run after an earlier round: a checkpoint, or what a rank has in memory."""
+
+    @property
+    def round(self) -> int: ...
+    def server(self) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def budget(self) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class InMemory(Earlier):
+    """The state after a round that this rank has finished. There is no privacy budget."""
+
+    state: ServerState
+
+    @property
+    def round(self) -> int:
+        return self.state.round
+
+    def server(self) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.state.w, dict(self.state.extra)
+
+    def budget(self) -> dict[str, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -23,14 +50,14 @@ class Output:
 
     Attributes:
         folder: the run folder.
-        saved: the checkpoint in it to continue from.
+        saved: the state to continue from, of a checkpoint in it.
         counts: the numbers of examples per client and class for the picture of the partition.
         owners: the same of more clients, for ``clients.csv``.
         loggers: what opens each further logger.
     """
 
     folder: RunFolder
-    saved: Saved | None
+    saved: Earlier | None
     counts: Excerpt
     owners: Excerpt
     loggers: Mapping[str, Logger] = field(default_factory=dict)
@@ -69,6 +96,11 @@ class Prepared:
     output: Output | None
 
     @property
+    def home(self) -> tuple[int, int]:
+        """The rank whose clients live here, and of how many: client k lives on rank k mod R."""
+        return home(self.config, self.place)
+
+    @property
     def device(self) -> torch.device:
         """Where this rank trains."""
         return self.training.device
@@ -79,6 +111,14 @@ class Prepared:
         return self.output.folder if self.output else None
 
     @property
-    def saved(self) -> Saved | None:
-        """The checkpoint to continue from, on rank 0."""
+    def saved(self) -> Earlier | None:
+        """The state to continue from, on rank 0."""
         return self.output.saved if self.output else None
+
+
+def home(config: ResolvedConfig, place: Place) -> tuple[int, int]:
+    """The rank whose clients live here, and of how many.
+
+    Where the data were divided (``data.name=parts``), no other rank has those of a rank that was lost.
+    """
+    return place.home if config.divided else (place.rank, place.world_size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..checkpoints.durable import writing
 from ..checkpoints.run_folder import RunFolder
 from .clients_file import TRAINED
+from .commits import COMMITS
 from .telemetry import Metrics, RoundRecord
 
 log = logging.getLogger("fedddp")
@@ -57,8 +58,9 @@ def rewind(folder: RunFolder, rounds: int) -> list[Metrics]:
     warning says which, and the file as it was stays beside the new one.
     """
     _rewound(folder, "ledger.jsonl", rounds, complete=True)
-    if (folder.path / TRAINED).exists():
-        _rewound(folder, TRAINED, rounds, complete=False)
+    for name in (TRAINED, COMMITS):
+        if (folder.path / name).exists():
+            _rewound(folder, name, rounds, complete=False)
     return _rewound(folder, "metrics.jsonl", rounds, complete=True, needed=NEEDED)
 
 

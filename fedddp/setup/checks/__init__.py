@@ -12,11 +12,12 @@ from .continued import CONTINUED
 from .data import COMPRESSION, MACHINE, POPULATION, TASK, Facts
 from .mechanism import MECHANISM
 from .privacy import PRIVACY, REMEMBERED, RING, SECURE
+from .survivors import LOST_STATES, SURVIVORS
 from .table import Check, refuse
 
 BEFORE_NOISE = (*TASK, *POPULATION, *PRIVACY, *ACCOUNT, *SECURE)
 """Checks of data and model, made before the noise multiplier is found for a target epsilon."""
-AFTER_NOISE = (*RING, *COMPRESSION, *REMEMBERED)
+AFTER_NOISE = (*RING, *COMPRESSION, *REMEMBERED, *LOST_STATES)
 """Checks made once the noise multiplier is known."""
 GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Local work and cohorts": PARTICIPATION,
@@ -34,8 +35,20 @@ GROUPS: dict[str, tuple[Check[Any], ...]] = {
     "Fixed-point sums": RING,
     "Compression": COMPRESSION,
     "Clients' states": REMEMBERED,
+    "Going on without lost ranks": (*SURVIVORS, *LOST_STATES),
 }
 """All checks, in the order in which they are made."""
 TABLE: tuple[Check[Any], ...] = tuple(check for checks in GROUPS.values() for check in checks)
 
-__all__ = ["AFTER_NOISE", "BEFORE_NOISE", "CONFIGURATION", "GROUPS", "MACHINE", "TABLE", "Check", "Facts", "refuse"]
+__all__ = [
+    "AFTER_NOISE",
+    "BEFORE_NOISE",
+    "CONFIGURATION",
+    "GROUPS",
+    "MACHINE",
+    "SURVIVORS",
+    "TABLE",
+    "Check",
+    "Facts",
+    "refuse",
+]

@@ -4,7 +4,6 @@ from typing import Any
 
 from ...aggregation.compression import NoCompression
 from ...config import ResolvedConfig, flatten, to_dict
-from ...data import DATASETS, Parts
 from .continued import CONTINUED
 from .mechanism import MECHANISM
 from .table import Check, Values, level_of
@@ -18,10 +17,6 @@ def name_of(config: ResolvedConfig, section: str) -> str:
 def compressed(c: ResolvedConfig) -> bool:
     """Return whether updates are compressed."""
     return not isinstance(c.aggregation.compression, NoCompression)
-
-
-def _divided(c: ResolvedConfig) -> bool:
-    return isinstance(DATASETS.get(c.data.name), Parts)
 
 
 PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
@@ -127,14 +122,14 @@ PARTICIPATION: tuple[Check[ResolvedConfig], ...] = (
     Check(
         "parts-args",
         ("data.args", "data.name"),
-        lambda c: _divided(c) and bool(c.data.args),
+        lambda c: c.divided and bool(c.data.args),
         "data that were divided by fedddp split take no arguments",
         "leave them out",
     ),
     Check(
         "parts-placement",
         ("data.placement", "data.name"),
-        lambda c: _divided(c) and c.placement == "shared",
+        lambda c: c.divided and c.placement == "shared",
         "of data that were divided, a rank has its own clients' examples only",
         "use home, or train on the whole dataset",
     ),
