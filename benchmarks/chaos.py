@@ -115,6 +115,7 @@ class Run:
     def __init__(self, folder: Path, ranks: int, words: Sequence[str]) -> None:
         self.folder, self.ranks, self.mark = folder, ranks, f"{os.getpid()}-{folder.name}"
         (folder / "tmp").mkdir(parents=True)
+        self.killed = False  # whether a launcher was
         self.words = [sys.executable, "-m", "fedddp", "launch", "-n", str(ranks), *SMALL, *words]
         self.words += [
             f"--run.dir={folder}",
@@ -156,6 +157,7 @@ class Run:
             time.sleep(0.01)
         ranks = {rank: pid for pid in self.processes() if (rank := environment(pid).get("RANK")) is not None}
         pid = launcher.pid if disturbance.whom == "launcher" else ranks.get(disturbance.whom.split()[1], launcher.pid)
+        self.killed |= pid == launcher.pid and disturbance.signal == "SIGKILL"
         with suppress(ProcessLookupError):
             os.kill(pid, signal.Signals[disturbance.signal])
 
@@ -234,7 +236,11 @@ def checked(run: Run, sha: str) -> list[str]:
     if (drawn := run.drawn_rounds()) not in (None, wanted):
         found.append(f"holes: rounds {drawn} in TensorBoard")
     hidden = [path.name for path in run.path.rglob(".*") if path.name != ".lock"]
-    if litter := hidden + [path.name for path in (run.folder / "tmp").iterdir() if "torchinductor" not in path.name]:
+    kept = (
+        "torchinductor",
+        *(["fedddp-launch"] if run.killed else []),
+    )  # by torch's import; by who could not remove it
+    if litter := hidden + [path.name for path in (run.folder / "tmp").iterdir() if not path.name.startswith(kept)]:
         found.append(f"files: {litter[:5]}")
     spent = read_lines(run.path / "privacy.jsonl")
     if spent and len(spent) < ROUNDS:

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -73,15 +74,18 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
     for number in asked_by():  # until the ranks have started, when torch has handlers of its own
         signal.signal(number, _stop)
     store = None if alone else _store(machines)
-    try:
-        program, *rest = rank_command(module, words)
-        elastic_launch(_config(machines, store), program)(*rest)
-    except ChildFailedError as error:
-        first, _ = error.get_first_failure()
-        ranks = [first, *(rank for rank in error.failures if rank != first)]
-        return {rank: _failure(error.failures[rank]) for rank in ranks}
-    except SignalException as received:
-        raise Interrupted(received.sigval.name) from None
+    program, *rest = rank_command(module, words)
+    with tempfile.TemporaryDirectory(
+        prefix="fedddp-launch-", ignore_cleanup_errors=True
+    ) as logs:  # torch leaves its own
+        try:
+            elastic_launch(_config(machines, store, logs), program)(*rest)
+        except ChildFailedError as error:
+            first, _ = error.get_first_failure()
+            ranks = [first, *(rank for rank in error.failures if rank != first)]
+            return {rank: _failure(error.failures[rank]) for rank in ranks}
+        except SignalException as received:
+            raise Interrupted(received.sigval.name) from None
     return {}
 
 
@@ -111,8 +115,8 @@ def _store(machines: Machines) -> dist.Store:
     return store
 
 
-def _config(machines: Machines, store: dist.Store | None) -> LaunchConfig:
-    """One machine meets itself at a free port of its loopback interface, several at ``master``."""
+def _config(machines: Machines, store: dist.Store | None, logs: str) -> LaunchConfig:
+    """One machine meets itself at a free port of its loopback interface, several at ``master``; ``logs``: a folder."""
     alone = store is None
     return LaunchConfig(
         min_nodes=machines.count,
@@ -124,6 +128,7 @@ def _config(machines: Machines, store: dist.Store | None) -> LaunchConfig:
         rdzv_configs={} if alone else {"rank": machines.number},
         local_addr="127.0.0.1" if alone else None,
         max_restarts=machines.max_restarts,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
         signals_to_handle=",".join(number.name for number in asked_by()),
     )
 
