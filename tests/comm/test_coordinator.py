@@ -75,18 +75,23 @@ class Run:
         beat = Heartbeat(
             _prefix(place.launch, place.attempt, member._store), place.rank, place.world_size, 0.6, lambda *_: None
         )
+        try:
+            self.asking(started, member, beat, what)
+        finally:
+            beat.close()
+
+    def asking(self, started, member, beat, what):
+        process = started.process
         beat.enter("train")
         if what == "hang":
             return process.wait()
         beat.renew()
-        asked = lambda: _asked(beat) or process.returncode is not None  # noqa: E731
-        until(asked, 20)
+        until(lambda: _asked(beat) or process.returncode is not None, 20)
         if what == "ask then die":
-            beat.put(f"regroup/0/{place.rank}", "0|", None)
+            beat.put(f"regroup/0/{member.place.rank}", "0|", None)
             return self.end(process, -9)
         if process.returncode is None:
             member.regroup()
-        beat.close()
 
 
 def _asked(beat):
