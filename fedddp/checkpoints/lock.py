@@ -34,7 +34,7 @@ class Lock:
     """A folder that this process has locked until `release`, or until the last reference is gone."""
 
     def __init__(self, file: IO[str] | None) -> None:
-        self._file, self._over = file, threading.Event()
+        self._file, self._over, self._owner = file, threading.Event(), os.getpid()
         if file:
             threading.Thread(target=_renew, args=(ref(self), self._over), daemon=True).start()
 
@@ -49,7 +49,8 @@ class Lock:
         self._over.set()
         if self._file:
             with suppress(OSError):
-                self._file.truncate(0)  # another machine need not wait for its renewal
+                if os.getpid() == self._owner:  # not a forked child, which has a copy
+                    self._file.truncate(0)  # another machine need not wait for its renewal
                 self._file.close()
         self._file = None
 

@@ -314,3 +314,16 @@ def test_a_folder_on_a_file_system_without_locks_is_named_and_renewed_all_the_sa
     assert folder.lock.held
     assert (tmp_path / lock.LOCK).read_text().startswith(f"process {os.getpid()} on ")
     folder.release()
+
+
+def test_a_forked_child_leaves_the_lock_as_it_is(tmp_path):
+    folder = RunFolder(tmp_path, resumed=True).held()
+    text = (tmp_path / lock.LOCK).read_text()
+    if not (child := os.fork()):
+        folder.lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / lock.LOCK).read_text() == text
+    words = [sys.executable, "-c", HOLD, str(tmp_path)]
+    assert "Busy" in subprocess.run(words, capture_output=True, text=True).stderr
+    folder.release()
