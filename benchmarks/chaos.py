@@ -13,7 +13,7 @@ random, also while it starts. After each time the same command resumes it; the l
     orphans   a process of the run is left
     files     a temporary file is left in the run folder or in the temporary folder
     untruth   the state of the run folder is "running" or unknown after a start has ended
-    reused    the account of privacy has fewer releases than rounds, or a round's twice where none was repeated
+    reused    the account of privacy has fewer releases than rounds
 """
 
 from __future__ import annotations
