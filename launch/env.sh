@@ -33,3 +33,27 @@ divide_cores() {
     cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > $1 ? cores / $1 : 1))}"
 }
+
+# is_own HOST: 1 if HOST is this machine, else 0: a program can listen at one of its addresses here. torchrun compares
+# host names instead, and sees no address that the own name does not resolve to.
+is_own() {
+    python - "$1" <<'EOF'
+import socket, sys
+
+host = sys.argv[1].strip("[]")
+try:
+    found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+except OSError:
+    print(f"RDZV_ENDPOINT: {host} has no address here; write the address itself", file=sys.stderr)
+    sys.exit(2)
+for family, _, _, _, address in found:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except OSError:
+        continue
+    print(1)
+    sys.exit()
+print(0)
+EOF
+}

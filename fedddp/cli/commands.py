@@ -29,6 +29,7 @@ class Command:
         examples: command lines.
         configured: whether it takes a configuration: files, names of shipped ones, and keys.
         stops: whether it looks for requests to stop by itself, between steps.
+        ranks: whether its process may be one of several that srun started.
         answers: the function of its module that returns the text to print instead, and imports no torch.
     """
 
@@ -41,6 +42,7 @@ class Command:
     examples: tuple[str, ...] = ()
     configured: bool = False
     stops: bool = False
+    ranks: bool = False
     answers: str = ""
 
 
@@ -68,17 +70,17 @@ COMMANDS = {
         ),
         configured=True,
         stops=True,
+        ranks=True,
     ),
     "launch": Command(
         about="start several ranks of fedddp train on this machine, or on each of several",
         module="fedddp.cli.launch",
         options=options.launch,
-        more="It takes the configuration of fedddp train. On several machines start the same command on each, with its "
-        "own --node-rank.",
+        more="It takes the configuration of fedddp train. On several machines start the same command on each.",
         examples=(
             "fedddp launch -n 4 --rounds=5",
             "fedddp launch -n 4 --min-ranks=2 --max-restarts=3 mnist/fedavg",
-            "fedddp launch -n 8 --nnodes=2 --node-rank=0 --master=first-host:29400 mnist/fedavg",
+            "fedddp launch -n 8 --nnodes=2 --master=first-host:29400 mnist/fedavg",
         ),
         configured=True,
     ),
@@ -266,12 +268,15 @@ COMMANDS = {
     "doctor": Command(
         about="report what the network, processes and files of a run protect",
         module="fedddp.cli.doctor.report",
+        options=options.doctor,
         more="Each finding is ok, warn (what is not protected, and what to do about it) or fail (the run would be "
         "refused, or a secret lies open); the exit code is 1 if something fails. Run it on each machine, or under "
-        "torchrun as the ranks see it. It starts two ranks and looks at their sockets; it cannot see firewalls, nor "
-        "what other machines do.",
-        examples=("fedddp doctor --privacy.secure_aggregation.enabled=true",),
+        "torchrun as the ranks see it. It starts two ranks and looks at their sockets. Where the launcher's variables "
+        "name other machines it meets them (start it on all at once) and compares clocks and folders. --bundle writes "
+        "all of it to a file for whoever helps: without keys, and without values that look like secrets.",
+        examples=("fedddp doctor --privacy.secure_aggregation.enabled=true", "fedddp doctor --bundle=report.json"),
         configured=True,
+        ranks=True,
     ),
     "split": Command(
         about="divide a dataset into one folder per client and a public one",

@@ -11,9 +11,10 @@ import torch
 from ..checkpoints.run_folder import of_launch, settle
 from ..comm.coordinator import Coordinator
 from ..comm.interrupt import Interrupted
-from ..comm.launcher import Failure, Machines, launch, rank_command
+from ..comm.launcher import launch
+from ..comm.machines import Failure, Machines, rank_command
 from ..comm.overdue import watched
-from ..comm.world import Place, local_cores
+from ..comm.world import Place, is_own, local_cores
 from ..config import ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
 from ..setup.checks import SURVIVORS, refuse
@@ -27,8 +28,8 @@ def run(args: Namespace) -> int:
     """Start the ranks that ``args`` ask for (see `fedddp.cli.options.launch`), and wait for them. The exit code."""
     if args.dry_run:
         raise UsageError("--dry-run: takes one process, and this command starts several; use fedddp train --dry-run")
-    machines = _machines(args)
     given = configured(parse(args.words, args.options).layers)  # a mistake is found before a rank starts
+    machines = _machines(args, given.run.timeout)
     config = resolve(given, Place(0, machines.ranks * machines.count, 0, machines.ranks))
     if args.print_config:
         print(shown(given, config, args.print_config))
@@ -80,15 +81,18 @@ def _coordinated(args: Namespace, config: ResolvedConfig, machines: Machines) ->
     return Coordinator(command, machines.ranks, machines.id, **limits)
 
 
-def _machines(args: Namespace) -> Machines:
+def _machines(args: Namespace, timeout: float) -> Machines:
     ranks = args.ranks or torch.cuda.device_count() or 2
     if args.nnodes > 1 and not (args.master or "").rpartition(":")[2].isdecimal():
         raise UsageError(f"--nnodes={args.nnodes}: several machines need --master=HOST:PORT of machine 0")
-    if args.node_rank >= args.nnodes:
-        raise UsageError(f"--node-rank={args.node_rank}: machines are 0 to {args.nnodes - 1}; set --nnodes to how many")
+    master, number = args.master or "", args.node_rank
+    if number is None and (args.nnodes == 1 or is_own(master.rpartition(":")[0])):
+        number = 0
+    if number is not None and number >= args.nnodes:
+        raise UsageError(f"--node-rank={number}: machines are 0 to {args.nnodes - 1}; set --nnodes to how many")
     if args.nnodes > 1 and args.max_restarts:
         raise UsageError(f"--max-restarts={args.max_restarts}: works on one machine; start the command again instead")
-    return Machines(ranks, args.nnodes, args.node_rank, args.master or "", args.max_restarts)
+    return Machines(ranks, args.nnodes, number, master, args.max_restarts, args.join_timeout, timeout)
 
 
 def _outcome(failed: dict[int, Failure]) -> tuple[int, str]:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, command: str = "") -> int:
         return _ended(partial(_refuse, error))  # by one of the ranks
     if argv is None and not sys.flags.safe_path and not {"", os.getcwd()} & {*sys.path}:
         sys.path.insert(0, "")  # where python -m has it: a console script has its own folder there instead
-    return _ended(partial(_run, chosen, args), stops=chosen.stops)
+    return _ended(partial(_run, chosen, args), stops=chosen.stops, ranks=chosen.ranks)
 
 
 def _named(words: Sequence[str]) -> str:

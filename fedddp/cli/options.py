@@ -72,8 +72,11 @@ def launch(parser: ArgumentParser) -> None:
     parser.add_argument("-n", "--ranks", type=whole(1), help="ranks on this machine [one per GPU, or 2 without one]")
     parser.add_argument("--nproc-per-node", "--nproc_per_node", type=whole(1), dest="ranks", help=SUPPRESS)
     parser.add_argument("--nnodes", type=whole(1), default=1, help="number of machines [1]")
-    parser.add_argument("--node-rank", type=whole(0), default=0, help="number of this machine, from 0 [0]")
+    parser.add_argument("--node-rank", type=whole(0), help="number of this machine [0 at --master, else as they come]")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")
+    parser.add_argument(
+        "--join-timeout", metavar="S", type=above_zero, default=900.0, help="seconds machines wait for each other [900]"
+    )
     parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
     parser.add_argument(
         "--min-ranks",
@@ -83,6 +86,12 @@ def launch(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help=SUPPRESS)  # to say where it belongs
     _print_config(parser)
+
+
+def doctor(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--bundle", type=user_path, metavar="FILE", help="also write a report, without secrets, as JSON"
+    )
 
 
 def plan(parser: ArgumentParser) -> None:

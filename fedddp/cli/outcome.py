@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from ..checkpoints.durable import WriteError
 from ..comm import CommError, interrupt
 from ..comm.interrupt import Interrupted, leave
+from ..comm.slurm import srun_variables
 from ..comm.world import Place
 from ..config import Request, one_line, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, Diverged, NothingLearned, UsageError
@@ -21,18 +22,21 @@ log = logging.getLogger("fedddp")
 
 
 @lasting_output()
-def ended(run: Callable[[], int | None], *, stops: bool = False) -> int:
+def ended(run: Callable[[], int | None], *, stops: bool = False, ranks: bool = False) -> int:
     """Run a command to its end.
 
     Args:
         run: the command; what it returns is the exit code, None for 0.
         stops: whether it looks for requests to stop by itself (`fedddp.comm.interrupt.check`). Ctrl-C ends others at
             once.
+        ranks: whether this process may be one of several that srun started, whose variables are read then.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 bad usage or configuration, 75 interrupted.
     """
     try:
+        if ranks:
+            os.environ.update(srun_variables(os.environ))
         place = Place.from_env()
     except UsageError as error:
         log_to_stderr(0, 1)

@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Self
 
 import torch
@@ -23,12 +22,13 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from ..errors import first_line
 from . import interrupt
 from .faults import Faults
-from .gloo import ProcessGroup, choose_backend, launchers_store
+from .gloo import ProcessGroup, choose_backend
 from .guard import AROUND, OBJECTS, Guard, MessageRefused, refuse_around
 from .heartbeat import CommError, Heartbeat, LostRank
 from .ledger import Ledger, Purpose
 from .membership import Membership, Signer
-from .world import Place, check_meeting
+from .store import TimedStore, announced, launchers_store
+from .world import Place, check_meeting, listening_address
 
 __all__ = ["Comm", "CommError", "LostRank", "MessageRefused", "Place", "Purpose", "record"]
 
@@ -50,7 +50,7 @@ class Comm:
         watch: called with the purpose and the tensor that the transport gets, before each collective.
     """
 
-    def __init__(self, place: Place, device: torch.device, *, store: dist.Store | None, timeout: float) -> None:
+    def __init__(self, place: Place, device: torch.device, *, store: TimedStore | None, timeout: float) -> None:
         self.rank, self.world_size = place.rank, place.world_size
         self.members = tuple(range(place.world_size))
         self.device = device
@@ -59,6 +59,7 @@ class Comm:
         self.bytes_sent = 0
         self.synced_at = time.perf_counter()
         self.faults = Faults(os.environ, place.rank, place.attempt)
+        self._store = store
         self._heartbeat = Heartbeat(store, place.rank, place.world_size, timeout, self._account)
         self._membership = Membership(self._heartbeat)
         self.coordinated = place.coordinated
@@ -102,16 +103,16 @@ class Comm:
         attempt = place.attempt if place.local_world_size == place.world_size else "any"
         if store is None:
             check_meeting(place, os.environ)
-        prefixed = dist.PrefixStore(f"fedddp/{place.launch}/{attempt}", store or launchers_store(place, timeout))
-        prefixed.set_timeout(timedelta(seconds=timeout))
-        comm = cls(place, device, store=prefixed, timeout=timeout)
+        timed = launchers_store(place, timeout) if store is None else TimedStore(store, set(), timeout, "the store")
+        timed.below(f"fedddp/{place.job or place.launch}/{attempt}", timeout)
+        comm = cls(place, device, store=timed, timeout=timeout)
         heartbeat = comm._heartbeat
         heartbeat.patience = place.patience(timeout)
         heartbeat.enter("start")
         if place.coordinated:  # a rank that waits for others to start shows the launcher that it does
             heartbeat.renew()
         try:
-            comm._meet(place, prefixed, backend, timeout)
+            comm._meet(place, timed, backend, timeout)
         except BaseException:
             comm.leave()
             raise
@@ -119,14 +120,18 @@ class Comm:
             heartbeat.renew()
         return comm
 
-    def _meet(self, place: Place, store: dist.Store, backend: str, timeout: float) -> None:
+    def _meet(self, place: Place, store: TimedStore, backend: str, timeout: float) -> None:
         """Wait for the others and form the process group."""
         heartbeat = self._heartbeat
-        heartbeat.await_all()
+        with announced(
+            lambda: f"start: {heartbeat.diagnosis()}; waiting up to {heartbeat.patience:g} s (run.timeout)", place
+        ):
+            heartbeat.await_all()
         backend, remark = choose_backend(backend, self.device, heartbeat)
-        self._group = ProcessGroup(backend, store, self.device, remark)
+        self._group = ProcessGroup(backend, store.raw, self.device, remark, listening_address(place, os.environ))
         try:
-            self._group.form(0, self.rank, self.world_size, min(timeout / 2, 10) if place.coordinated else timeout)
+            with store.limited():
+                self._group.form(0, self.rank, self.world_size, min(timeout / 2, 10) if place.coordinated else timeout)
         except RuntimeError as error:
             raise LostRank(f"the process group did not form within {timeout:g} s: {heartbeat.diagnosis()}") from error
         heartbeat.await_formed()
@@ -350,10 +355,10 @@ class Comm:
         """Leave together, after a run without errors. The process is then as it was before `connect`."""
         if self.world_size > 1:
             self.barrier(Purpose.CLOSE)
-            if self._group:
-                self._group.close()
-        if self.coordinated:  # the end of the process may take as long as a rank may stand still
-            self._heartbeat.put(f"left/{self.rank}", "", Purpose.PROGRESS)
+        if self.world_size > 1 or self.coordinated:  # the end of the process may take as long as a rank may stand still
+            self._heartbeat.leave()
+        if self.world_size > 1 and self._group:
+            self._group.close()
         self.release()
 
     def leave(self) -> None:
@@ -365,5 +370,7 @@ class Comm:
     def release(self) -> None:
         """Undo all changes to the process, without the other ranks: the end of a run that failed."""
         self._heartbeat.close()
+        if self._store:
+            self._store.close()
         self._guard = None
         refuse_around(self, ())

@@ -1,7 +1,8 @@
 """Form and cut process groups of torch (gloo, NCCL), by parts of torch without a stable interface.
 
 No other file uses such parts. Tested on torch 2.13. When torch changes, check these:
-- `ProcessGroupGloo(store, rank, size, timeout)`: a group beside the default one, which can be replaced after a loss.
+- `ProcessGroupGloo(store, rank, size, options)`: a group beside the default one, which can be replaced after a loss;
+  `_Options._devices` and `create_device(hostname)`, the address that a rank listens at.
 - `_set_default_timeout`, `allreduce`, `broadcast` with `BroadcastOptions.rootRank`, `alltoall_base`, `_allgather_base`,
   `Work.is_completed`: methods of a process group, called directly, so that a collective is started and then polled.
 - `distributed_c10d._get_default_group`: NCCL's group, which `init_process_group` makes.
@@ -13,7 +14,6 @@ No other file uses such parts. Tested on torch 2.13. When torch changes, check t
 import ctypes
 import os
 import socket
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .heartbeat import CommError, Heartbeat
 from .ledger import Purpose
-from .world import Place
+from .store import cut, open_sockets
 
 MODULES = (dist, dist.distributed_c10d)
 """The modules in which callers look up functions of torch.distributed."""
@@ -38,10 +38,15 @@ class ProcessGroup:
         store: through which the ranks exchange addresses.
         device: of this rank.
         remark: a warning about the choice of the backend, None for none.
+        address: of this machine, for the others' connections; by default that of its host name. GLOO_SOCKET_IFNAME,
+            the name of an interface, goes before.
     """
 
-    def __init__(self, backend: str, store: dist.Store, device: torch.device, remark: str | None = None) -> None:
+    def __init__(
+        self, backend: str, store: dist.Store, device: torch.device, remark: str | None = None, address: str = ""
+    ) -> None:
         self.backend, self.remark = backend, remark
+        self._address = "" if os.environ.get("GLOO_SOCKET_IFNAME") else address
         self._store, self._device = store, device
         self._group: Any = None
         self._sockets: set[tuple[int, str]] = set()
@@ -61,8 +66,12 @@ class ProcessGroup:
         if self.backend == "nccl":
             return self._form_nccl(rank, size)
         store = dist.PrefixStore(f"group/{epoch}", self._store)  # else an older group's addresses would be dialled
+        gloo: Any = dist.ProcessGroupGloo
+        options, at = gloo._Options(), self._address
+        options._devices = [gloo.create_device(hostname=at) if at else gloo.create_default_device()]
+        options._timeout = timedelta(seconds=timeout)
         before = open_sockets()
-        self._group = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=timeout))
+        self._group = gloo(store, rank, size, options)
         self._sockets = open_sockets() - before
         self._group._set_default_timeout(FOREVER)
 
@@ -136,41 +145,3 @@ def choose_backend(backend: str, device: torch.device, heartbeat: Heartbeat) -> 
     if backend == "nccl":
         raise CommError(f"run.backend=nccl needs one GPU per rank: {ranks} ranks see {distinct}")
     return "gloo", f"{ranks} ranks use {distinct} GPU(s): gloo through pinned CPU buffers, not nccl"
-
-
-def launchers_store(place: Place, timeout: float) -> dist.Store:
-    """The store of torchrun's agent, or one on rank 0. Does not wait for the other ranks."""
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    held_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    try:
-        return dist.TCPStore(
-            address,
-            port,
-            place.world_size,
-            is_master=place.rank == 0 and not held_by_agent,
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-    except RuntimeError as error:
-        holder = "the launcher" if held_by_agent else "rank 0"
-        raise CommError(
-            f"start: the store at {address}:{port}, which {holder} holds, cannot be reached within {timeout:g} s"
-        ) from error
-
-
-def open_sockets() -> set[tuple[int, str]]:
-    """This process's open sockets: file descriptor and inode; none without /proc."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
-        with suppress(OSError):
-            found.add((int(fd), os.readlink(f"/proc/self/fd/{fd}")))
-    return {(fd, link) for fd, link in found if link.startswith("socket:")}
-
-
-def cut(sockets: set[tuple[int, str]]) -> None:
-    """Shut down those of ``sockets`` that are still open and connected."""
-    for fd, _ in sockets & open_sockets():
-        with suppress(OSError), socket.socket(fileno=os.dup(fd)) as connection:
-            connection.getpeername()  # raises for the socket that listens
-            connection.shutdown(socket.SHUT_RDWR)

@@ -16,6 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from ..errors import first_line
@@ -24,6 +25,8 @@ from .ledger import Purpose
 
 __all__ = ["CommError", "Heartbeat", "LostRank"]
 
+LEAVING = 30.0
+"""Seconds that rank 0 waits for the others at the end: a message that was lost is sent again within them."""
 Messages = dict[int, tuple[int, str, str]]
 """Of each rank, as `Heartbeat.read` returns them."""
 
@@ -222,6 +225,14 @@ class Heartbeat:
         """Wait until the process group is formed on every rank: if one left before, the others could not name it."""
         self.put(f"formed/{self.rank}", "", Purpose.PROGRESS)
         self._await(f"formed/{rank}" for rank in self.members)
+
+    def leave(self) -> None:
+        """Report that this rank needs the store no more; rank 0, which may hold it, waits a while for the others'."""
+        deadline, keys = time.monotonic() + min(self.timeout, LEAVING), [f"left/{rank}" for rank in self.members]
+        with suppress(RuntimeError):  # the run is done, with or without the store
+            self.put(f"left/{self.rank}", "", Purpose.PROGRESS)
+            while self.rank == 0 and not self.store.check(keys) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
     def _await(self, written: Iterable[str]) -> None:
         """Wait until all keys are ``written``. Raises CommError."""

@@ -63,7 +63,7 @@ def _children() -> dict[int, str]:
     found: dict[int, str] = {}
     for children in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):
-            for pid in map(int, children.read_text().split()):
+            for pid in map(int, children.read_text(encoding="utf-8").split()):
                 with suppress(OSError, IndexError):
-                    found[pid] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+                    found[pid] = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     return {pid: state for pid, state in found.items() if state != "Z"}

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,11 +18,16 @@ SPANS_HOSTS = (
 
 
 LAUNCHERS = (
-    ("SLURM_NTASKS", "SLURM_PROCID"),
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("PMI_SIZE", "PMI_RANK"),
 )
-"""Environment variables in which srun and mpirun give the number of tasks and the number of this one."""
+"""Environment variables in which mpirun gives the number of tasks and the number of this one."""
+
+
+DEFAULT_IDS = ("none", "fedddp")
+"""Names of a run that torchrun and launch/multi_node.sh give to every start."""
+ELSEWHERE = "192.0.2.1"
+"""An address set aside for documentation: the way there is the default route."""
 
 
 MEMBER = "FEDDDP_MEMBER"
@@ -47,7 +53,9 @@ class Place:
     local_world_size: int = 1
     attempt: int = 0
     launch: str = ""
-    """Identifies one start by torchrun, with its restarts; empty without torchrun."""
+    """Identifies one start by torchrun, with its restarts, on this machine; empty without torchrun."""
+    job: str = ""
+    """The launcher's name of the run, the same on all machines, also of another start; empty without torchrun."""
     coordinated: bool = False
     """Whether the launcher decides after a loss which ranks go on, see `comm.coordinator`."""
     started: int = 0
@@ -90,6 +98,7 @@ class Place:
             attempt=_number(env, "TORCHELASTIC_RESTART_COUNT", 0),
             launch=_launch(env),
             coordinated=MEMBER in env,
+            job=env.get("TORCHELASTIC_RUN_ID", ""),
         )
 
 
@@ -152,9 +161,61 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in addresses)
 
 
+def literal(host: str) -> str:
+    """``host`` as an address, if it is one in digits or localhost; else empty."""
+    try:
+        return str(ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]")))
+    except ValueError:
+        return ""
+
+
+def is_own(host: str) -> bool:
+    """Whether ``host`` is this machine: a program can listen at one of its addresses here."""
+    try:
+        found = {(info[0], info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    return any(_can_bind(family, str(address)) for family, address in found)
+
+
+def _can_bind(family: int, address: str) -> bool:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def own_address(toward: str) -> str:
+    """The address by which ``toward`` would reach this machine; empty if there is no way there. Nothing is sent."""
+    try:
+        family, _, _, _, (address, *_) = socket.getaddrinfo(toward, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((address, 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""
+
+
+def listening_address(place: Place, env: Mapping[str, str]) -> str:
+    """The address of this machine on the way to MASTER_ADDR; of the default route where that is a loopback address
+    and ranks are on other machines. Empty if not known."""
+    address = own_address(env.get("MASTER_ADDR", ""))
+    if address and spans_hosts(place, env) and is_loopback(address):
+        return own_address(ELSEWHERE)
+    return address
+
+
 def _launch(env: Mapping[str, str]) -> str:
+    """The launcher's name of the run; where nobody chose one, with the agent that started this process."""
     run_id = env.get("TORCHELASTIC_RUN_ID", "")
-    return f"{run_id}/{socket.gethostname()}/{os.getppid()}" if run_id == "none" else run_id
+    if run_id not in DEFAULT_IDS:
+        return run_id
+    with suppress(OSError, IndexError):  # a container gives the same number to the agent of each start
+        began = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        return f"{run_id}/{socket.gethostname()}/{os.getppid()}/{began}"
+    return f"{run_id}/{socket.gethostname()}/{os.getppid()}"
 
 
 def memory() -> int:

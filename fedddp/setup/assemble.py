@@ -47,6 +47,7 @@ from ..telemetry.loggers import Run, open_loggers
 from ..types import ServerState
 from .about import about
 from .account import Account, opened
+from .banner import elsewhere, whereabouts
 from .cohorts import losses, present, punctual
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
@@ -123,6 +124,8 @@ def _assembled(
     telemetry = _telemetry(p, folder, sinks, timed=not protection.hides_cohort)
     done, finished, learned, norm = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
+    if p.place.local_rank == 0 and p.place.local_world_size < p.place.world_size:
+        log.info("%s", whereabouts(run_folder, writes=folder is not None))
     checkpoints = _checkpoints(p, comm, folder, run_folder, stateful=stateful, done=done)
     checkpoints.restore(store, lambda k: home_rank(k, p.home[1]) == p.home[0])
     telemetry.learned_before = learned
@@ -302,7 +305,7 @@ def _restored(start: ServerState, saved: Earlier | None, comm: Comm, done: int) 
 
 def _telemetry(p: Prepared, folder: RunFolder | None, sinks: Sequence[Sink], *, timed: bool) -> Telemetry:
     if folder is None:
-        return Telemetry(timed=timed)
+        return Telemetry(elsewhere(p, planned(p)), timed=timed)
     done, rounds, keys = p.saved.round if p.saved else 0, p.config.run.rounds, p.config.telemetry
     folder.write("config.toml", to_toml(p.config))
     history = rewind(folder, done)

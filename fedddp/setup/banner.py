@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
 from ..config import flatten, to_dict
+from ..telemetry import Beside, Plan, SideWork, Sink, progress
 from ..telemetry.environment import memory
 from .about import local_work, many, span
+from .prepared import Prepared
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -37,6 +41,21 @@ def banner(x: Experiment) -> str:
     lines = [f"{x.folder.path.name}, {time.strftime('%Y-%m-%d %H:%M')}"]
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..." for line in lines)
+
+
+def whereabouts(path: Path, *, writes: bool) -> str:
+    """Return where the files of a run on several machines are, for the one whose ranks include who ``writes``."""
+    if writes:
+        return f"this machine, {socket.gethostname()}, has rank 0, which writes {path}"
+    return f"rank 0 on another machine writes {path.name}; telemetry.progress prints its rounds here, too"
+
+
+def elsewhere(p: Prepared, plan: Plan) -> list[Sink]:
+    """Return what prints a line per round on the first rank of each machine but rank 0's."""
+    place, kind = p.place, p.config.telemetry.progress
+    if place.local_rank > 0 or place.local_world_size == place.world_size or kind == "off":
+        return []
+    return [Beside("progress", sink, SideWork()) for sink in progress("lines", plan)]
 
 
 def _upload(x: Experiment) -> str:

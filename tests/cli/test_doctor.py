@@ -11,7 +11,7 @@ from fedddp.cli.doctor import report as doctor
 from fedddp.cli.doctor.probe import Measured
 from fedddp.cli.doctor.report import findings
 from fedddp.comm import Place
-from fedddp.comm.world import SPANS_HOSTS, spans_hosts
+from fedddp.comm.world import ELSEWHERE, SPANS_HOSTS, own_address, spans_hosts
 from fedddp.config import build
 from tests.helpers.commands import command
 
@@ -26,6 +26,12 @@ ENV = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "
 
 def found(place=ALONE, env=None, measured=HERE, **sections):
     return {f.about: f for f in findings(build(sections), place, env or {}, measured)}
+
+
+@pytest.fixture(autouse=True)
+def no_others(monkeypatch):
+    """Other machines are the part of test_doctor_network.py."""
+    monkeypatch.setattr(doctor.network, "findings", lambda *_: ())
 
 
 def secure(**keys):
@@ -60,14 +66,20 @@ def test_the_warning_is_one_line_with_the_key_that_silences_it():
     assert "privacy.trust_network=true" in SPANS_HOSTS
 
 
-def test_the_plane_of_this_machine(tmp_path):
-    """The real thing: this torch's store is open to strangers, this machine's ranks can meet."""
-    measured = plane.measure(os.environ)
+def test_the_plane_of_this_machine():
+    """The real thing: the store is open to strangers where it listens, and this machine's ranks can meet."""
+    measured = plane.measure({k: v for k, v in os.environ.items() if k != "MASTER_ADDR"})
     assert measured.error == ""
-    assert measured.gloo
-    assert measured.answered is True
-    assert not set(measured.store) - {"::", "0.0.0.0"}
+    assert (measured.store, measured.gloo, measured.answered) == (("127.0.0.1",), ("127.0.0.1",), False)
     assert "unsupported gloo device" in measured.no_tls
+
+
+def test_the_plane_of_one_machine_of_several():
+    own = own_address(ELSEWHERE)
+    if not own:
+        pytest.skip("this machine has a loopback interface only")
+    measured = plane.measure({**os.environ, "MASTER_ADDR": own})
+    assert (measured.store, measured.gloo, measured.answered) == ((own,), (own,), True)
 
 
 def test_what_listens_is_read_from_proc():
@@ -94,6 +106,9 @@ def test_an_open_store_and_bare_messages_are_warned_of_unless_the_network_is_tru
     assert (trusted["hosts"].level, trusted["gloo, encryption"].level) == ("ok", "ok")
     closed = found(measured=Measured(("127.0.0.1",), ("127.0.0.1",), False, "192.0.2.2", "no"))
     assert (closed["store"].level, closed["store, authentication"].level) == ("ok", "ok")
+    agent = found(env={"TORCHELASTIC_RUN_ID": "a"}, measured=Measured(("127.0.0.1",), ("127.0.0.1",), False, "", "no"))
+    assert agent["store"].level == "warn"
+    assert "the launcher's own listens on every interface" in agent["store"].found
 
 
 def test_gloo_on_loopback_cannot_span_hosts():

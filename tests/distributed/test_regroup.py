@@ -152,7 +152,7 @@ def given_up(comm):
         result = summed_in_spite_of_losses(comm), comm.members
         store.get("rank 1 came back")  # it finds the others alive, and what they began with it ended
         return result
-    store.wait(["regroup/0/members"], timedelta(seconds=60))  # without a safe point
+    store.raw.wait(["regroup/0/members"], timedelta(seconds=60))  # without a safe point
     with pytest.raises(LostRank):
         comm.all_reduce(share(comm), "aggregate")
     with pytest.raises(CommError) as caught:

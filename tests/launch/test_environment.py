@@ -35,10 +35,9 @@ def lines(capsys):
 
 ALONE = "trains alone, a run of its own"
 TASKS = {
-    "srun": ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True),
     "mpirun": ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, True),
     "mpiexec": ({"PMI_SIZE": "3", "PMI_RANK": "2"}, True),
-    "one task": ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, False),
+    "a batch script": ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),
     "a shell in an allocation": ({"SLURM_NTASKS": "8"}, False),
     "srun with torchrun": ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "WORLD_SIZE": "1", "RANK": "0"}, False),
 }

@@ -1,14 +1,17 @@
 """The launch scripts call fedddp and torchrun as they say. Stand-ins for programs print what they were given."""
 
 import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-SHOW_CALL = """#!/usr/bin/env bash
-echo "${0##*/} $*"
+SHOW_CALL = f"""#!/usr/bin/env bash
+[[ $1 == - ]] && exec {sys.executable} "$@"
+echo "${{0##*/}} $*"
 echo "threads $OMP_NUM_THREADS"
 echo "shared store off $TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 echo "folder $PWD"
@@ -52,20 +55,38 @@ def test_single_node_takes_the_number_of_ranks_from_the_user(launch, environment
 
 
 def test_threads_are_a_share_of_the_cores_unless_given(launch):
-    given = {"NNODES": "2", "RDZV_ENDPOINT": "first:29400"}
+    given = {"NNODES": "2", "RDZV_ENDPOINT": "192.0.2.1:29400"}
     assert "threads 1\n" in launch("multi_node.sh", **given, NPROC="100000").stdout
     assert "threads 7\n" in launch("multi_node.sh", **given, OMP_NUM_THREADS="7").stdout
 
 
 def test_multi_node_passes_the_rendezvous(launch):
-    given = {"NNODES": "2", "NPROC": "8", "RDZV_ENDPOINT": "first:29400"}
-    lines = launch("multi_node.sh", "mine.toml", **given).stdout.splitlines()
+    given = {"NNODES": "2", "NPROC": "8", "RDZV_ENDPOINT": "192.0.2.1:29400"}
+    result = launch("multi_node.sh", "mine.toml", **given)
+    lines = result.stdout.splitlines()
     assert lines[2] == "shared store off 1"
     assert lines[0] == (
-        "torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=first:29400"
-        " --rdzv_id=fedddp -m fedddp.train mine.toml"
+        "torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=192.0.2.1:29400"
+        " --rdzv_id=fedddp --rdzv_conf=is_host=0,join_timeout=600,read_timeout=600 -m fedddp.train mine.toml"
     )
-    assert " --rdzv_id=b --rdzv_conf=is_host=0 -m " in launch("multi_node.sh", **given, RDZV_ID="b", IS_HOST="0").stdout
+    assert result.stderr == (
+        "multi_node.sh: this machine does not hold the meeting point 192.0.2.1:29400; waiting up to 600 s"
+        " for 2 machines\n"
+    )
+    named = launch("multi_node.sh", **given, RDZV_ID="b", IS_HOST="1", JOIN_TIMEOUT="60").stdout
+    assert " --rdzv_id=b --rdzv_conf=is_host=1,join_timeout=60,read_timeout=60 -m " in named
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", socket.gethostname()])
+def test_multi_node_finds_out_which_machine_holds_the_meeting_point(launch, host):
+    result = launch("multi_node.sh", NNODES="2", NPROC="1", RDZV_ENDPOINT=f"{host}:29400")
+    assert "--rdzv_conf=is_host=1," in result.stdout, result.stderr
+
+
+def test_multi_node_refuses_a_host_without_an_address(launch):
+    result = launch("multi_node.sh", NNODES="2", NPROC="1", RDZV_ENDPOINT="no-such-host.invalid:29400")
+    assert result.returncode == 2
+    assert result.stderr == "RDZV_ENDPOINT: no-such-host.invalid has no address here; write the address itself\n"
 
 
 def test_multi_node_says_what_is_missing(launch):

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ...comm import Comm, CommError, Place
+from ...comm.world import ELSEWHERE, own_address
 from ...errors import first_line
 
 PATIENCE = 20.0  # seconds for two ranks to meet
@@ -52,7 +53,8 @@ class Measured:
 def measure(env: Mapping[str, str]) -> Measured:
     """Start two ranks and look at them, in an environment ``env`` but for what a launcher put there. Takes seconds."""
     clean = {k: v for k, v in env.items() if not k.startswith(LAUNCHER) and k not in ("RANK", "WORLD_SIZE")}
-    command = [sys.executable, "-m", "fedddp.cli.doctor.probe"]
+    at = own_address(env.get("MASTER_ADDR", "")) or "127.0.0.1"
+    command = [sys.executable, "-m", "fedddp.cli.doctor.probe", at]
     package = str(Path(__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, env.get("PYTHONPATH", "")]))
     try:
@@ -84,14 +86,6 @@ def listening(port: int | None = None, pids: Sequence[int] = ()) -> list[tuple[s
             if state == LISTEN and (inode in inodes if pids else own_port == port):
                 found.append((address, own_port))
     return found
-
-
-def own_address() -> str:
-    """The address by which others would reach this machine, if it has one; nothing is sent to find it."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # set aside for documentation: nobody is there
-        return probe.getsockname()[0]
-    return "127.0.0.1"
 
 
 def answers(address: str, port: int) -> bool | None:
@@ -127,12 +121,12 @@ def _address(text: str) -> tuple[str, int]:
     return str(mapped or address), int(port, 16)
 
 
-def _pair(transport: str) -> tuple[list[int], list[str], int]:
+def _pair(host: str, transport: str) -> tuple[list[int], list[str], int]:
     """Fork two ranks that meet by gloo: their process ids, what went wrong on each (empty: they met), the port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.bind((host, 0))
         port = free.getsockname()[1]
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_DEVICE_TRANSPORT=transport)
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), GLOO_DEVICE_TRANSPORT=transport)
     if not transport:
         del os.environ["GLOO_DEVICE_TRANSPORT"]
     pids, ends = [], []
@@ -173,21 +167,21 @@ def _end(pids: Sequence[int]) -> None:
         os.waitpid(pid, 0)
 
 
-def _main() -> Measured:
-    pids, wrong, port = _pair("")
+def _main(host: str) -> Measured:
+    pids, wrong, port = _pair(host, "")
     try:
         if any(wrong):
             return Measured(error=next(filter(None, wrong)))
         sockets = listening(pids=pids)
         store, gloo = (sorted({a for a, p in sockets if (p == port) == is_store}) for is_store in (True, False))
-        asked = own_address()
+        asked = own_address(ELSEWHERE) or host
         answered = answers(asked, port)
     finally:
         _end(pids)
-    pids, wrong, _ = _pair("TCP_TLS")
+    pids, wrong, _ = _pair(host, "TCP_TLS")
     _end(pids)
     return Measured(tuple(store), tuple(gloo), answered, asked, no_tls=next(filter(None, wrong), ""))
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(_main())))
+    print(json.dumps(asdict(_main(sys.argv[1]))))

@@ -5,9 +5,7 @@ import socket
 import stat
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.table import Table
@@ -21,6 +19,8 @@ from ...errors import DONE, FAILED
 from ...secure.identity import Identity, IdentityError, Roster
 from ...telemetry import console
 from ..outcome import asked
+from . import bundle, network
+from .finding import Finding
 from .probe import Measured, listening, measure
 
 TUNNEL = (
@@ -29,16 +29,6 @@ TUNNEL = (
 )
 FIREWALL = "close the port to others by a firewall or a NetworkPolicy"
 STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at: what was found there, and what to do about it (empty where nothing need be done)."""
-
-    about: str
-    level: Literal["ok", "warn", "fail"]
-    found: str
-    remedy: str = ""
 
 
 def findings(config: Config, place: Place, env: Mapping[str, str], measured: Measured) -> Iterator[Finding]:
@@ -51,6 +41,7 @@ def findings(config: Config, place: Place, env: Mapping[str, str], measured: Mea
     yield from _gpus(config)
     yield from _secure(config, place, env)
     yield _data(config, place, env)
+    yield from network.findings(config, place, env)
 
 
 def run(args: Namespace) -> int:
@@ -65,6 +56,9 @@ def run(args: Namespace) -> int:
     for f in found:
         table.add_row(f"[{STYLE[f.level]}]{f.level}[/]", f.about, f.found, f.remedy)
     console(140).print(table)
+    if args.bundle:
+        bundle.write(args.bundle, found, config, place, os.environ)
+        print(f"written to {args.bundle}; it has no keys, and no values that look like secrets")
     return FAILED if any(f.level == "fail" for f in found) else DONE
 
 
@@ -102,9 +96,11 @@ def _store(config: Config, place: Place, env: Mapping[str, str], measured: Measu
         return
     listens = f"the store ({whose}) listens on {_shown(where)}"
     if all(is_loopback(address) for address in where):
-        yield Finding("store", "ok", f"{listens}: this machine only")
+        agent = "TORCHELASTIC_RUN_ID" in env
+        beside = f"; the launcher's own{'' if agent else ', if there is one,'} listens on every interface"
+        yield Finding("store", "warn" if agent else "ok", f"{listens}: this machine only{beside}", FIREWALL * agent)
     else:
-        yield Finding("store", "warn", f"{listens}; torch has no setting for less, whatever MASTER_ADDR says", FIREWALL)
+        yield Finding("store", "warn", listens, f"MASTER_ADDR in digits, which rank 0 listens at alone; {FIREWALL}")
     answered = {
         True: f"none: a stranger at {measured.asked} was answered, and could read and write",
         False: f"a stranger at {measured.asked} could not connect",
@@ -123,7 +119,7 @@ def _gloo(place: Place, env: Mapping[str, str], measured: Measured) -> Finding:
             "set GLOO_SOCKET_IFNAME to an interface of this machine, or give its host name an address",
         )  # fmt: skip
     named, local = env.get("GLOO_SOCKET_IFNAME"), all(is_loopback(a) for a in measured.gloo)
-    chosen = f"GLOO_SOCKET_IFNAME={named}" if named else f"what the host name {socket.gethostname()} resolves to"
+    chosen = f"GLOO_SOCKET_IFNAME={named}" if named else "on the way to MASTER_ADDR"
     found = f"ranks listen on {_shown(measured.gloo)} ({chosen})"
     if local and spans_hosts(place, env):
         return Finding(
@@ -131,7 +127,7 @@ def _gloo(place: Place, env: Mapping[str, str], measured: Measured) -> Finding:
             "set GLOO_SOCKET_IFNAME to the interface by which they can (wg0, eth0)",
         )  # fmt: skip
     if local:
-        return Finding("gloo", "ok", f"{found}: this machine only; a run over several hosts needs GLOO_SOCKET_IFNAME")
+        return Finding("gloo", "ok", f"{found}: this machine only; over several hosts, those on the way to MASTER_ADDR")
     remedy = "GLOO_SOCKET_IFNAME=lo for ranks of one host; an encrypted interface (wg0) for several"
     return Finding("gloo", "warn", f"{found}, without authentication", remedy)
 
