@@ -30,6 +30,7 @@ from fedddp.secure.identity import Identity, Roster
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
 from tests.fuzz import mutate
+from tools.reference import build as build_reference
 
 Attempt = Callable[[Random], object]
 Change = Callable[[bytes, Random], bytes]
@@ -41,6 +42,7 @@ SYNTHETIC = [
     "--data.args.num_test=20",
     "--data.args.shape=[1,8,8]",
 ]
+ENDS = (0, 1, 2)  # 1, in one line: a run that learns nothing
 THREE = "--data.partition.num_clients=3"
 
 
@@ -370,11 +372,43 @@ def words(folder: Path) -> Attempt:
             text = json.dumps(value) if draw.random() < 0.5 else str(value)
             more += [f"--{condition}"] * bool(condition) + [f"--{key}={text}"]
         if trains:
-            ran("train", *base, "--run.rounds=1", *more)
+            ran("train", *base, "--run.rounds=1", *more, ends=ENDS)
         else:
             prepared(*base, *more)
 
     return attempt
+
+
+def bounds(folder: Path) -> Attempt:
+    """A number of the configuration at one of its bounds, or two of them: what they ask for together is refused."""
+    base = [*TINY[:-1], *SYNTHETIC, THREE, f"--run.dir={folder}/runs"]
+    keys = [row for row in build_reference()["keys"] if ends_of(row["type"]) and row["name"] != "run.threads"]
+    trained = ("optimizer", "loss", "aggregation", "attack", "algorithm", "privacy", "skew")
+
+    def attempt(draw: Random) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        row, other = draw.choice(keys), draw.choice(keys)
+        more = [f"--{at}.name={draw.choice(names)}" for at, names in row.get("when", {}).items()]
+        for one in (row, other) if other["name"].split(".")[0] == row["name"].split(".")[0] else (row,):
+            more.append(f"--{one['name']}={draw.choice(ends_of(one['type']))}")
+        if any(part in row["name"] for part in trained) and "epochs" not in row["name"] and draw.random() < 0.5:
+            ran("train", *base, "--run.rounds=1", *more, ends=ENDS)
+        else:
+            prepared(*base, *more)
+
+    return attempt
+
+
+def ends_of(schema: object) -> list[float]:
+    """The bounds of the numbers in a JSON schema; of an open one, a number beside it."""
+    if isinstance(schema, list):
+        return [end for one in schema for end in ends_of(one)]
+    if not isinstance(schema, dict):
+        return []
+    own = [schema[name] for name in ("minimum", "maximum") if name in schema]
+    own += [schema["exclusiveMinimum"] + 1e-30] if "exclusiveMinimum" in schema else []
+    own += [schema["exclusiveMaximum"] * (1 - 1e-12)] if "exclusiveMaximum" in schema else []
+    return own + [end for name, one in schema.items() if name in ("anyOf",) for end in ends_of(one)]
 
 
 def keys(folder: Path) -> Attempt:
@@ -408,6 +442,6 @@ def keys(folder: Path) -> Attempt:
 
 
 READERS: dict[str, Callable[[Path], Attempt]] = {
-    "words": words, "toml": toml, "idx": idx, "npz": arrays, "parts": parts, "partition": partition, "table": rows,
+    "words": words, "bounds": bounds, "toml": toml, "idx": idx, "npz": arrays, "parts": parts, "partition": partition, "table": rows,
     "images": images, "leaf": leaf, "texts": texts, "weights": weights, "run": run_folder, "keys": keys,
 }  # fmt: skip
