@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import build, merge, read_toml
 from ..data.inputs import channels_first
+from ..data.readers.arrays import UNREADABLE
 from ..data.readers.images import SUFFIXES, read_images
 from ..data.tables import inputs_like
 from ..errors import UsageError, first_line, named
@@ -103,7 +104,7 @@ def _array(model: Trained, file: Path, args: Namespace) -> Tensor:
             return channels_first(torch.from_numpy(arrays[name]))
     except UsageError:
         raise
-    except (OSError, ValueError, TypeError, EOFError) as error:
+    except (*UNREADABLE, TypeError) as error:
         raise UsageError(f"{file}: cannot be read ({first_line(error)})") from None
 
 

@@ -113,7 +113,7 @@ def _tried(attempt: Callable[[int], object], number: int) -> tuple[str, str]:
         except LINES as error:
             text, cause = str(error), error
             while (cause := cause.__cause__ or cause.__context__) is not None:
-                if isinstance(cause, MemoryError):
+                if isinstance(cause, MemoryError) and getattr(error, "code", "") != "inputs-memory":
                     return "memory", text
             return ("refused" if len(one_line(text)) < 2000 else "not a short line"), text
         except MemoryError:

@@ -29,6 +29,7 @@ from fedddp.registry.shipped import shipped
 from fedddp.secure.identity import Identity, Roster
 from fedddp.setup.load import prepare
 from fedddp.setup.resolve import resolve
+from fedddp.train import configured
 from tests.fuzz import mutate
 from tools.reference import build as build_reference
 
@@ -48,7 +49,9 @@ THREE = "--data.partition.num_clients=3"
 
 def prepared(*words: str) -> None:
     """What a start does before anything is written."""
-    prepare(resolve(build(*parse(words).layers), Place()), Place())
+    made = prepare(resolve(configured(parse(words).layers), Place()), Place())
+    if made.output:
+        made.output.folder.release()
 
 
 def ran(*words: str, ends: tuple[int, ...] = (0, 2)) -> None:
@@ -317,16 +320,27 @@ def run_folder(folder: Path) -> Attempt:
                 sums = {other.removeprefix(inside): hashlib.sha256(content[other]).hexdigest() for other in there}
                 content[name] = json.dumps(sums).encode()
 
+    resumed = [*words, f"--run.resume={run}", "--run.rounds=3"]
     commands = [
-        ("train", f"--run.resume={run}", "--run.rounds=3"), ("train", *words, "--run.resume=auto", "--run.rounds=3"),
-        ("runs", f"{folder}/runs"), ("plot", str(run), f"--out={folder}/curves.png"),
+        ("train", *resumed),
+        ("train", *words, "--run.resume=auto", "--run.rounds=3"),
+        ("plot", str(run), f"--out={folder}/curves.png"),
         ("report", str(run), f"--out={folder}/r.html"),
+        ("runs", f"{folder}/runs"),
         ("export", str(run), "--to=safetensors", f"--out={folder}/out"),
-    ]  # fmt: skip
+    ]
+
+    def then(draw: Random) -> None:
+        how = draw.random()
+        if how < 0.6:  # the quick ones most often
+            prepared(*(resumed if how < 0.3 else resumed[-2:]))
+        else:
+            ran(*draw.choice(commands if how < 0.7 else commands[-2:]), ends=ENDS)
+
     right = files(folder)
     for command in commands:  # what they import is there from now on
         ran(*command)
-    return on(folder, right, change, lambda draw: ran(*draw.choice(commands)))
+    return on(folder, right, change, then)
 
 
 def toml(folder: Path) -> Attempt:
@@ -442,6 +456,6 @@ def keys(folder: Path) -> Attempt:
 
 
 READERS: dict[str, Callable[[Path], Attempt]] = {
-    "words": words, "bounds": bounds, "toml": toml, "idx": idx, "npz": arrays, "parts": parts, "partition": partition, "table": rows,
-    "images": images, "leaf": leaf, "texts": texts, "weights": weights, "run": run_folder, "keys": keys,
+    "words": words, "bounds": bounds, "toml": toml, "idx": idx, "npz": arrays, "parts": parts, "partition": partition,
+    "table": rows, "images": images, "leaf": leaf, "texts": texts, "weights": weights, "run": run_folder, "keys": keys,
 }  # fmt: skip
