@@ -24,7 +24,6 @@ from fedddp.cli.sweep.grid import read as read_sweep
 from fedddp.comm.world import Place
 from fedddp.config import Config, build, parse, to_dict
 from fedddp.errors import UsageError
-from fedddp.registry.choice import keys_of
 from fedddp.registry.shipped import shipped
 from fedddp.secure.identity import Identity, Roster
 from fedddp.setup.load import prepare
@@ -275,7 +274,7 @@ def leaf(folder: Path) -> Attempt:
 
     data = {"users": ["a", "b", "c"], "num_samples": [6, 5, 4], "user_data": {"a": user(6), "b": user(5), "c": user(4)}}
     right = {f"{part}/all.json": json.dumps(data).encode() for part in ("train", "test")}
-    words = [*TINY, "--data.name=leaf", f"--data.root={folder}", "--data.partition.name=natural"]
+    words = [*TINY, "--data.name=leaf", f"--data.root={folder}", "--data.partition.name=natural", THREE]
     return on(folder, right, one_of({"": mutate.of_json}), lambda _: prepared(*words))
 
 
@@ -370,8 +369,8 @@ def toml(folder: Path) -> Attempt:
 
 def words(folder: Path) -> Attempt:
     """One or two keys of the configuration with any value; some of these runs train a round."""
-    keys = sorted(keys_of(Config))
-    base = [*TINY[:-1], "--model.name=mlp", "--model.hidden=4", *SYNTHETIC, THREE, f"--run.dir={folder}/runs"]
+    keys = build_reference()["keys"]
+    base = [*TINY[:-1], "--model.name=mlp", *SYNTHETIC, THREE, f"--run.dir={folder}/runs"]
     forbidden = ("run.dir", "run.resume", "data.download", "run.device", "run.timeout")
     long = ("rounds", "local_epochs", "local_steps", "personal_epochs", "head_epochs")
 
@@ -379,12 +378,14 @@ def words(folder: Path) -> Attempt:
         shutil.rmtree(folder, ignore_errors=True)
         more, trains = [], draw.random() < 0.4
         for _ in range(draw.randint(1, 2)):
-            key, condition = draw.choice(keys)
+            row = draw.choice(keys)
+            key = row["name"]
             if key in forbidden or (trains and key.rpartition(".")[2] in long):
                 continue
             value = draw.choice(mutate.VALUES)
             text = json.dumps(value) if draw.random() < 0.5 else str(value)
-            more += [f"--{condition}"] * bool(condition) + [f"--{key}={text}"]
+            more += [f"--{at}.name={draw.choice(names)}" for at, names in row.get("when", {}).items()]
+            more.append(f"--{key}={text}")
         if trains:
             ran("train", *base, "--run.rounds=1", *more, ends=ENDS)
         else:

@@ -95,6 +95,8 @@ def _examples(folder: Path, users: dict[str, int], form: _Form) -> Examples:
                 if said["x"]:
                     x, y = form.inputs(said["x"], said["y"])
                     parts.append((x, np.asarray(y), np.full(len(x), users.setdefault(user, len(users)))))
+        except UsageError:
+            raise
         except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, AttributeError) as error:
             raise UsageError(
                 f"{file}: is no file of LEAF that can be read ({reason(error)}); it has users, and user_data with "
