@@ -1,6 +1,5 @@
 """The store where ranks meet: calls end, it listens where it is told, and waits say what they wait for."""
 
-import logging
 import signal
 import socket
 import subprocess
@@ -67,16 +66,16 @@ def test_a_port_that_is_taken_is_an_error(free_port):
         store.opened(f"127.0.0.1:{free_port}", 2.0, "", holds=True)
 
 
-def test_a_wait_is_announced_once_on_the_first_rank_of_a_machine(monkeypatch, caplog):
+def test_a_wait_is_announced_once_on_the_first_rank_of_a_machine(monkeypatch):
+    said = []
     monkeypatch.setattr(store, "PATIENCE", 0.05)
-    caplog.set_level(logging.INFO, "fedddp")
-    monkeypatch.setattr(logging.getLogger("fedddp"), "propagate", True)
+    monkeypatch.setattr(store.log, "info", lambda form, text: said.append(text))
     for place in (Place(0, 2, 0, 1), Place(3, 4, 1, 2)):
-        with store.announced(lambda: "waiting", place):
+        with store.announced(lambda rank=place.rank: f"rank {rank} waits", place):
             time.sleep(0.3)
     with store.announced(lambda: "not long"):
         pass
-    assert caplog.messages == ["waiting"]
+    assert said == ["rank 0 waits"]
 
 
 def test_nobody_listening_ends_in_a_line(monkeypatch, free_port):
