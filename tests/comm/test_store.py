@@ -1,5 +1,6 @@
 """The store where ranks meet: calls end, it listens where it is told, and waits say what they wait for."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ def test_a_call_ends_when_the_holder_is_silent(free_port):
         reached = store.opened(f"127.0.0.1:{free_port}", 1.0, "the store at HOST:1, which rank 0 holds,", holds=False)
         assert reached.get("key") == b"value"
         holder.send_signal(signal.SIGSTOP)
+        os.waitpid(holder.pid, os.WUNTRACED)  # it answers until it has stopped
         began = time.monotonic()
         with pytest.raises(CommError, match="the store at HOST:1, which rank 0 holds, did not answer for 1 s"):
             reached.check(["key"])
