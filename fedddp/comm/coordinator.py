@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Self
@@ -53,11 +53,13 @@ class Started:
     Attributes:
         number: the rank that it was started as.
         before: how many processes were started as that rank before.
+        since: when it was started, by `time.monotonic`.
     """
 
     number: int
     before: int
     process: subprocess.Popen[bytes]
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def name(self) -> str:
@@ -219,6 +221,9 @@ class Coordinator:
         """Wait until enough ranks can go on, with the ``left`` ones, or no others are to come. Those that join."""
         while left + len(joining := self._announced()) < self._least:
             interrupt.check()
+            for member in self._joining:
+                if member not in joining and time.monotonic() - member.since > max(self._timeout, START):
+                    member.signal(signal.SIGKILL)  # it hangs before it can join
             if all(member.ended for member in self._joining):
                 break
             time.sleep(LOOK)

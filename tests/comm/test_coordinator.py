@@ -54,6 +54,8 @@ class Run:
         return started
 
     def life(self, started):
+        if self.lives[started.name] == "mute":
+            return started.process.wait()
         place = Place(started.number, self.ranks, launch=self.coordinator._launch, coordinated=True)
         try:
             member = Member(place, started.name, self.timeout)
@@ -145,6 +147,14 @@ def test_with_too_few_ranks_the_others_wait_for_one_that_joins(monkeypatch):
     lives = {"0.0": [-9], "1.0": ["ask", 0], "2.0": ["ask", 0], "0.1": [0]}
     run = Run(monkeypatch, lives, restarts=1, least=3)
     assert (run.places["1.0"], run.places["0.1"]) == ([(1, 3, 0), (0, 3, 1)], [(2, 3, 1)])
+
+
+def test_one_that_hangs_before_it_joins_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("fedddp.comm.coordinator.START", 0.8)
+    lives = {"0.0": [-9], "1.0": ["ask"], "2.0": ["ask"], "0.1": "mute"}
+    run = Run(monkeypatch, lives, restarts=1, least=3)
+    assert list(run.failed.items()) == [(0, -9)]
+    assert run.said.keys() == {"1.0", "2.0"}
 
 
 def test_if_all_are_lost_those_started_again_go_on(monkeypatch):
