@@ -48,7 +48,7 @@ from ..types import ServerState
 from .about import about
 from .account import Account, opened
 from .banner import elsewhere, whereabouts
-from .cohorts import losses, present, punctual
+from .cohorts import losses, participants
 from .experiment import Experiment, keep_freed_memory, start_messages
 from .levels import Plain, level_for
 from .load import LOCAL
@@ -133,7 +133,12 @@ def _assembled(
     federation = Federation(
         algorithm=algorithm,
         trainer=trainer,
-        sampler=present(p, punctual(p, protection.sampler(losses(p, trainer, comm)))),
+        sampler=participants(
+            protection.sampler(losses(p.home, trainer, comm)),
+            p.training if config.client.drop_stragglers else None,
+            p.place,
+            p.home,
+        ),
         schedule=_schedule(p, bound=p.data.placement == "home" or stateful, least=protection.least_trained),
         pipeline=protection.pipeline(),
         store=store,
