@@ -162,3 +162,9 @@ def facts(config):
 @dataclass(frozen=True)
 class WithoutRate:
     speed: float = 1.0
+
+    def gradient_weight(self, steps): ...
+
+    def init(self, params): ...
+
+    def step_(self, params, grads, state): ...
