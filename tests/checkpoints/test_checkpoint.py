@@ -109,10 +109,12 @@ def test_an_interrupted_run_writes_its_last_finished_round_once(tmp_path):
 
 
 def test_a_resumed_run_does_not_write_again_what_it_started_from(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "round-000004").mkdir(parents=True)
     kept = checkpoints(tmp_path, done=4)
     kept.restore(remembered(0), lambda client: True)
     assert kept.flush() == 4
-    assert not (tmp_path / "checkpoints").exists()
+    assert [path.name for path in folder.rglob("*")] == ["round-000004"]
 
 
 FILES = ["server.safetensors", "clients-00000.safetensors", "state.json", "manifest.json"]
