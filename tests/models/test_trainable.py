@@ -32,7 +32,7 @@ class Fixed(Net):
         self.requires_grad_(False)
 
 
-def head_alone():
+def head_alone() -> nn.Module:
     """A model of 45 parameters."""
     return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(8), nn.Linear(8, 5))
 
