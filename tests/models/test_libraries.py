@@ -190,7 +190,7 @@ def test_a_frozen_body_costs_no_bytes_and_no_client_state(run_ranks, tmp_path, a
     keys["algorithm"] = {"name": algorithm}
     ranks = run_ranks(sent_and_kept, 2, configured(tmp_path, **keys) | {"model": RESNET})
     for sent in ranks[0]["sent"]:
-        tally = 20 * 100  # what each client reports: loss, accuracy, norm of its update (weighted, too), that it took part
+        tally = 20 * 100  # what each client reports: loss, accuracy, two norms, that it took part
         assert 0 <= sent - 4 * vectors * HEAD - tally <= 0.02 * 4 * HEAD
     assert sum(rank["kept"] for rank in ranks) == 100 * 4 * states * HEAD
     assert sum(rank["clients"] for rank in ranks) == (100 if states else 0)
