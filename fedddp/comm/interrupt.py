@@ -33,6 +33,7 @@ _launcher: int | None = None  # the process that started this rank, if it is to 
 _writing: list[None] = []  # one for each block of `at_disk`
 _end: Callable[[BaseException], None] | None = None
 _ends = threading.Lock()
+_timers: list[threading.Timer] = []  # of requests within the block of `handled`, which end with it
 
 
 class Interrupted(BaseException):
@@ -157,6 +158,8 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
         os.close(sending)  # ends the listener
+        while _timers:
+            _timers.pop().cancel()  # else a later block of this process would be cut short
         _reason = _launcher = None
 
 
@@ -184,6 +187,7 @@ def _stop(reason: str) -> None:
     request(reason)
     timer = threading.Timer(GRACE, _forced, [reason])
     timer.daemon = True
+    _timers.append(timer)
     timer.start()
 
 

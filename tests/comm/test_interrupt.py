@@ -114,3 +114,18 @@ def test_an_end_that_hangs_does_not_keep_the_process(exits, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: exits, seconds=0.8)
     assert exits == [75]
+
+
+def test_a_request_of_an_earlier_block_does_not_end_a_later_one(monkeypatch):
+    """Both in one process, as in a notebook: the time to a safe point is over when the second block trains."""
+    ended = []
+    monkeypatch.setattr(interrupt, "GRACE", 0.3)
+    monkeypatch.setattr(interrupt.os, "_exit", ended.append)
+    with interrupt.handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        with pytest.raises(Interrupted):
+            interrupt.check()
+    with interrupt.handled():
+        time.sleep(1)
+    assert ended == []
