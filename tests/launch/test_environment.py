@@ -216,7 +216,10 @@ TORCHVISION = {
 USERS = {
     "the class itself": ("torchvision.models:Net", ""),
     "imported with the module": ("own:Net", "import torchvision\nfrom torchvision.models import Net\n"),
-    "imported when it is made": ("own:make", "def make():\n    from torchvision.models import Net\n    return Net()\n"),
+    "imported when it is made": (
+        "own:make",
+        "from torch import nn\ndef make() -> nn.Module:\n    from torchvision.models import Net\n    return Net()\n",
+    ),
     "a try in between": ("own:Net", f"try:\n    import torchvision\nexcept ImportError:\n    pass\n{NET}"),
 }
 
