@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _record(scenario: Scenario, place: Place, seed: int, out: Path, model: str) -> None:
-    place = dataclasses.replace(place, launch=f"{place.launch}/{scenario.name}")  # a process group of its own
+    place = dataclasses.replace(place, job=f"{place.job or place.launch}/{scenario.name}")  # a process group of its own
     words = scenario.words(seed, str(out / "runs"), model)
     config = resolve(build(*parse(words).layers), place)
     prepared = prepare(config, place)
