@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,7 @@ class Side:
         """The last line, or a failed rank's own last line: the launcher's comes after it."""
         lines = [line for line in self.printed.read_text(errors="replace").splitlines() if line.strip()]
         own = [line for line in lines if line.startswith(("fedddp[rank", "fedddp: aggregate")) and self.process.poll()]
-        return (own or lines or [""])[-1]
+        return re.sub(r"\S*/bin/fedddp", "fedddp", (own or lines or [""])[-1])  # no paths of this machine
 
 
 @dataclass
