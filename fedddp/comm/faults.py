@@ -75,7 +75,8 @@ class Fault:
     def parse(cls, text: str) -> Self:
         """Read ``kind@key=value,...``. Raises UsageError."""
         kind, _, rest = text.strip().partition("@")
-        words = dict(word.strip().split("=", 1) for word in rest.split(",") if "=" in word)
+        pairs = (word.strip().partition("=") for word in rest.split(",") if word)
+        words = {key.strip(): value for key, _, value in pairs}
         numbers = {key: int(words.pop(key)) for key in ("rank", "round", "attempt") if words.get(key, "").isdecimal()}
         point = words.pop("point", "train")
         if kind not in KINDS or words:

@@ -12,7 +12,7 @@ def due(text, rank=0, attempt=0):
     return Faults({VARIABLE: text}, rank, attempt)
 
 
-@pytest.mark.parametrize("text", ["burn", "kill@rank=one", "kill@rounds=2", "kill@round=-1"])
+@pytest.mark.parametrize("text", ["burn", "kill@rank=one", "kill@rounds=2", "kill@round=-1", "kill@round 2"])
 def test_words_that_mean_nothing_are_refused(text):
     with pytest.raises(UsageError, match=VARIABLE):
         due(text)
