@@ -28,15 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from . import machine
+from .wire import ip, namespace, remove
 
 WORDS = ["--data.name=synthetic", "--data.args.num_test=100", "--model.name=cnn", "--data.partition.num_clients=2"]
 WORDS += ["--client.local_steps=25", "--client.batch_size=10", "--privacy.trust_network=true"]
 QUIET = ["--telemetry.tensorboard=false", "--telemetry.progress=off", "--checkpoint.every=0", "--evaluate.every=0"]
 LINK, PORT = "link0", 29611
-
-
-def namespace(rank: int) -> str:
-    return f"fedddp-{os.getpid()}-{rank}"
 
 
 def address(rank: int) -> str:
@@ -48,17 +45,17 @@ def joined() -> Iterator[None]:
     """Make both namespaces and the link between them; remove them afterwards."""
     try:
         for rank in (0, 1):
-            _ip("netns", "add", namespace(rank))
-            _ip("-n", namespace(rank), "link", "set", "lo", "up")
+            ip("netns", "add", namespace(rank))
+            ip("-n", namespace(rank), "link", "set", "lo", "up")
         there = ("netns", namespace(1))
-        _ip("link", "add", LINK, "netns", namespace(0), "type", "veth", "peer", "name", LINK, *there)
+        ip("link", "add", LINK, "netns", namespace(0), "type", "veth", "peer", "name", LINK, *there)
         for rank in (0, 1):
-            _ip("-n", namespace(rank), "address", "add", f"{address(rank)}/24", "dev", LINK)
-            _ip("-n", namespace(rank), "link", "set", LINK, "up")
+            ip("-n", namespace(rank), "address", "add", f"{address(rank)}/24", "dev", LINK)
+            ip("-n", namespace(rank), "link", "set", LINK, "up")
         yield
     finally:
         for rank in (0, 1):
-            subprocess.run(["ip", "netns", "delete", namespace(rank)], check=False, capture_output=True)
+            remove(rank)
 
 
 def limit(rate: float) -> None:
@@ -68,10 +65,6 @@ def limit(rate: float) -> None:
         subprocess.run(
             ["tc", "-n", namespace(rank), "qdisc", "replace", "dev", LINK, "root", "tbf", *shaped], check=True
         )
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
 
 
 def both(words: Sequence[str]) -> list[str]:

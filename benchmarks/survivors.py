@@ -23,11 +23,13 @@ import tempfile
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import fedddp
-from fedddp.comm.coordinator import Coordinator, Started
-from fedddp.comm.world import MEMBER
+from fedddp.cli.sweep.worker import Waited
+from fedddp.comm.coordinator import Coordinator
 from fedddp.config.words import parse
+from fedddp.launched import LAUNCHER
 
 ROUNDS = 8
 KEYS = [
@@ -55,24 +57,12 @@ def _rank(words: list[str], env: dict[str, str], log: str) -> None:
     os._exit(main(words))
 
 
-class _Process:
-    """A forked process with the part of ``subprocess.Popen`` that `Started` uses."""
+class _Process(Waited):
+    """A forked rank with the part of ``subprocess.Popen`` that `Started` uses."""
 
     def __init__(self, process: BaseProcess) -> None:
-        self._process, self.pid = process, process.pid
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("a rank", timeout or 0)
-        return self._process.exitcode
+        super().__init__(process, "a rank")
+        self.pid = process.pid
 
 
 class Forking(Coordinator):
@@ -84,18 +74,12 @@ class Forking(Coordinator):
         super().__init__(words, 3, f"trial {folder}", **limits)  # pyright: ignore[reportArgumentType]
         self._log, self._faults = str(folder / "log"), faults
 
-    def _start(self, number: int, before: int = 0) -> Started:
-        env = {
-            **{"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
-            **{"FEDDDP_FAULT": self._faults, MEMBER: f"{number}.{before}", "OMP_NUM_THREADS": "1"},
-            "TORCHELASTIC_RUN_ID": self._launch,
-        }
-        process = self.context.Process(target=_rank, args=(list(self._command), env, self._log))
+    def _spawn(self, env: dict[str, str]) -> Any:
+        own = {"FEDDDP_FAULT": self._faults, "OMP_NUM_THREADS": "1"}
+        del env[LAUNCHER]  # a fork's parent is the server that it was forked from
+        process = self.context.Process(target=_rank, args=(list(self._command), env | own, self._log))
         process.start()
-        started = Started(number, before, _Process(process))  # pyright: ignore[reportArgumentType]
-        self._started.append(started)
-        return started
+        return _Process(process)
 
 
 def drawn(seed: int) -> tuple[str, str, int, int]:

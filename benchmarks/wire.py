@@ -72,6 +72,7 @@ def missing() -> str:
 
 
 def namespace(number: int) -> str:
+    """The name of a machine's network namespace."""
     return f"fedddp-{os.getpid()}-{number}"
 
 
@@ -98,7 +99,7 @@ def joined() -> Iterator[Cable]:
     finally:
         stop.set()
         for number in (0, 1):
-            subprocess.run(["ip", "netns", "delete", namespace(number)], check=False, capture_output=True)
+            remove(number)
             shutil.rmtree(HOSTS / namespace(number), ignore_errors=True)
         for end in ends:
             os.close(end)
@@ -107,13 +108,13 @@ def joined() -> Iterator[Cable]:
 def _interface(number: int) -> int:
     """Make a namespace and the TUN interface in it; the descriptor that reads what is sent there."""
     name, link = namespace(number), f"fd{os.getpid()}-{number}"[-15:]
-    _ip("netns", "add", name)
+    ip("netns", "add", name)
     end = os.open("/dev/net/tun", os.O_RDWR)
     fcntl.ioctl(end, TUNSETIFF, struct.pack("16sH", link.encode(), TUN | RAW))
-    _ip("link", "set", link, "netns", name)
-    _ip("-n", name, "link", "set", "lo", "up")
-    _ip("-n", name, "address", "add", f"{address(number)}/24", "dev", link)
-    _ip("-n", name, "link", "set", link, "mtu", str(MTU), "up")
+    ip("link", "set", link, "netns", name)
+    ip("-n", name, "link", "set", "lo", "up")
+    ip("-n", name, "address", "add", f"{address(number)}/24", "dev", link)
+    ip("-n", name, "link", "set", link, "mtu", str(MTU), "up")
     folder, other = HOSTS / name, 1 - number
     folder.mkdir(parents=True)
     names = f"127.0.0.1 localhost\n127.0.1.1 machine-{number}\n{address(other)} machine-{other}\n"
@@ -121,8 +122,14 @@ def _interface(number: int) -> int:
     return end
 
 
-def _ip(*words: str) -> None:
+def ip(*words: str) -> None:
+    """Run ip of iproute2."""
     subprocess.run(["ip", *words], check=True)
+
+
+def remove(number: int) -> None:
+    """Remove a namespace, if it is there."""
+    subprocess.run(["ip", "netns", "delete", namespace(number)], check=False, capture_output=True)
 
 
 def within(number: int, command: list[str]) -> list[str]:

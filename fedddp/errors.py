@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 75
 
 OWN_CODE = (Exception, SystemExit)
 """What a user's own code may raise that is reported and does not end the program: sys.exit() included."""
+
+
+def in_words(code: int) -> str:
+    """Return how a process ended that has this exit code, which is minus the number of the signal that ended it."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
 
 
 class UsageError(ValueError):

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..comm.machines import Failure, Machines, rank_command
 from ..comm.overdue import watched
 from ..comm.world import Place, is_own, local_cores
 from ..config import ResolvedConfig, parse
-from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError
+from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError, in_words
 from ..setup.checks import SURVIVORS, refuse
 from ..setup.resolve import resolve
 from ..train import configured, shown
@@ -100,8 +99,7 @@ def _outcome(failed: dict[int, Failure]) -> tuple[int, str]:
     if not failed:
         return DONE, ""
     rank, code = next((rank, failure.code) for rank, failure in failed.items())
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-    cause = f"rank {rank} {how}; the other ranks were stopped"
+    cause = f"rank {rank} {in_words(code)}; the other ranks were stopped"
     if any(failure.code == USAGE for failure in failed.values()):
         return USAGE, cause
     return (INTERRUPTED if code == INTERRUPTED else FAILED), cause

@@ -23,7 +23,7 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
-from ..errors import DONE, USAGE
+from ..errors import DONE, USAGE, in_words
 from ..launched import LAUNCHER as LAUNCHERS_PID
 from . import interrupt
 from .collectives import Comm
@@ -74,9 +74,7 @@ class Started:
     @property
     def end(self) -> str:
         """How the process ended."""
-        code = self.process.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        return f"rank {self.number} {how}"
+        return f"rank {self.number} {in_words(self.process.returncode)}"
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to those that it started."""
@@ -142,9 +140,12 @@ class Coordinator:
             MEMBER: f"{number}.{before}",
         }
         env = {**os.environ, **{key: str(value) for key, value in variables.items()}}
-        started = Started(number, before, subprocess.Popen(self._command, env=env, start_new_session=True))
+        started = Started(number, before, self._spawn(env))
         self._started.append(started)
         return started
+
+    def _spawn(self, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, env=env, start_new_session=True)
 
     def _lived_through(self) -> bool:
         """Watch one epoch to its end and begin the next. Returns whether a member has finished the run."""

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -13,7 +12,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from .. import launched
 from .interrupt import Interrupted, asked_by
-from .machines import Failure, Machines, launch_here, rank_command
+from .machines import Failure, Machines, launch_here, log_folder, rank_command
 
 
 def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, Failure]:
@@ -37,9 +36,7 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
     # a restart must not find the addresses of the last attempt in the agent's store
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     program, *rest = rank_command(module, words)
-    with tempfile.TemporaryDirectory(
-        prefix="fedddp-launch-", ignore_cleanup_errors=True
-    ) as logs:  # torch leaves its own
+    with log_folder() as logs:
         try:
             elastic_launch(_config(machines, logs), program)(*rest)
         except ChildFailedError as error:
@@ -51,8 +48,8 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
     return {}
 
 
-def _config(machines: Machines, logs: str) -> LaunchConfig:
-    """One machine meets itself at a free port of its loopback interface; ``logs``: a folder."""
+def _config(machines: Machines, logs: DefaultLogsSpecs) -> LaunchConfig:
+    """One machine meets itself at a free port of its loopback interface."""
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -62,7 +59,7 @@ def _config(machines: Machines, logs: str) -> LaunchConfig:
         rdzv_endpoint="localhost:0",
         local_addr="127.0.0.1",
         max_restarts=machines.max_restarts,
-        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        logs_specs=logs,
         signals_to_handle=",".join(number.name for number in asked_by()),
     )
 

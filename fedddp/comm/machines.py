@@ -12,8 +12,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -74,6 +74,13 @@ def rank_command(module: str, words: Sequence[str]) -> list[str]:
     """The command line of a rank: ``python -m module words``."""
     safe = ["-P"] if sys.flags.safe_path else []
     return [sys.executable, *safe, "-u", "-m", module, *words]
+
+
+@contextmanager
+def log_folder() -> Iterator[DefaultLogsSpecs]:
+    """A folder for what torch keeps of the ranks, removed behind them: torch would leave one of its own."""
+    with tempfile.TemporaryDirectory(prefix="fedddp-launch-", ignore_cleanup_errors=True) as folder:
+        yield DefaultLogsSpecs(log_dir=folder)
 
 
 def launch_here(module: str, words: Sequence[str], machines: Machines) -> dict[int, Failure]:
@@ -144,9 +151,9 @@ def _ranks(module: str, words: Sequence[str], machines: Machines, number: int, n
     envs = {k: {**shared, "RANK": str(at + k), "LOCAL_RANK": str(k)} for k in range(machines.ranks)}
     program, *rest = rank_command(module, words)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ",".join(number.name for number in asked_by())
-    with tempfile.TemporaryDirectory(prefix="fedddp-") as logs:  # torch would leave a folder behind
+    with log_folder() as logs:
         programs = dict.fromkeys(envs, tuple(rest))
-        started = start_processes("fedddp", program, programs, envs, DefaultLogsSpecs(log_dir=logs))
+        started = start_processes("fedddp", program, programs, envs, logs)
         try:
             ended = started.wait(period=0.1)
         except SignalException as received:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,14 +80,11 @@ class Worker:
         return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))} if own else {}
 
 
-class Forked:
-    """A run of one process, forked from a server that has imported what it needs."""
+class Waited:
+    """A forked process, asked for its end as a `subprocess.Popen` is; ``what`` it is, for who waits in vain."""
 
-    def __init__(self, plan: Path, log: Path, cores: set[int], environment: dict[str, str], lock: int | None) -> None:
-        FORKS.set_forkserver_preload(IMPORTED)
-        held = _Held(lock) if lock is not None else None
-        self._process = FORKS.Process(target=_train, args=(plan, log, cores, environment, held))
-        self._process.start()
+    def __init__(self, process: BaseProcess, what: str) -> None:
+        self._process, self._what = process, what
 
     @property
     def returncode(self) -> int | None:
@@ -98,8 +96,18 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int | None:
         self._process.join(timeout)
         if self._process.exitcode is None:
-            raise subprocess.TimeoutExpired("fedddp train", timeout or 0.0)
+            raise subprocess.TimeoutExpired(self._what, timeout or 0.0)
         return self._process.exitcode
+
+
+class Forked(Waited):
+    """A run of one process, forked from a server that has imported what it needs."""
+
+    def __init__(self, plan: Path, log: Path, cores: set[int], environment: dict[str, str], lock: int | None) -> None:
+        FORKS.set_forkserver_preload(IMPORTED)
+        held = _Held(lock) if lock is not None else None
+        super().__init__(FORKS.Process(target=_train, args=(plan, log, cores, environment, held)), "fedddp train")
+        self._process.start()
 
     def send_signal(self, sig: int) -> None:
         if self._process.pid:
