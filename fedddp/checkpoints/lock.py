@@ -48,7 +48,7 @@ class Lock:
         """Unlock the folder."""
         self._over.set()
         if self._file:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # closed already, where both were garbage
                 if os.getpid() == self._owner:  # not a forked child, which has a copy
                     self._file.truncate(0)  # another machine need not wait for its renewal
                 self._file.close()

@@ -74,12 +74,18 @@ def test_all_other_ranks_together_read_what_the_last_one_put_in(run_ranks, tmp_p
 
 @every_configuration
 def test_an_active_rank_spoils_the_model_and_nobody_notices(run_ranks, tmp_path, privacy):
-    added = 2**52 if privacy else 1000
+    """In a plain sum it stays within the length of all updates together, or the round is aborted."""
+    added, moved = (2**52, 1.0) if privacy else (50, 0.05)
     honest = run_ranks(exchanged, RANKS, table_of(tmp_path, privacy, "honest"))
     spoilt = run_ranks(exchanged, RANKS, table_of(tmp_path, privacy, "spoilt"), added)
-    moved = (spoilt[0][-1] - honest[0][-1])[:100]
     assert all(torch.equal(result[-1], spoilt[0][-1]) for result in spoilt)
-    assert float(moved.abs().min()) > 1
+    assert float((spoilt[0][-1] - honest[0][-1])[:100].abs().min()) > moved
+
+
+def test_a_plain_sum_longer_than_its_updates_does_not_spoil_the_model(run_ranks, tmp_path):
+    start = run_ranks(exchanged, RANKS, table_of(tmp_path, PLAIN, "start") | {"client": {"optimizer": {"lr": 1e-9}}})
+    spoilt = run_ranks(exchanged, RANKS, table_of(tmp_path, PLAIN, "spoilt"), 1000)
+    assert float((spoilt[0][-1] - start[0][-1]).abs().max()) < 1e-6  # round 1 was aborted
 
 
 def with_another_model(comm, table):
