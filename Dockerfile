@@ -15,7 +15,8 @@ RUN pip install --no-cache-dir ".[privacy]" && rm -rf /src
 
 # Ranks of one container find each other on loopback; each rank uses one thread unless run.threads says otherwise.
 ENV OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
-RUN useradd --create-home fedddp && mkdir -p /work/runs && chown -R fedddp /work
+# The number of the user is in launch/k8s, too.
+RUN useradd --create-home --uid 1000 fedddp && mkdir -p /work/runs && chown -R fedddp /work
 USER fedddp
 WORKDIR /work
 ENTRYPOINT ["fedddp"]
