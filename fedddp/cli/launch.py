@@ -14,11 +14,12 @@ from ..comm.launcher import launch
 from ..comm.machines import Failure, Machines, rank_command
 from ..comm.overdue import watched
 from ..comm.world import Place, is_own, local_cores
-from ..config import ResolvedConfig, parse
+from ..config import Config, ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError, in_words
 from ..setup.checks import SURVIVORS, refuse
 from ..setup.resolve import resolve
 from ..train import configured, shown
+from .slurm import Batch, refuse_alone, start
 
 log = logging.getLogger("fedddp")
 
@@ -27,7 +28,10 @@ def run(args: Namespace) -> int:
     """Start the ranks that ``args`` ask for (see `fedddp.cli.options.launch`), and wait for them. The exit code."""
     if args.dry_run:
         raise UsageError("--dry-run: takes one process, and this command starts several; use fedddp train --dry-run")
+    refuse_alone(args)
     given = configured(parse(args.words, args.options).layers)  # a mistake is found before a rank starts
+    if args.slurm:
+        return _batch(args, given)
     machines = _machines(args, given.run.timeout)
     config = resolve(given, Place(0, machines.ranks * machines.count, 0, machines.ranks))
     if args.print_config:
@@ -47,6 +51,21 @@ def run(args: Namespace) -> int:
     if cause and code == FAILED:  # what a rank said of a mistake stays the last line
         log.error("%s", cause)
     return code
+
+
+def _batch(args: Namespace, given: Config) -> int:
+    """Submit the run to SLURM. Raises UsageError for options that are not for it."""
+    options = {"--min-ranks": args.min_ranks, "--max-restarts": args.max_restarts, "--master": args.master}
+    for option, value in (options | {"--node-rank": args.node_rank}).items():
+        if value not in (None, 0):
+            raise UsageError(f"{option}={value}: not with --slurm, which starts ranks and queues again; leave it out")
+    if not args.ranks:
+        raise UsageError("--slurm: how many ranks a machine of the cluster has is not known here; add -n RANKS")
+    config = resolve(given, Place(0, args.ranks * args.nnodes, 0, args.ranks))
+    if args.print_config:
+        print(shown(given, config, args.print_config))
+        return DONE
+    return start(Batch(config.run.name, args.ranks, args.nnodes, args.words, config), args)
 
 
 def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str) -> None:

@@ -84,8 +84,18 @@ def launch(parser: ArgumentParser) -> None:
         help="go on without lost ranks, as long as this many are left; --max-restarts of those lost start again and "
         "join [all are needed]",
     )
+    _slurm(parser)
     parser.add_argument("--dry-run", action="store_true", help=SUPPRESS)  # to say where it belongs
     _print_config(parser)
+
+
+def _slurm(parser: ArgumentParser) -> None:
+    parser.add_argument("--slurm", action="store_true", help="submit to SLURM; a job queues again at its time limit")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION",
+        help="an option of sbatch: --sbatch=--time=04:00:00; given again, another",
+    )  # fmt: skip
+    parser.add_argument("--print", action="store_true", help="of --slurm: print the script, submit nothing")
 
 
 def doctor(parser: ArgumentParser) -> None:
@@ -158,6 +168,7 @@ def sweep(parser: ArgumentParser) -> None:
         "--only", action="append", default=[], metavar="PATTERN",
         help='runs whose name or label matches: fedavg, "seed=[01]", iid,shards; given again, both must match',
     )  # fmt: skip
+    _slurm(parser)
 
 
 def reproduce(parser: ArgumentParser) -> None:

@@ -36,8 +36,8 @@ def srun_variables(env: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
         "LOCAL_WORLD_SIZE": str(local),
         "MASTER_ADDR": env.get("MASTER_ADDR") or hosts[0],
-        "MASTER_PORT": env.get("MASTER_PORT") or str(FIRST_PORT + (100 * job + step) % PORTS),
-        "TORCHELASTIC_RUN_ID": f"slurm-{job}.{step}",
+        "MASTER_PORT": env.get("MASTER_PORT") or str(FIRST_PORT + (job + 997 * step) % PORTS),
+        "TORCHELASTIC_RUN_ID": env.get("TORCHELASTIC_RUN_ID") or f"slurm-{job}.{step}",
         "TORCHELASTIC_RESTART_COUNT": env.get("SLURM_RESTART_COUNT", "0"),
     }
 

@@ -21,14 +21,17 @@ from rich.table import Table
 
 from ...comm import interrupt
 from ...comm.interrupt import Interrupted
+from ...comm.world import Place
 from ...config import UsageError
 from ...errors import DONE, FAILED
+from ...setup.resolve import resolve
 from ...telemetry import SideWork, console, on_terminal
 from ..outcome import asked
+from ..slurm import Batch, refuse_alone, start
 from . import grid, table
 from .grid import GridRun, Sweep
 from .latex import as_latex
-from .run import Ended, Standing, standing, train
+from .run import Ended, Standing, plan_of, standing, train
 from .worker import Worker
 
 log = logging.getLogger("fedddp")
@@ -120,7 +123,20 @@ def run(args: Namespace) -> int:
         standings = {run.name: standing(run) for run in sweep.runs}
         show_grid(sweep, {run.name: standings[run.name] for run in chosen})
         return DONE
-    return go(sweep, chosen)
+    refuse_alone(args)
+    return start(_array(sweep, chosen), args) if args.slurm else go(sweep, chosen)
+
+
+def _array(sweep: Sweep, chosen: Sequence[GridRun]) -> Batch:
+    """The runs that are not done, as an array of jobs. Their files are written. Raises UsageError if all are done."""
+    left = [run for run in chosen if standing(run).kind != "done"]
+    if not left:
+        raise UsageError("--slurm: all runs are done already; leave it out to write the tables")
+    with _alone(sweep.folder):
+        plans = [plan_of(sweep, run) for run in left]
+    ranks, config = sweep.settings.nproc, left[0].config
+    resolved = resolve(config, Place(0, ranks, 0, ranks))
+    return Batch(sweep.folder.name, ranks, 1, [], resolved, plans, min(sweep.settings.jobs, len(left)))
 
 
 def go(sweep: Sweep, chosen: Sequence[GridRun]) -> int:

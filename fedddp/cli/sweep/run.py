@@ -78,10 +78,8 @@ def train(sweep: Sweep, run: GridRun, worker: Worker, on_round: Callable[[int], 
 
     What the run says goes to ``logs/<name>.txt``, what it was asked for stands in ``plan/<name>.toml``.
     """
-    plan, log = sweep.folder / "plan" / f"{run.name}.toml", sweep.folder / "logs" / f"{run.name}.txt"
-    for path in (plan, log):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
+    plan, log = plan_of(sweep, run), sweep.folder / "logs" / f"{run.name}.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
     began = log.stat().st_size
     code = _supervised(worker, plan, log, lambda: on_round(standing(run).round))
@@ -91,6 +89,14 @@ def train(sweep: Sweep, run: GridRun, worker: Worker, on_round: Callable[[int], 
     with log.open(encoding="utf-8", errors="replace") as said:
         said.seek(began)
         return Ended(False, _reason(read_json(found.folder / "status.json"), said.read(), code))
+
+
+def plan_of(sweep: Sweep, run: GridRun) -> Path:
+    """Write what a run was asked for as a file of its own, and return its path."""
+    plan = sweep.folder / "plan" / f"{run.name}.toml"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_text(tomli_w.dumps(dict(run.table)), encoding="utf-8")
+    return plan
 
 
 def _supervised(worker: Worker, plan: Path, log: Path, look: Callable[[], None]) -> int | None:
