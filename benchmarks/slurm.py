@@ -1,10 +1,10 @@
-"""What SLURM does to a run, and what is left of it: a cluster of two slurmd on one machine, and ``fedddp launch --slurm``.
+"""What SLURM does to runs of ``fedddp launch --slurm``, and what is left of them, on a cluster of two slurmd here.
 
-    python -m benchmarks.slurm [--only CASE ...] [--out FILE]
+    python -m benchmarks.slurm [--only CASE ...] [--out FOLDER]
 
-It needs root and slurm-wlm (Debian's package, built for several slurmd on a machine), and starts daemons of its own in a
-temporary folder. Jobs have 2 machines with 2 ranks each and exact sums, so every run that ends must have the model of
-``fedddp launch -n 4``, bit for bit.
+It needs root and slurm-wlm (Debian's package, built for several slurmd on a machine), and starts daemons of its own in
+a temporary folder. Jobs have 2 machines with 2 ranks each and exact sums, so every run that ends must have the model of
+``fedddp launch -n 4``, bit for bit. A local step sleeps: what takes long is not to need the cores.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
 from fedddp.checkpoints.run_folder import read_lines, state_of
 
@@ -57,9 +58,25 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 ROUNDS, LIMIT = 24, 900.0
 """Rounds of a run, and the seconds that a case may take."""
 SMALL = [
-    *(f"--run.rounds={ROUNDS}", "--run.name=r", "--run.device=cpu", "--run.threads=1", "--model.name=mlp"),
-    *("--aggregation.sum=exact", "--client.local_epochs=8", "--telemetry.tensorboard=off", "--checkpoint.every=1"),
+    *(f"--run.rounds={ROUNDS}", "--run.name=r", "--run.device=cpu", "--run.threads=1"),
+    *("--data.name=synthetic", "--data.args={num_train=480, num_test=60}", "--model.name=benchmarks.slurm:slow"),
+    *("--aggregation.sum=exact", "--telemetry.tensorboard=off", "--checkpoint.every=1"),
 ]
+
+
+class Slow(nn.Sequential):
+    """A small model that takes its time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        time.sleep(0.05)
+        return super().forward(input)
+
+
+def slow(num_classes: int = 10) -> nn.Module:
+    return Slow(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+LONG = ["--client.local_epochs=5"]
 
 
 @dataclass
@@ -80,6 +97,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.env = folder, {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        folder.mkdir()
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder))
         (folder / "hosts").write_text("127.0.0.1 localhost n1 n2\n" + Path("/etc/hosts").read_text())
         self._daemons: dict[str, subprocess.Popen] = {}
@@ -91,6 +109,8 @@ class Cluster:
         for node in ("n1", "n2"):
             self._daemon(node, "slurmd", "-D", "-N", node)
         self.until(lambda: self.told("sinfo", "-h", "-t", "idle", "-o", "%D") == "2", 60)
+        if ended := [name for name, daemon in self._daemons.items() if daemon.poll() is not None]:
+            raise SystemExit(f"{', '.join(ended)} ended, and others listen at the ports: is a cluster left?")
 
     def _daemon(self, name: str, *words: str) -> None:
         """Start a daemon that finds the addresses of n1 and n2 (those of its jobs, too), in a mount namespace."""
@@ -113,18 +133,8 @@ class Cluster:
 
     def submitted(self, *words: str, time: str = "00:20:00") -> str:
         """Submit a run of 2 x 2 ranks; the number of its job."""
-        command = [
-            sys.executable,
-            "-m",
-            "fedddp",
-            "launch",
-            "-n",
-            "2",
-            "--nnodes=2",
-            "--slurm",
-            f"--sbatch=--time={time}",
-        ]
-        return self.told(*command, *SMALL, *words).split()[1].rstrip(":")
+        command = [sys.executable, "-m", "fedddp", "launch", "-n", "2", "--nnodes=2", "--slurm"]
+        return self.told(*command, f"--sbatch=--time={time}", *SMALL, *words).split()[1].rstrip(":")
 
     def job(self, number: str) -> dict[str, str]:
         """What SLURM knows of a job."""
@@ -175,7 +185,7 @@ def cancelled(cluster: Cluster) -> list[str]:
 
 def limited(cluster: Cluster) -> list[str]:
     """A time limit of two minutes, which the run does not keep."""
-    job = cluster.submitted("--client.local_epochs=24", time="00:02:00")
+    job = cluster.submitted(*LONG, time="00:02:00")
     return [cluster.ended(job), job]
 
 
@@ -230,8 +240,8 @@ def tried(name: str, cluster: Cluster, shas: dict[str, str]) -> Outcome:
     folders = sorted(path.name for path in (cluster.folder / "runs").glob("r*"))
     summary = cluster.folder / "runs" / "r" / "summary.json"
     sha = json.loads(summary.read_text())["model_sha256"] if summary.is_file() else ""
-    wanted = shas["limited" if name == "limited" else ""]
-    said = "" if folders == ["r"] else f"folders {folders}"
+    wanted = shas.get(name, shas[""])
+    said = "" if folders == ["r"] else f"run folders {folders}"
     return Outcome(name, seconds, states, restarts, cluster.rounds() == [*range(1, ROUNDS + 1)], sha == wanted, said)
 
 
@@ -246,22 +256,24 @@ def main() -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=[*CASES])
+    parser.add_argument("--keep", action="store_true", help="keep the folder, with the logs")
     parser.add_argument("--out", type=Path, default=machine.RECORDS)
     args = parser.parse_args()
     described, console, outcomes = machine.describe([args.out]), Console(), []
-    with tempfile.TemporaryDirectory() as folder:
-        shas = {"": reference(Path(folder, "whole"))}
-        if "limited" in args.only:
-            shas["limited"] = reference(Path(folder, "long"), "--client.local_epochs=24")
-        Path(folder, "cluster").mkdir()
-        cluster = Cluster(Path(folder, "cluster"))
-        try:
-            cluster.start()
-            for name in args.only:
-                outcomes.append(tried(name, cluster, shas))
-                console.print(outcomes[-1], markup=False)
-        finally:
-            cluster.stop()
+    folder = Path(tempfile.mkdtemp(prefix="fedddp-slurm-"))
+    shas = {"": reference(folder / "whole")}
+    if "limited" in args.only:
+        shas["limited"] = reference(folder / "long", *LONG)
+    cluster = Cluster(folder / "cluster")
+    try:
+        cluster.start()
+        for name in args.only:
+            outcomes.append(tried(name, cluster, shas))
+            console.print(outcomes[-1], markup=False)
+    finally:
+        cluster.stop()
+        if not args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     table = Table(title="2 x 2 ranks under SLURM")
     for column in ("case", "s", "states", "restarts", "each round once", "same model", ""):
         table.add_column(column)

@@ -56,6 +56,8 @@ class Place:
     """Identifies one start by torchrun, with its restarts, on this machine; empty without torchrun."""
     job: str = ""
     """The launcher's name of the run, the same on all machines, also of another start; empty without torchrun."""
+    gathered: bool = False
+    """Whether what all machines print comes together: srun does that."""
     coordinated: bool = False
     """Whether the launcher decides after a loss which ranks go on, see `comm.coordinator`."""
     started: int = 0
@@ -97,6 +99,7 @@ class Place:
             local_world_size=_number(env, "LOCAL_WORLD_SIZE", world_size),
             attempt=_number(env, "TORCHELASTIC_RESTART_COUNT", 0),
             launch=_launch(env),
+            gathered="SLURM_STEP_ID" in env,
             coordinated=MEMBER in env,
             job=env.get("TORCHELASTIC_RUN_ID", ""),
         )
