@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -56,12 +57,11 @@ def sampled(run: Path, mark: str, began: float) -> Sample:
     """Look at a run."""
     ranks = ranks_of(mark)
     status = [dict(line.split(":", 1) for line in (rank / "status").read_text().splitlines()) for rank in ranks]
-    sizes = {path: path.stat().st_size / 1000 for path in run.rglob("*") if path.is_file()}
-    parts = {
-        name: sum(kb for path, kb in sizes.items() if name in path.parts) for name in ("checkpoints", "tensorboard")
-    }
-    parts["metrics.jsonl"] = sizes[run / "metrics.jsonl"]
-    parts["others"] = sum(sizes.values()) - sum(parts.values())
+    parts = dict.fromkeys(("checkpoints", "tensorboard", "metrics.jsonl", "others"), 0.0)
+    for path in run.rglob("*"):
+        with suppress(FileNotFoundError):  # a checkpoint that is replaced meanwhile
+            part = next((name for name in parts if name in path.parts), "others")
+            parts[part] += path.stat().st_size / 1000 if path.is_file() else 0
     return Sample(
         rounds=len(read_lines(run / "metrics.jsonl")),
         seconds=round(time.monotonic() - began, 1),
