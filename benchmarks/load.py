@@ -57,7 +57,7 @@ def sampled(run: Path, mark: str, began: float) -> Sample:
     """Look at a run."""
     ranks = ranks_of(mark)
     status = [dict(line.split(":", 1) for line in (rank / "status").read_text().splitlines()) for rank in ranks]
-    parts = dict.fromkeys(("checkpoints", "tensorboard", "metrics.jsonl", "others"), 0.0)
+    parts: dict[str, float] = dict.fromkeys(("checkpoints", "tensorboard", "metrics.jsonl", "others"), 0.0)
     for path in run.rglob("*"):
         with suppress(FileNotFoundError):  # a checkpoint that is replaced meanwhile
             part = next((name for name in parts if name in path.parts), "others")
