@@ -55,7 +55,7 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=16821 CPUs=2
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=16822 CPUs=2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-ROUNDS, LIMIT = 24, 900.0
+ROUNDS, LIMIT = 24, 1500.0
 """Rounds of a run, and the seconds that a case may take."""
 SMALL = [
     *(f"--run.rounds={ROUNDS}", "--run.name=r", "--run.device=cpu", "--run.threads=1"),
@@ -76,7 +76,7 @@ def slow(num_classes: int = 10) -> nn.Module:
     return Slow(nn.Flatten(), nn.LazyLinear(num_classes))
 
 
-LONG = ["--client.local_epochs=5"]
+LONG = ["--client.local_epochs=8"]
 
 
 @dataclass
@@ -184,8 +184,8 @@ def cancelled(cluster: Cluster) -> list[str]:
 
 
 def limited(cluster: Cluster) -> list[str]:
-    """A time limit of two minutes, which the run does not keep."""
-    job = cluster.submitted(*LONG, time="00:02:00")
+    """A time limit of three minutes, which the run does not keep."""
+    job = cluster.submitted(*LONG, time="00:03:00")
     return [cluster.ended(job), job]
 
 
