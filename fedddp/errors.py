@@ -80,9 +80,14 @@ def check_shapes(what: str, found: Mapping[str, Any], expected: Mapping[str, lis
             )
 
 
+LONGEST = 500
+"""Characters of a message: a library may quote the bytes of a damaged file."""
+
+
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its class if it has none."""
-    return (str(error).splitlines() or [""])[0].rstrip(".:") or type(error).__name__
+    """Return the first line of an error's message, cut to `LONGEST`, or the name of its class if it has none."""
+    line = (str(error).splitlines() or [""])[0].rstrip(".:") or type(error).__name__
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
 
 
 def reason(error: BaseException) -> str:

@@ -17,6 +17,9 @@ from .durable import sync
 
 log = logging.getLogger("fedddp")
 
+MOST = 10_000_000
+"""Releases that a run can have at most: those of a million rounds, some of them again."""
+
 
 class SpendFile:
     """The file at ``path``, made when first needed; written by rank 0, without which no sum is completed."""
@@ -49,8 +52,10 @@ class SpendFile:
         for line in self._path.read_bytes().splitlines() if self._path.exists() else []:
             try:
                 entry = json.loads(line)
-                found.append((int(entry["release"]), entry["clients"]))
-            except (ValueError, KeyError, TypeError):
+                if (number := int(entry["release"])) > MOST:
+                    raise ValueError
+                found.append((number, entry["clients"]))
+            except (ValueError, KeyError, TypeError, OverflowError):
                 log.warning("%s has an unreadable line, skipped: %.60r", self._path, line)
         later = {number for number, _ in found if number > release}
         missing = set(range(release + 1, max(later, default=0))) - later

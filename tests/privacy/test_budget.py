@@ -248,6 +248,13 @@ def test_a_line_cut_short_spoils_nothing(tmp_path):
     assert SpendFile(tmp_path / "none").since(0) == []
 
 
+def test_a_damaged_number_of_a_release_is_no_release(tmp_path, caplog):
+    path = tmp_path / "spent"
+    path.write_text('{"release": 1, "clients": [0]}\n{"release": 9000000000000000000, "clients": [1]}\n')
+    assert SpendFile(path).since(0) == [[0]]  # and not 9e18 times all
+    assert "unreadable line" in caplog.text
+
+
 def test_a_damaged_line_counts_for_all_and_a_repeated_one_twice(tmp_path):
     path = tmp_path / "spent.jsonl"
     file = SpendFile(path)
