@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -41,11 +41,19 @@ def launch(module: str, words: Sequence[str], machines: Machines) -> dict[int, F
             elastic_launch(_config(machines, logs), program)(*rest)
         except ChildFailedError as error:
             first, _ = error.get_first_failure()
-            ranks = [first, *(rank for rank in error.failures if rank != first)]
-            return {rank: Failure.of(error.failures[rank]) for rank in ranks}
+            return in_order({rank: Failure.of(failure) for rank, failure in error.failures.items()}, first)
         except SignalException as received:
             raise Interrupted(received.sigval.name) from None
     return {}
+
+
+def in_order(failed: Mapping[int, Failure], first: int) -> dict[int, Failure]:
+    """Return ranks that ``failed`` with the cause in front: one that a signal ended, else who was seen to fail first.
+
+    One that a signal ended has not failed because of another; the other's failure may be seen first all the same.
+    """
+    asked = {-signal.SIGTERM, *range(256)}
+    return {rank: failed[rank] for rank in sorted(failed, key=lambda rank: (failed[rank].code in asked, rank != first))}
 
 
 def _config(machines: Machines, logs: DefaultLogsSpecs) -> LaunchConfig:
