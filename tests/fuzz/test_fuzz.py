@@ -5,7 +5,6 @@ import itertools
 import os
 import signal
 import time
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ NEEDS = {"images": "PIL", "texts": "tokenizers", "table": "pyarrow", "keys": "op
 def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(reader):
     if reader in NEEDS and importlib.util.find_spec(NEEDS[reader]) is None:
         pytest.skip(f"needs {NEEDS[reader]}")
-    found = [*islice(fuzz(reader, SECONDS), MOST)]
+    found = [*itertools.islice(fuzz(reader, SECONDS), MOST)]
     failures = [f"python -m tests.fuzz {reader} --only={o.number}: {o.kind}\n{o.text}" for o in found if o.fails]
     assert not failures, "\n".join(failures[:3])
     assert found
