@@ -63,7 +63,7 @@ def compare(args: argparse.Namespace, console: Console) -> dict[str, Any] | None
     against = _against(args, workload)
     if args.keep_memory:
         os.environ.update(KEEP_MEMORY)
-    described = machine.describe((args.root, args.peers, args.out))
+    described = machine.describe((args.root, args.peers, args.checkout, args.out))
     repeats = args.rounds or workload.repeats
     settings = workload.settings(
         ranks=args.ranks, threads=args.threads, device=args.device, repeats=repeats, examples=args.examples
