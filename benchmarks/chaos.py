@@ -155,7 +155,7 @@ class Run:
             if due and time.monotonic() - began >= disturbance.after:
                 break
             time.sleep(0.01)
-        ranks = {rank: pid for pid in self.processes() if (rank := environment(pid).get("RANK")) is not None}
+        ranks = {env["RANK"]: pid for pid, env in started_with(**{MARK: self.mark}).items() if "RANK" in env}
         pid = launcher.pid if disturbance.whom == "launcher" else ranks.get(disturbance.whom.split()[1], launcher.pid)
         self.killed |= pid == launcher.pid and disturbance.signal == "SIGKILL"
         with suppress(ProcessLookupError):
@@ -163,8 +163,7 @@ class Run:
 
     def processes(self) -> list[int]:
         """Those that were started for it and live."""
-        numbers = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-        return [pid for pid in numbers if environment(pid).get(MARK) == self.mark]
+        return list(started_with(**{MARK: self.mark}))
 
     def left(self) -> list[int]:
         """The processes that do not end by themselves within 12 s; they are killed then."""
@@ -198,6 +197,12 @@ def environment(pid: int) -> dict[str, str]:
         entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
         return dict(entry.split("=", 1) for entry in entries if "=" in entry)
     return {}
+
+
+def started_with(**variables: str) -> dict[int, dict[str, str]]:
+    """The processes that were started with these variables and live, and the environment of each."""
+    found = {pid: environment(pid) for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))}
+    return {pid: env for pid, env in found.items() if variables.items() <= env.items()}
 
 
 def disturbed(run: Run, kind: str, sha: str, rng: random.Random) -> Outcome:

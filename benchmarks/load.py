@@ -26,7 +26,7 @@ from rich.table import Table
 from fedddp.checkpoints.run_folder import read_lines
 
 from . import machine
-from .chaos import MARK, environment
+from .chaos import MARK, started_with
 
 KEYS = [
     *("--run.name=r", "--run.device=cpu", "--run.threads=1", "--model.name=mlp", "--model.hidden=64"),
@@ -48,9 +48,7 @@ class Sample:
 
 def ranks_of(mark: str) -> list[Path]:
     """The folders in /proc of a run's ranks."""
-    numbers = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    found = ((pid, environment(pid)) for pid in numbers)
-    return [Path(f"/proc/{pid}") for pid, env in found if env.get(MARK) == mark and "RANK" in env]
+    return [Path(f"/proc/{pid}") for pid, env in started_with(**{MARK: mark}).items() if "RANK" in env]
 
 
 def sampled(run: Path, mark: str, began: float) -> Sample:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fedddp.checkpoints.run_folder import read_lines, state_of
 
 from . import machine
-from .chaos import environment
+from .chaos import started_with
 
 CONFIGURATION = """\
 ClusterName=trial
@@ -218,10 +218,8 @@ def rank_killed(cluster: Cluster) -> list[str]:
     """kill -9 of rank 3 after four rounds, and the same command again with run.resume=auto."""
     first = cluster.submitted()
     cluster.reaches(4)
-    own = {"SLURM_JOB_ID": first, "SLURM_PROCID": "3"}
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        if own.items() <= environment(pid).items():
-            os.kill(pid, signal.SIGKILL)
+    for pid in started_with(SLURM_JOB_ID=first, SLURM_PROCID="3"):
+        os.kill(pid, signal.SIGKILL)
     state, code = cluster.ended(first), cluster.job(first)["ExitCode"]
     job = cluster.submitted("--run.resume=auto")
     return [f"{state} (exit {code}), {cluster.ended(job)}", job]
