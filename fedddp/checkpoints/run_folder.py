@@ -208,7 +208,7 @@ def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
         if not (path / "config.toml").is_file():
             raise ValueError(f"run.resume={resume!r}: is not a run folder (it has no config.toml)")
         return RunFolder(path, resumed=True)
-    label = re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
+    label = label_of(name)
     found = _numbered(parent, label, name)
     if resume == "auto":
         _warn_of_nameless(parent, label, max(found, default=0))
@@ -217,6 +217,11 @@ def locate(parent: Path, name: str, resume: str, launch: str = "") -> RunFolder:
     if found:
         return RunFolder(found[max(found)], resumed=True)
     return RunFolder(parent / label if not (parent / label).exists() else _next_free(parent, label), resumed=False)
+
+
+def label_of(name: str) -> str:
+    """Return the name of a run as files have it, and other programs: without spaces, slashes and the like."""
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-.") or "run"
 
 
 def _numbered(parent: Path, label: str, name: str | None) -> dict[int, Path]:

@@ -65,7 +65,7 @@ def _batch(args: Namespace, given: Config) -> int:
     if args.print_config:
         print(shown(given, config, args.print_config))
         return DONE
-    return start(Batch(config.run.name, args.ranks, args.nnodes, args.words, config), args)
+    return start(Batch(config.run.name, args.ranks, args.nnodes, args.words, config.run.device), args)
 
 
 def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str) -> None:

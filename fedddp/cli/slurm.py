@@ -1,6 +1,5 @@
 """Write and submit batch scripts for SLURM, in which each task of srun is a rank (``--slurm``)."""
 
-import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import ResolvedConfig
+from ..checkpoints.run_folder import label_of
 from ..errors import DONE, INTERRUPTED, UsageError
 
 GRACE = 60
@@ -38,7 +37,7 @@ class Batch:
         name: names the job and the file with its output.
         ranks, machines: ranks on each machine, and the number of machines.
         words: the command line of ``fedddp train``.
-        config: what it stands for, or one run of many.
+        device: their run.device.
         plans: the files of an array's runs, one a job; none for a single job.
         jobs: how many of these run at the same time at most; 1: as many as SLURM lets.
     """
@@ -47,25 +46,20 @@ class Batch:
     ranks: int
     machines: int
     words: Sequence[str]
-    config: ResolvedConfig
+    device: str
     plans: Sequence[Path] = ()
     jobs: int = 1
 
-    @property
-    def label(self) -> str:
-        """The name without characters that mean something in a directive."""
-        return re.sub(r"[^\w.+=-]+", "-", self.name)
-
     def output(self, job: str, task: str = "") -> str:
         """Return the name of the file with the output of a job, or of a task of an array."""
-        return f"{self.label}-{job}{task and '_'}{task}.out"
+        return f"{label_of(self.name)}-{job}{task and '_'}{task}.out"
 
     def script(self, options: Sequence[str] = ()) -> str:
         """Return the batch script; ``options`` of sbatch come after its own, and replace them."""
-        lines = [f"--job-name={self.label}", f"--output={self.output('%A', '%a') if self.plans else self.output('%j')}"]
-        lines += ["--open-mode=append", "--requeue"]
+        output = self.output("%A", "%a") if self.plans else self.output("%j")
+        lines = [f"--job-name={label_of(self.name)}", f"--output={output}", "--open-mode=append", "--requeue"]
         lines += [f"--signal=USR1@{GRACE}", f"--nodes={self.machines}", f"--ntasks-per-node={self.ranks}"]
-        if self.config.run.device == "cuda":  # of the node: a rank finds its own by its number there
+        if self.device == "cuda":  # of the node: a rank finds its own by its number there
             lines.append(f"--gpus-per-node={self.ranks}")
         if self.plans:
             lines.append(f"--array=0-{len(self.plans) - 1}" + (f"%{self.jobs}" if self.jobs > 1 else ""))

@@ -21,10 +21,8 @@ from rich.table import Table
 
 from ...comm import interrupt
 from ...comm.interrupt import Interrupted
-from ...comm.world import Place
 from ...config import UsageError
 from ...errors import DONE, FAILED
-from ...setup.resolve import resolve
 from ...telemetry import SideWork, console, on_terminal
 from ..outcome import asked
 from ..slurm import Batch, refuse_alone, start
@@ -134,9 +132,8 @@ def _array(sweep: Sweep, chosen: Sequence[GridRun]) -> Batch:
         raise UsageError("--slurm: all runs are done already; leave it out to write the tables")
     with _alone(sweep.folder):
         plans = [plan_of(sweep, run) for run in left]
-    ranks, config = sweep.settings.nproc, left[0].config
-    resolved = resolve(config, Place(0, ranks, 0, ranks))
-    return Batch(sweep.folder.name, ranks, 1, [], resolved, plans, min(sweep.settings.jobs, len(left)))
+    device, jobs = left[0].config.run.device, min(sweep.settings.jobs, len(left))
+    return Batch(sweep.folder.name, sweep.settings.nproc, 1, [], device, plans, jobs)
 
 
 def go(sweep: Sweep, chosen: Sequence[GridRun]) -> int:
