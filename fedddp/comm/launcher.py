@@ -52,8 +52,8 @@ def in_order(failed: Mapping[int, Failure], first: int) -> dict[int, Failure]:
 
     One that a signal ended has not failed because of another; the other's failure may be seen first all the same.
     """
-    asked = {-signal.SIGTERM, *range(256)}
-    return {rank: failed[rank] for rank in sorted(failed, key=lambda rank: (failed[rank].code in asked, rank != first))}
+    ended = {rank for rank, failure in failed.items() if failure.code < 0 and failure.code != -signal.SIGTERM}
+    return {rank: failed[rank] for rank in sorted(failed, key=lambda rank: (rank not in ended, rank != first))}
 
 
 def _config(machines: Machines, logs: DefaultLogsSpecs) -> LaunchConfig:
