@@ -66,6 +66,12 @@ class Place:
     """Which of these the ranks of now were, in their order."""
 
     @property
+    def prints_for_machine(self) -> bool:
+        """Whether this rank prints for its machine, one of several; where the lines of all come together, only rank 0."""
+        first, several = self.local_rank == 0, self.local_world_size < self.world_size
+        return first and several and (self.rank == 0 or not self.gathered)
+
+    @property
     def may_be_a_restart(self) -> bool:
         """Whether this launch can have run before: agents of several machines count restarts independently."""
         return self.attempt > 0 or self.local_world_size < self.world_size

@@ -124,8 +124,7 @@ def _assembled(
     telemetry = _telemetry(p, folder, sinks, timed=not protection.hides_cohort)
     done, finished, learned, norm = _where_it_stands(p, comm, telemetry)
     run_folder = _run_folder(config, comm, folder)
-    spread = p.place.local_world_size < p.place.world_size
-    if p.place.local_rank == 0 and spread and not (p.place.gathered and p.place.rank):
+    if p.place.prints_for_machine:
         log.info("%s", whereabouts(run_folder, writes=folder is not None))
     checkpoints = _checkpoints(p, comm, folder, run_folder, stateful=stateful, done=done)
     checkpoints.restore(store, lambda k: home_rank(k, p.home[1]) == p.home[0])

@@ -52,8 +52,7 @@ def whereabouts(path: Path, *, writes: bool) -> str:
 
 def elsewhere(p: Prepared, plan: Plan) -> list[Sink]:
     """Return what prints a line per round on the first rank of each machine but rank 0's."""
-    place, kind = p.place, p.config.telemetry.progress
-    if place.local_rank > 0 or place.local_world_size == place.world_size or place.gathered or kind == "off":
+    if not p.place.prints_for_machine or p.config.telemetry.progress == "off":
         return []
     return [Beside("progress", sink, SideWork()) for sink in progress("lines", plan)]
 
