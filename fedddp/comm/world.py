@@ -67,7 +67,7 @@ class Place:
 
     @property
     def prints_for_machine(self) -> bool:
-        """Whether this rank prints for its machine, one of several; where the lines of all come together, only rank 0."""
+        """Whether this rank prints for its machine, one of several; where lines come together, rank 0 alone does."""
         first, several = self.local_rank == 0, self.local_world_size < self.world_size
         return first and several and (self.rank == 0 or not self.gathered)
 
