@@ -265,6 +265,8 @@ def missing(comm, how, discreet):
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(0)
+    comm._heartbeat.store.set(f"ready/{comm.rank}", "")
+    comm._heartbeat.store.get(f"ready/{2 - comm.rank}")  # or a busy machine may make one of the two late
     with pytest.raises(CommError) as caught:
         comm.all_reduce(torch.zeros(1000), "aggregate")
     return str(caught.value)

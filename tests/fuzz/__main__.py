@@ -24,11 +24,11 @@ def fuzz(reader: str, seconds: float, seed: int = 0, first: int = 0) -> Iterator
             attempt = READERS[reader](Path(folder) / "work")
         ends = time.monotonic() + seconds
         found = outcomes(lambda number: attempt(random.Random(f"{reader} {seed} {number}")), first)
-        for outcome in found:
-            yield outcome
-            if time.monotonic() > ends:
-                found.close()
-                return
+        with contextlib.closing(found):  # its process writes to the folder
+            for outcome in found:
+                yield outcome
+                if time.monotonic() > ends:
+                    return
 
 
 def main() -> int:
