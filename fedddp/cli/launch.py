@@ -55,9 +55,10 @@ def run(args: Namespace) -> int:
 
 def _batch(args: Namespace, given: Config) -> int:
     """Submit the run to SLURM. Raises UsageError for options that are not for it."""
-    options = {"--min-ranks": args.min_ranks, "--max-restarts": args.max_restarts, "--master": args.master}
-    for option, value in (options | {"--node-rank": args.node_rank}).items():
-        if value not in (None, 0):
+    options = {"--min-ranks": args.min_ranks, "--max-restarts": args.max_restarts or None, "--master": args.master}
+    options |= {"--node-rank": args.node_rank, "--join-timeout": args.join_timeout}
+    for option, value in options.items():
+        if value is not None:
             raise UsageError(f"{option}={value}: not with --slurm, which starts ranks and queues again; leave it out")
     if not args.ranks:
         raise UsageError("--slurm: how many ranks a machine of the cluster has is not known here; add -n RANKS")
@@ -110,7 +111,7 @@ def _machines(args: Namespace, timeout: float) -> Machines:
         raise UsageError(f"--node-rank={number}: machines are 0 to {args.nnodes - 1}; set --nnodes to how many")
     if args.nnodes > 1 and args.max_restarts:
         raise UsageError(f"--max-restarts={args.max_restarts}: works on one machine; start the command again instead")
-    return Machines(ranks, args.nnodes, number, master, args.max_restarts, args.join_timeout, timeout)
+    return Machines(ranks, args.nnodes, number, master, args.max_restarts, args.join_timeout or 900.0, timeout)
 
 
 def _outcome(failed: dict[int, Failure]) -> tuple[int, str]:

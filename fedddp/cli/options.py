@@ -75,7 +75,7 @@ def launch(parser: ArgumentParser) -> None:
     parser.add_argument("--node-rank", type=whole(0), help="number of this machine [0 at --master, else as they come]")
     parser.add_argument("--master", metavar="HOST:PORT", help="where the machines meet: machine 0, as all reach it")
     parser.add_argument(
-        "--join-timeout", metavar="S", type=above_zero, default=900.0, help="seconds machines wait for each other [900]"
+        "--join-timeout", metavar="S", type=above_zero, help="seconds machines wait for each other [900]"
     )
     parser.add_argument("--max-restarts", type=whole(0), default=0, help="restarts of all ranks after a failure [0]")
     parser.add_argument(

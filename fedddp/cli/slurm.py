@@ -102,7 +102,9 @@ def start(batch: Batch, args: Namespace) -> int:
 
 
 def refuse_alone(args: Namespace) -> None:
-    """Raise UsageError for options that mean nothing without --slurm."""
+    """Raise UsageError for options that mean nothing without --slurm, or with it."""
+    if args.slurm and args.dry_run:
+        raise UsageError("--dry-run: not with --slurm, whose script --print shows; leave one of them out")
     for option, given in (("--sbatch", args.sbatch), ("--print", args.print)):
         if given and not args.slurm:
             raise UsageError(f"{option}: goes with --slurm; add it, or leave {option} out")

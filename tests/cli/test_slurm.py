@@ -108,6 +108,8 @@ def test_a_sweep_is_an_array_of_its_runs(printed, ran, tmp_path):
         (["--slurm", "-n2", "--min-ranks=1"], "--min-ranks=1: not with --slurm, which starts ranks and queues again"),
         (["--slurm", "-n2", "--max-restarts=1"], "--max-restarts=1: not with --slurm"),
         (["--slurm", "-n2", "--nnodes=2", "--master=a:1"], "--master=a:1: not with --slurm"),
+        (["--slurm", "-n2", "--nnodes=2", "--node-rank=0"], "--node-rank=0: not with --slurm"),
+        (["--slurm", "-n2", "--join-timeout=60"], "--join-timeout=60.0: not with --slurm"),
         (["--slurm", "-n2", "--sbatch=time=1"], "--sbatch='time=1': should be one option, such as --sbatch=--time="),
         (["--slurm", "-n2", "--sbatch=--a\nrm"], "--sbatch='--a\\nrm': should be one option"),
         (["--slurm", "-n2", "--run.rounds=x"], "run.rounds='x'"),
@@ -161,3 +163,21 @@ def test_without_sbatch(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(RUN) == 2
     assert "there is no sbatch here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--dry-run", "--print"], "--print: goes with --slurm"),
+        (["--dry-run", "--slurm"], "--dry-run: not with --slurm, whose script --print shows"),
+        (["--slurm", "--sweep.jobs=2"], "run.device='auto', 'cpu': all jobs of an array get the same GPUs"),
+    ],
+)
+def test_what_is_refused_of_a_sweep(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trial.toml").write_text(SWEEP.replace("run.seed = [0, 1, 2]", 'run.device = ["cpu", "auto"]'))
+    assert main(["sweep", "trial.toml", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fedddp: {line}")
+    assert said.count("\n") == 1
+    assert not [*tmp_path.glob("runs/*/plan/*")]

@@ -117,11 +117,11 @@ def run(args: Namespace) -> int:
         raise UsageError("give one SWEEP.toml; files that its runs share go into sweep.files")
     sweep = grid.read(request.files[0], request.overrides)
     chosen = sweep.only(args.only)
+    refuse_alone(args)
     if args.dry_run:
         standings = {run.name: standing(run) for run in sweep.runs}
         show_grid(sweep, {run.name: standings[run.name] for run in chosen})
         return DONE
-    refuse_alone(args)
     return start(_array(sweep, chosen), args) if args.slurm else go(sweep, chosen)
 
 
@@ -130,9 +130,13 @@ def _array(sweep: Sweep, chosen: Sequence[GridRun]) -> Batch:
     left = [run for run in chosen if standing(run).kind != "done"]
     if not left:
         raise UsageError("--slurm: all runs are done already; leave it out to write the tables")
+    device, *others = sorted({run.config.run.device for run in left})
+    if others:
+        values = ", ".join(map(repr, (device, *others)))
+        raise UsageError(f"run.device={values}: all jobs of an array get the same GPUs; submit them apart, with --only")
     with _alone(sweep.folder):
         plans = [plan_of(sweep, run) for run in left]
-    device, jobs = left[0].config.run.device, min(sweep.settings.jobs, len(left))
+    jobs = min(sweep.settings.jobs, len(left))
     return Batch(sweep.folder.name, sweep.settings.nproc, 1, [], device, plans, jobs)
 
 
