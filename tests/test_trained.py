@@ -108,6 +108,10 @@ def test_exported_weights_are_compared_with_their_sum(tmp_path, name, key):
     fedddp.load(result.folder, best=best)
 
 
+def test_equal_runs_have_equal_sums(tmp_path):
+    assert len({run(tmp_path, model=MLP(hidden=8)).summary["weights_sha256"] for _ in range(6)}) == 1
+
+
 def test_a_checkpoint_replaces_exported_weights_that_were_changed(tmp_path, logged):
     result = run(tmp_path, model=MLP(hidden=8))
     path = result.folder / LAST

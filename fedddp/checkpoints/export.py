@@ -92,7 +92,8 @@ class Exports:
         with writing(
             str(self._folder / name), "the checkpoints are complete; free space, then continue with --run.resume=auto"
         ):
-            write_tensors(self._folder / name, self._named(w), {"format": "pt", HEADER: json.dumps(header)})
+            # a single entry: safetensors writes several in random order, and equal models would have unequal sums
+            write_tensors(self._folder / name, self._named(w), {HEADER: json.dumps(header)})
             sync(self._folder)
 
 
