@@ -383,6 +383,8 @@ def words(folder: Path) -> Attempt:
             if key in forbidden or (trains and key.rpartition(".")[2] in long):
                 continue
             value = draw.choice(mutate.VALUES)
+            if key == "run.threads" and value in range(64, 1025):
+                continue  # their stacks do not fit into the address space of an attempt
             text = json.dumps(value) if draw.random() < 0.5 else str(value)
             more += [f"--{at}.name={draw.choice(names)}" for at, names in row.get("when", {}).items()]
             more.append(f"--{key}={text}")
