@@ -12,6 +12,8 @@ from contextlib import suppress
 
 LAUNCHER = "FEDDDP_LAUNCHER"
 """Environment variable in which `fedddp launch` gives its process id: a rank may find it dead."""
+OPTIONS = "FEDDDP_LAUNCH_OPTIONS"
+"""Environment variable with the options of `fedddp launch`, for the command line that continues the run."""
 PR_SET_PDEATHSIG = 1  # prctl.h of Linux
 
 parent = os.getppid()

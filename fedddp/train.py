@@ -20,8 +20,8 @@ from .cli.main import main as command
 from .cli.next_steps import next_steps, resume_command, tensorboard_command
 from .cli.outcome import asked
 from .comm import record
-from .comm.coordinator import Member
 from .comm.interrupt import Interrupted
+from .comm.member import Member
 from .comm.world import SPANS_HOSTS, Place, alone_of_many, check_meeting, spans_hosts
 from .config import Config, build, read_toml, to_toml
 from .errors import DONE, FAILED, INTERRUPTED, UsageError, out_of_memory, raised

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..comm.overdue import watched
 from ..comm.world import Place, is_own, local_cores
 from ..config import Config, ResolvedConfig, parse
 from ..errors import DONE, FAILED, INTERRUPTED, USAGE, UsageError, in_words
+from ..launched import OPTIONS
 from ..setup.checks import SURVIVORS, refuse
 from ..setup.resolve import resolve
 from ..train import configured, shown
@@ -80,6 +82,11 @@ def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str
 
 def _ran(args: Namespace, config: ResolvedConfig, machines: Machines) -> dict[int, Failure]:
     """Start the ranks and wait for their end; those that failed, and how."""
+    several = {"--nnodes": args.nnodes, "--master": args.master, "--node-rank": args.node_rank}
+    given = {"--max-restarts": args.max_restarts or None, "--min-ranks": args.min_ranks}
+    given |= (several | {"--join-timeout": args.join_timeout}) if args.nnodes > 1 else {}
+    words = [f"{option}={value}" for option, value in given.items() if value is not None]
+    os.environ[OPTIONS] = shlex.join(["-n", str(machines.ranks), *words])
     if args.min_ranks:
         codes = _coordinated(args, config, machines).run()
         return {rank: Failure(code, "") for rank, code in codes.items()}

@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from ..launched import OPTIONS
 from ..setup.prepared import Prepared
 from ..telemetry import Metrics
 from .commands import COMMANDS
@@ -13,8 +14,8 @@ from .commands import COMMANDS
 
 def resume_command(p: Prepared, folder: Path, *keys: str) -> str:
     """Return the command line that continues the run in ``folder`` on as many ranks, with ``keys`` on top."""
-    ranks = p.place.world_size
-    start = ["launch", "-n", str(ranks)] if ranks > 1 else ["train"]
+    ranks, options = p.place.world_size, shlex.split(os.environ.get(OPTIONS, ""))
+    start = ["launch", *(options or ["-n", str(ranks)])] if ranks > 1 else ["train"]
     return shlex.join([_program(), *start, f"--run.resume={folder}", *keys])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..checkpoints.run_folder import read_lines
 from ..comm import LostRank
-from ..comm.coordinator import Member
+from ..comm.member import Member
 from ..telemetry import Metrics
 from ..types import ServerState
 from .assemble import connect

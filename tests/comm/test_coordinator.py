@@ -4,8 +4,9 @@ import threading
 import time
 
 from fedddp.comm import CommError, LostRank, Place
-from fedddp.comm.coordinator import Coordinator, Member, Started, _prefix
+from fedddp.comm.coordinator import Coordinator, Started
 from fedddp.comm.heartbeat import Heartbeat
+from fedddp.comm.member import Member, epoch_store
 from tests.helpers.waiting import until
 
 
@@ -75,7 +76,7 @@ class Run:
         if isinstance(what, int):
             return self.end(process, what)
         beat = Heartbeat(
-            _prefix(place.launch, place.attempt, member._store), place.rank, place.world_size, 0.6, lambda *_: None
+            epoch_store(place.launch, place.attempt, member._store), place.rank, place.world_size, 0.6, lambda *_: None
         )
         try:
             self.asking(started, member, beat, what)

@@ -72,6 +72,7 @@ def test_a_stopped_rank_is_ended_and_joins_again_with_what_clients_remember(laun
     assert summary["world_size"] == 3
     assert "rank 0 made no progress for 5 s (run.timeout) and is ended" in output
     assert "rank 0 was started again and joins" in output
+    assert "fedddp launch -n 3 --max-restarts=1 --min-ranks=3 --run.resume=" in output  # what goes on with it
     assert summary["model_sha256"] == undisturbed(tmp_path / "alone", *words)
 
 
