@@ -3,7 +3,7 @@
     python -m benchmarks.load [--ranks 2] [--rounds 300] [--clients 200] [--samples 6] [--out FOLDER] [KEYS ...]
 
 A run is looked at when the same number of rounds has passed again and again. What grows with rounds shows in the
-columns: metrics.jsonl and TensorBoard's files are to grow by the same bytes a round, everything else to stay.
+columns: metrics.jsonl, clients.jsonl and TensorBoard's files are to grow by the same bytes a round, the rest to stay.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def sampled(run: Path, mark: str, began: float) -> Sample:
     """Look at a run."""
     ranks = ranks_of(mark)
     status = [dict(line.split(":", 1) for line in (rank / "status").read_text().splitlines()) for rank in ranks]
-    parts: dict[str, float] = dict.fromkeys(("checkpoints", "tensorboard", "metrics.jsonl", "others"), 0.0)
+    parts: dict[str, float] = dict.fromkeys(
+        ("checkpoints", "tensorboard", "metrics.jsonl", "clients.jsonl", "others"), 0.0
+    )
     for path in run.rglob("*"):
         with suppress(FileNotFoundError):  # a checkpoint that is replaced meanwhile
             part = next((name for name in parts if name in path.parts), "others")
@@ -103,7 +105,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     table = Table(title=f"{args.ranks} ranks, {args.clients} clients")
     for column in ("rounds", "s", "MB a rank", "files open", "threads", *(f"kB {name}" for name in found[0].kilobytes)):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for at in found:
         of = (at.rounds, at.seconds, f"{at.memory_mb:.1f}", at.descriptors, at.threads, *at.kilobytes.values())
         table.add_row(*map(str, of))

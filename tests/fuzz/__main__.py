@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -23,7 +24,12 @@ def fuzz(reader: str, seconds: float, seed: int = 0, first: int = 0) -> Iterator
         with contextlib.redirect_stdout(io.StringIO()):
             attempt = READERS[reader](Path(folder) / "work")
         ends = time.monotonic() + seconds
-        found = outcomes(lambda number: attempt(random.Random(f"{reader} {seed} {number}")), first)
+
+        def made(number: int) -> None:
+            os.chdir(folder)  # of the process that makes the attempts: a key may name a relative path
+            attempt(random.Random(f"{reader} {seed} {number}"))
+
+        found = outcomes(made, first)
         with contextlib.closing(found):  # its process writes to the folder
             for outcome in found:
                 yield outcome
