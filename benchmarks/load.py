@@ -58,10 +58,10 @@ def sampled(run: Path, mark: str, began: float) -> Sample:
     parts: dict[str, float] = dict.fromkeys(
         ("checkpoints", "tensorboard", "metrics.jsonl", "clients.jsonl", "others"), 0.0
     )
-    for path in run.rglob("*"):
+    for path in (Path(folder, name) for folder, _, names in os.walk(run) for name in names):
         with suppress(FileNotFoundError):  # a checkpoint that is replaced meanwhile
             part = next((name for name in parts if name in path.parts), "others")
-            parts[part] += path.stat().st_size / 1000 if path.is_file() else 0
+            parts[part] += path.stat().st_size / 1000
     return Sample(
         rounds=len(read_lines(run / "metrics.jsonl")),
         seconds=round(time.monotonic() - began, 1),
