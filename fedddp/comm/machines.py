@@ -114,10 +114,12 @@ def _joined(store: TimedStore, machines: Machines) -> tuple[int, str]:
         store.set(NAME, machines.id)
     if number is None:
         number = store.add("machines", 1)
-    if number >= machines.count or store.add(f"machine/{number}", 1) > 1:
+    if number >= machines.count:
         raise CommError(
-            f"machine {number} is there already, of {machines.count}; start each once, with its --node-rank"
+            f"all {machines.count} have come to this start before; once it has ended there, start again on each"
         )
+    if store.add(f"machine/{number}", 1) > 1:
+        raise CommError(f"machine {number} has come before; start each of {machines.count} once, with its --node-rank")
     deadline = time.monotonic() + machines.patience
 
     def missing() -> str:
