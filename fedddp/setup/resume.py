@@ -31,7 +31,8 @@ def found(config: ResolvedConfig, place: Place, spec: FlatSpec) -> tuple[RunFold
         UsageError: the folder cannot be written, or is of another configuration or model.
     """
     folder = _writable(config, place)
-    if folder.resumed and (lost := folder.settle()):
+    goes_on = place.coordinated and place.attempt > 0  # the launcher has said who was lost
+    if folder.resumed and not goes_on and (lost := folder.settle()):
         log.warning("%s: %s", folder.path, lost)
     saved = newest(folder.path) if folder.resumed else None
     try:

@@ -60,6 +60,7 @@ def test_ranks_are_killed_rank_0_among_them(launch, tmp_path):
     assert (summary["world_size"], summary["failures"]) == (1, {})
     assert "rank 1 was ended by SIGKILL; the run goes on with rank(s) 0, 2" in output
     assert "rank 0 was ended by SIGKILL; the run goes on with rank(s) 2" in output
+    assert "ended without writing why" not in output
     assert summary["model_sha256"] == undisturbed(tmp_path / "alone", *words)
 
 
