@@ -69,7 +69,7 @@ def parse(argv: Sequence[str], options: Sequence[str] = OPTIONS) -> Request:
             if not equals:
                 _check_takes_value(word, key, words, options)
                 text = words.pop(0)
-            _check_key(word, key, text)
+            _check_key(word, key, text, options)
             value = _value(text)
             path = full(key, value)
             if path != key:
@@ -105,9 +105,12 @@ def _check_takes_value(word: str, key: str, rest: Sequence[str], options: Sequen
         raise UsageError(f"{word}: has no value; write --{full(key)}=value")
 
 
-def _check_key(word: str, key: str, text: str) -> None:
+def _check_key(word: str, key: str, text: str, options: Sequence[str]) -> None:
     if "." not in key:
         _check_no_file(word, [text])
+        known = full(key) != key or key_suggestion(key, Config.model_fields, keys_of(Config))
+        if not known and (near := _near_option(f"--{key}", options)):
+            raise UsageError(f"--{key}: unknown option{near}")
     if key.count(".") > DEEPEST:
         raise UsageError(f"--{shortened(key)}: unknown key; no key has so many parts")
 

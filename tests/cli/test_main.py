@@ -81,6 +81,7 @@ def test_every_command_has_help_and_the_version(name, capsys):
         (["run.toml", "x"], "run.toml: a command comes first; did you mean fedddp train run.toml x?"),
         (["plot"], "fedddp plot: the following arguments are required: RUN"),
         (["plot", "runs/a", "--targt=1"], "--targt=1: fedddp plot takes no such argument; did you mean '--target'?"),
+        (["launch", "--min-rank=1"], "--min-rank: unknown option; did you mean '--min-ranks'?"),
         (["keygen", "--parties=two", "--out=x"], "fedddp keygen: argument --parties: 'two' should be a whole number"),
         (["help", "modle"], "modle: unknown topic; did you mean 'model'?"),
         (["help", "algorithm.scafold"], "algorithm.scafold: unknown topic; did you mean 'algorithm.scaffold'?"),

@@ -42,7 +42,9 @@ def test_a_machine_that_does_not_come_is_named(store):
         _joined(store, machines(0, patience=0.3))
 
 
-@pytest.mark.parametrize(("number", "named"), [(1, "machine 1 has come before"), (None, "all 3 have come to this start before")])
+@pytest.mark.parametrize(
+    ("number", "named"), [(1, "machine 1 has come before"), (None, "all 3 have come to this start before")]
+)
 def test_one_machine_too_many_is_refused(store, number, named):
     for taken in range(3):
         store.add(f"machine/{taken}", 1)
