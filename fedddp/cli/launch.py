@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints.run_folder import of_launch, settle
+from ..checkpoints.run_folder import of_launch, read_json, settle
 from ..comm.coordinator import Coordinator
 from ..comm.interrupt import Interrupted
 from ..comm.launcher import launch
@@ -49,7 +49,9 @@ def run(args: Namespace) -> int:
     if failed:
         state, key = ("interrupted", "reason") if code == INTERRUPTED else ("failed", "error")
         said = next(iter(failed.values())).error
-        _settle(config, machines, state, **{key: f"{cause} ({said})" if said else cause})
+        found = _settle(config, machines, state, **{key: f"{cause} ({said})" if said else cause})
+        if code == FAILED and "interrupted" in found:  # rank 0 was asked to stop, and another rank ended before it
+            code = INTERRUPTED
     if cause and code == FAILED:  # what a rank said of a mistake stays the last line
         log.error("%s", cause)
     return code
@@ -71,13 +73,18 @@ def _batch(args: Namespace, given: Config) -> int:
     return start(Batch(config.run.name, args.ranks, args.nnodes, args.words, config.run.device), args)
 
 
-def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str) -> None:
-    """Write the end of the run where rank 0 could not, or wrote only that this launcher asked it to stop."""
+def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str) -> list[str]:
+    """Write the end of the run where rank 0 could not, or wrote only that this launcher asked it to stop.
+
+    The states that its folders have then.
+    """
     run = config.run
     asked = "SIGTERM" if state == "failed" else ""
     named = [Path(run.resume)] if run.resume not in ("never", "auto") else Path(run.dir).glob("*")
-    for folder in of_launch(named, machines.id) if machines.number == 0 else ():
+    folders = of_launch(named, machines.id) if machines.number == 0 else []
+    for folder in folders:
         settle(folder, state, asked, **cause)
+    return [read_json(folder / "status.json").get("state", "") for folder in folders]
 
 
 def _ran(args: Namespace, config: ResolvedConfig, machines: Machines) -> dict[int, Failure]:

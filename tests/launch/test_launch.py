@@ -119,6 +119,24 @@ def test_the_exit_code_is_that_of_the_rank_that_knows_why(codes, code, monkeypat
 
 
 @pytest.mark.parametrize(
+    ("reason", "state", "code"), [("SIGHUP", "interrupted", 75), ("SIGTERM: from here", "failed", 1)]
+)
+def test_a_rank_may_end_before_the_one_that_was_asked_to_stop(tmp_path, monkeypatch, reason, state, code):
+    """Rank 0 has written that it was asked, not by this launcher, and still ends when rank 1 has failed without it."""
+
+    def started(module, words, machines):
+        run = tmp_path / "runs" / "trial"
+        run.mkdir(parents=True)
+        (run / "launch").write_text(machines.id)
+        (run / "status.json").write_text(json.dumps({"state": "interrupted", "reason": reason, "round": 2}))
+        return {1: Failure(1), 0: Failure(75)}
+
+    monkeypatch.setattr("fedddp.cli.launch.launch", started)
+    assert main(["launch", "-n", "2", *SMALL, *MLP, f"--run.dir={tmp_path / 'runs'}"]) == code
+    assert status(tmp_path / "runs" / "trial")["state"] == state
+
+
+@pytest.mark.parametrize(
     ("fault", "state", "cause"),
     [
         ("kill@round=3,rank=0", "failed", "rank 0 was ended by SIGKILL"),
