@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_some_failures_are_in_the_summary_by_reason(capsys):
 
 def test_a_mistake_of_one_rank_alone_is_said_by_it_after_those_who_come_first(capsys, monkeypatch):
     waited = []
-    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("fedddp.cli.outcome.time", SimpleNamespace(sleep=waited.append))  # threads sleep, too
     for rank, local_rank in (("0", "0"), ("2", "0"), ("1", "1")):
         where = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
         for key, value in where.items():

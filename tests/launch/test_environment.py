@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ PLACES = {
 @pytest.mark.parametrize("case", PLACES)
 def test_ranks_that_cannot_find_each_other_are_one_line(case, monkeypatch, capsys):
     monkeypatch.setattr("fedddp.cli.outcome.leave", lambda code: None)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("fedddp.cli.outcome.time", SimpleNamespace(sleep=lambda seconds: None))
     for key, value in PLACES[case][0].items():
         monkeypatch.setenv(key, value)
     assert main(SMALL) == 2

@@ -5,6 +5,7 @@ import math
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -201,7 +202,7 @@ def test_rewind_of_a_run_without_metrics_is_empty(tmp_path):
 def test_the_stopwatch_tells_training_aggregation_and_evaluation_apart(monkeypatch):
     """All ranks start at 10 s; this one arrives at 13 s, the slowest at 14 s; the model is there at 15 s."""
     now = iter([13.0, 15.0, 17.5])
-    monkeypatch.setattr("fedddp.telemetry.telemetry.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("fedddp.telemetry.telemetry.time", SimpleNamespace(perf_counter=lambda: next(now)))
     clock = Stopwatch(synced_at=10.0)
     clock.arrived()
     clock.aggregated(RoundReport(*[torch.zeros(1)] * 3, (), (2.5, 4.0)))
@@ -212,7 +213,7 @@ def test_the_stopwatch_tells_training_aggregation_and_evaluation_apart(monkeypat
 def test_a_rank_that_started_late_does_not_count_its_delay_as_aggregation(monkeypatch):
     """It trained for 2.5 s only, but arrived last: the collective is what came after its arrival."""
     now = iter([14.5, 15.0])
-    monkeypatch.setattr("fedddp.telemetry.telemetry.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("fedddp.telemetry.telemetry.time", SimpleNamespace(perf_counter=lambda: next(now)))
     clock = Stopwatch(synced_at=10.0)
     clock.arrived()
     clock.aggregated(RoundReport(*[torch.zeros(1)] * 3, (), (2.5, 4.0)))
