@@ -21,7 +21,7 @@ from ..launched import OPTIONS
 from ..setup.checks import SURVIVORS, refuse
 from ..setup.resolve import resolve
 from ..train import configured, shown
-from .slurm import Batch, refuse_alone, start
+from .slurm import Batch, check_options, start
 
 log = logging.getLogger("fedddp")
 
@@ -30,7 +30,7 @@ def run(args: Namespace) -> int:
     """Start the ranks that ``args`` ask for (see `fedddp.cli.options.launch`), and wait for them. The exit code."""
     if args.dry_run:
         raise UsageError("--dry-run: takes one process, and this command starts several; use fedddp train --dry-run")
-    refuse_alone(args)
+    check_options(args)
     given = configured(parse(args.words, args.options).layers)  # a mistake is found before a rank starts
     if args.slurm:
         return _batch(args, given)
@@ -57,13 +57,17 @@ def run(args: Namespace) -> int:
     return code
 
 
+def _given(args: Namespace) -> dict[str, object]:
+    """The options of how ranks start, meet and start again, as far as they were given."""
+    options = {"--max-restarts": args.max_restarts or None, "--min-ranks": args.min_ranks, "--master": args.master}
+    options |= {"--node-rank": args.node_rank, "--join-timeout": args.join_timeout}
+    return {option: value for option, value in options.items() if value is not None}
+
+
 def _batch(args: Namespace, given: Config) -> int:
     """Submit the run to SLURM. Raises UsageError for options that are not for it."""
-    options = {"--min-ranks": args.min_ranks, "--max-restarts": args.max_restarts or None, "--master": args.master}
-    options |= {"--node-rank": args.node_rank, "--join-timeout": args.join_timeout}
-    for option, value in options.items():
-        if value is not None:
-            raise UsageError(f"{option}={value}: not with --slurm, which starts ranks and queues again; leave it out")
+    for option, value in _given(args).items():
+        raise UsageError(f"{option}={value}: not with --slurm, which starts ranks and queues again; leave it out")
     if not args.ranks:
         raise UsageError("--slurm: how many ranks a machine of the cluster has is not known here; add -n RANKS")
     config = resolve(given, Place(0, args.ranks * args.nnodes, 0, args.ranks))
@@ -89,11 +93,8 @@ def _settle(config: ResolvedConfig, machines: Machines, state: str, **cause: str
 
 def _ran(args: Namespace, config: ResolvedConfig, machines: Machines) -> dict[int, Failure]:
     """Start the ranks and wait for their end; those that failed, and how."""
-    several = {"--nnodes": args.nnodes, "--master": args.master, "--node-rank": args.node_rank}
-    given = {"--max-restarts": args.max_restarts or None, "--min-ranks": args.min_ranks}
-    given |= (several | {"--join-timeout": args.join_timeout}) if args.nnodes > 1 else {}
-    words = [f"{option}={value}" for option, value in given.items() if value is not None]
-    os.environ[OPTIONS] = shlex.join(["-n", str(machines.ranks), *words])
+    sizes = ["-n", str(machines.ranks), *([f"--nnodes={args.nnodes}"] if args.nnodes > 1 else [])]
+    os.environ[OPTIONS] = shlex.join([*sizes, *(f"{option}={value}" for option, value in _given(args).items())])
     if args.min_ranks:
         codes = _coordinated(args, config, machines).run()
         return {rank: Failure(code, "") for rank, code in codes.items()}
@@ -125,7 +126,8 @@ def _machines(args: Namespace, timeout: float) -> Machines:
         raise UsageError(f"--node-rank={number}: machines are 0 to {args.nnodes - 1}; set --nnodes to how many")
     if args.nnodes > 1 and args.max_restarts:
         raise UsageError(f"--max-restarts={args.max_restarts}: works on one machine; start the command again instead")
-    return Machines(ranks, args.nnodes, number, master, args.max_restarts, args.join_timeout or 900.0, timeout)
+    patience = args.join_timeout or Machines.patience
+    return Machines(ranks, args.nnodes, number, master, args.max_restarts, patience, timeout)
 
 
 def _outcome(failed: dict[int, Failure]) -> tuple[int, str]:

@@ -101,7 +101,7 @@ def start(batch: Batch, args: Namespace) -> int:
     return DONE
 
 
-def refuse_alone(args: Namespace) -> None:
+def check_options(args: Namespace) -> None:
     """Raise UsageError for options that mean nothing without --slurm, or with it."""
     if args.slurm and args.dry_run:
         raise UsageError("--dry-run: not with --slurm, whose script --print shows; leave one of them out")

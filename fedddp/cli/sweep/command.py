@@ -25,7 +25,7 @@ from ...config import UsageError
 from ...errors import DONE, FAILED
 from ...telemetry import SideWork, console, on_terminal
 from ..outcome import asked
-from ..slurm import Batch, refuse_alone, start
+from ..slurm import Batch, check_options, start
 from . import grid, table
 from .grid import GridRun, Sweep
 from .latex import as_latex
@@ -117,7 +117,7 @@ def run(args: Namespace) -> int:
         raise UsageError("give one SWEEP.toml; files that its runs share go into sweep.files")
     sweep = grid.read(request.files[0], request.overrides)
     chosen = sweep.only(args.only)
-    refuse_alone(args)
+    check_options(args)
     if args.dry_run:
         standings = {run.name: standing(run) for run in sweep.runs}
         show_grid(sweep, {run.name: standings[run.name] for run in chosen})
